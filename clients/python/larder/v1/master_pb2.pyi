@@ -1,0 +1,241 @@
+from larder.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Fault(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FAULT_UNSPECIFIED: _ClassVar[Fault]
+    FAULT_CORRUPT: _ClassVar[Fault]
+    FAULT_UNREACHABLE: _ClassVar[Fault]
+FAULT_UNSPECIFIED: Fault
+FAULT_CORRUPT: Fault
+FAULT_UNREACHABLE: Fault
+
+class PutStartRequest(_message.Message):
+    __slots__ = ("request_id", "keys", "sizes", "copies", "depths", "host_id", "wait_ms")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    DEPTHS_FIELD_NUMBER: _ClassVar[int]
+    HOST_ID_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    request_id: bytes
+    keys: _types_pb2.Keys
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    copies: int
+    depths: _containers.RepeatedScalarFieldContainer[int]
+    host_id: str
+    wait_ms: int
+    def __init__(self, request_id: _Optional[bytes] = ..., keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., copies: _Optional[int] = ..., depths: _Optional[_Iterable[int]] = ..., host_id: _Optional[str] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
+class PutStartReply(_message.Message):
+    __slots__ = ("results", "write_ids", "places", "write_ttl_ms")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    WRITE_IDS_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    WRITE_TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedScalarFieldContainer[_types_pb2.Result]
+    write_ids: _containers.RepeatedScalarFieldContainer[int]
+    places: _types_pb2.Places
+    write_ttl_ms: int
+    def __init__(self, results: _Optional[_Iterable[_Union[_types_pb2.Result, str]]] = ..., write_ids: _Optional[_Iterable[int]] = ..., places: _Optional[_Union[_types_pb2.Places, _Mapping]] = ..., write_ttl_ms: _Optional[int] = ...) -> None: ...
+
+class PutEndRequest(_message.Message):
+    __slots__ = ("request_id", "write_ids", "checksums", "failed_writes", "failed_slices", "failed_copies")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    WRITE_IDS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_WRITES_FIELD_NUMBER: _ClassVar[int]
+    FAILED_SLICES_FIELD_NUMBER: _ClassVar[int]
+    FAILED_COPIES_FIELD_NUMBER: _ClassVar[int]
+    request_id: bytes
+    write_ids: _containers.RepeatedScalarFieldContainer[int]
+    checksums: _containers.RepeatedScalarFieldContainer[int]
+    failed_writes: _containers.RepeatedScalarFieldContainer[int]
+    failed_slices: _containers.RepeatedScalarFieldContainer[int]
+    failed_copies: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[bytes] = ..., write_ids: _Optional[_Iterable[int]] = ..., checksums: _Optional[_Iterable[int]] = ..., failed_writes: _Optional[_Iterable[int]] = ..., failed_slices: _Optional[_Iterable[int]] = ..., failed_copies: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PutEndReply(_message.Message):
+    __slots__ = ("results", "copies")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedScalarFieldContainer[_types_pb2.Result]
+    copies: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, results: _Optional[_Iterable[_Union[_types_pb2.Result, str]]] = ..., copies: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PutAbortRequest(_message.Message):
+    __slots__ = ("request_id", "write_ids")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    WRITE_IDS_FIELD_NUMBER: _ClassVar[int]
+    request_id: bytes
+    write_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[bytes] = ..., write_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PutAbortReply(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedScalarFieldContainer[_types_pb2.Result]
+    def __init__(self, results: _Optional[_Iterable[_Union[_types_pb2.Result, str]]] = ...) -> None: ...
+
+class LookupRequest(_message.Message):
+    __slots__ = ("keys", "host_id")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    HOST_ID_FIELD_NUMBER: _ClassVar[int]
+    keys: _types_pb2.Keys
+    host_id: str
+    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., host_id: _Optional[str] = ...) -> None: ...
+
+class LookupReply(_message.Message):
+    __slots__ = ("results", "sizes", "places", "lease_ms")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedScalarFieldContainer[_types_pb2.Result]
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    places: _types_pb2.Places
+    lease_ms: int
+    def __init__(self, results: _Optional[_Iterable[_Union[_types_pb2.Result, str]]] = ..., sizes: _Optional[_Iterable[int]] = ..., places: _Optional[_Union[_types_pb2.Places, _Mapping]] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+
+class MatchRequest(_message.Message):
+    __slots__ = ("keys", "wait_ms")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    keys: _types_pb2.Keys
+    wait_ms: int
+    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
+class MatchReply(_message.Message):
+    __slots__ = ("matched",)
+    MATCHED_FIELD_NUMBER: _ClassVar[int]
+    matched: int
+    def __init__(self, matched: _Optional[int] = ...) -> None: ...
+
+class ExistsRequest(_message.Message):
+    __slots__ = ("keys",)
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    keys: _types_pb2.Keys
+    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ...) -> None: ...
+
+class ExistsReply(_message.Message):
+    __slots__ = ("exists",)
+    EXISTS_FIELD_NUMBER: _ClassVar[int]
+    exists: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, exists: _Optional[_Iterable[bool]] = ...) -> None: ...
+
+class RemoveRequest(_message.Message):
+    __slots__ = ("request_id", "keys")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    request_id: bytes
+    keys: _types_pb2.Keys
+    def __init__(self, request_id: _Optional[bytes] = ..., keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ...) -> None: ...
+
+class RemoveReply(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedScalarFieldContainer[_types_pb2.Result]
+    def __init__(self, results: _Optional[_Iterable[_Union[_types_pb2.Result, str]]] = ...) -> None: ...
+
+class ReportRequest(_message.Message):
+    __slots__ = ("keys", "slices", "segment_ids", "offsets", "faults")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    FAULTS_FIELD_NUMBER: _ClassVar[int]
+    keys: _types_pb2.Keys
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    segment_ids: _containers.RepeatedScalarFieldContainer[int]
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    faults: _containers.RepeatedScalarFieldContainer[Fault]
+    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., slices: _Optional[_Iterable[int]] = ..., segment_ids: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., faults: _Optional[_Iterable[_Union[Fault, str]]] = ...) -> None: ...
+
+class ReportReply(_message.Message):
+    __slots__ = ("dropped",)
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    dropped: int
+    def __init__(self, dropped: _Optional[int] = ...) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ("prefix", "after", "limit")
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    prefix: bytes
+    after: bytes
+    limit: int
+    def __init__(self, prefix: _Optional[bytes] = ..., after: _Optional[bytes] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListReply(_message.Message):
+    __slots__ = ("keys", "sizes", "copies", "more")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    keys: _types_pb2.Keys
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    copies: _containers.RepeatedScalarFieldContainer[int]
+    more: bool
+    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., copies: _Optional[_Iterable[int]] = ..., more: bool = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("version", "epoch", "objects", "object_bytes", "writes_in_flight", "slice_bytes", "nodes")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WRITES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    SLICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    epoch: int
+    objects: int
+    object_bytes: int
+    writes_in_flight: int
+    slice_bytes: int
+    nodes: _containers.RepeatedCompositeFieldContainer[NodeStatus]
+    def __init__(self, version: _Optional[str] = ..., epoch: _Optional[int] = ..., objects: _Optional[int] = ..., object_bytes: _Optional[int] = ..., writes_in_flight: _Optional[int] = ..., slice_bytes: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ...) -> None: ...
+
+class NodeStatus(_message.Message):
+    __slots__ = ("node_id", "host_id", "state", "incarnation", "segments")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    HOST_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    host_id: str
+    state: str
+    incarnation: int
+    segments: _containers.RepeatedCompositeFieldContainer[SegmentStatus]
+    def __init__(self, node_id: _Optional[str] = ..., host_id: _Optional[str] = ..., state: _Optional[str] = ..., incarnation: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentStatus, _Mapping]]] = ...) -> None: ...
+
+class SegmentStatus(_message.Message):
+    __slots__ = ("segment", "live_bytes", "reserved_bytes", "quarantined_bytes", "free_bytes", "largest_free_bytes", "copies")
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    LIVE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    segment: _types_pb2.Segment
+    live_bytes: int
+    reserved_bytes: int
+    quarantined_bytes: int
+    free_bytes: int
+    largest_free_bytes: int
+    copies: int
+    def __init__(self, segment: _Optional[_Union[_types_pb2.Segment, _Mapping]] = ..., live_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., quarantined_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., largest_free_bytes: _Optional[int] = ..., copies: _Optional[int] = ...) -> None: ...

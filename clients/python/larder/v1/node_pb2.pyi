@@ -1,0 +1,137 @@
+from larder.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class NodeMessage(_message.Message):
+    __slots__ = ("hello", "inventory", "inventory_end", "heartbeat", "ack", "leave")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    INVENTORY_FIELD_NUMBER: _ClassVar[int]
+    INVENTORY_END_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    inventory: Copies
+    inventory_end: InventoryEnd
+    heartbeat: Heartbeat
+    ack: Ack
+    leave: Leave
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., inventory: _Optional[_Union[Copies, _Mapping]] = ..., inventory_end: _Optional[_Union[InventoryEnd, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("version", "node_id", "incarnation", "epoch", "host_id", "segments")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    HOST_ID_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    node_id: str
+    incarnation: int
+    epoch: int
+    host_id: str
+    segments: _containers.RepeatedCompositeFieldContainer[_types_pb2.Segment]
+    def __init__(self, version: _Optional[str] = ..., node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., host_id: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[_types_pb2.Segment, _Mapping]]] = ...) -> None: ...
+
+class Copies(_message.Message):
+    __slots__ = ("keys", "write_ids", "object_sizes", "slice_counts", "slices", "segment_ids", "offsets", "lengths", "checksums", "depths")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    WRITE_IDS_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_SIZES_FIELD_NUMBER: _ClassVar[int]
+    SLICE_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    DEPTHS_FIELD_NUMBER: _ClassVar[int]
+    keys: _types_pb2.Keys
+    write_ids: _containers.RepeatedScalarFieldContainer[int]
+    object_sizes: _containers.RepeatedScalarFieldContainer[int]
+    slice_counts: _containers.RepeatedScalarFieldContainer[int]
+    slices: _containers.RepeatedScalarFieldContainer[int]
+    segment_ids: _containers.RepeatedScalarFieldContainer[int]
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    checksums: _containers.RepeatedScalarFieldContainer[int]
+    depths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., write_ids: _Optional[_Iterable[int]] = ..., object_sizes: _Optional[_Iterable[int]] = ..., slice_counts: _Optional[_Iterable[int]] = ..., slices: _Optional[_Iterable[int]] = ..., segment_ids: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., checksums: _Optional[_Iterable[int]] = ..., depths: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class InventoryEnd(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Ack(_message.Message):
+    __slots__ = ("epoch", "command_ids")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_IDS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    command_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epoch: _Optional[int] = ..., command_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Leave(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MasterMessage(_message.Message):
+    __slots__ = ("epoch", "welcome", "record", "forget", "refuse", "farewell")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    FORGET_FIELD_NUMBER: _ClassVar[int]
+    REFUSE_FIELD_NUMBER: _ClassVar[int]
+    FAREWELL_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    welcome: Welcome
+    record: Record
+    forget: Forget
+    refuse: Refuse
+    farewell: Farewell
+    def __init__(self, epoch: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("segment_ids", "heartbeat_ms")
+    SEGMENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
+    segment_ids: _containers.RepeatedScalarFieldContainer[int]
+    heartbeat_ms: int
+    def __init__(self, segment_ids: _Optional[_Iterable[int]] = ..., heartbeat_ms: _Optional[int] = ...) -> None: ...
+
+class Record(_message.Message):
+    __slots__ = ("command_id", "copies")
+    COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    command_id: int
+    copies: Copies
+    def __init__(self, command_id: _Optional[int] = ..., copies: _Optional[_Union[Copies, _Mapping]] = ...) -> None: ...
+
+class Forget(_message.Message):
+    __slots__ = ("command_id", "segment_ids", "offsets", "write_ids")
+    COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    WRITE_IDS_FIELD_NUMBER: _ClassVar[int]
+    command_id: int
+    segment_ids: _containers.RepeatedScalarFieldContainer[int]
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    write_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, command_id: _Optional[int] = ..., segment_ids: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., write_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Refuse(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Farewell(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
