@@ -1,8 +1,9 @@
 """The header of a pool file, shared by the storage node that writes it and the clients that map it.
 
-A pool is a file: HEADER_BYTES of header, then capacity_bytes of data. Nothing here opens a file. The token proves that two
-processes see the same file (same host is never concluded from names); the incarnation tells two lives of a node apart
-(invariant 6). Layout, little endian: magic, version u32, reserved u32, capacity u64, token 16 bytes, incarnation u64, zeroes.
+A pool is a file: HEADER_BYTES of header, then capacity_bytes of data. Nothing here opens a file. The token proves that
+two processes see the same file (same host is never concluded from names); the incarnation tells two lives of a node
+apart (invariant 6). Layout, little endian: magic 8 bytes, version u32, reserved u32, capacity u64, token 16 bytes,
+incarnation u64, zeroes.
 """
 
 import struct
