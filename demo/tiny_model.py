@@ -1,6 +1,6 @@
 """A tiny Llama with random weights and a byte-level tokenizer, made on the spot.
 
-No hub, no download: real engines need a model directory, and this one is written in a second or two. The same seed gives
+No hub, no download: real engines need a model directory, and this one is written in a few seconds. The same seed gives
 the same weights. The weights are drawn wider than usual (0.08), because a freshly initialised Llama answers nearly the
 same token whatever it reads, and equal answers would then prove nothing about the KV cache. Knows nothing of Larder.
 """
