@@ -1,0 +1,139 @@
+"""A gRPC server as every service runs it: bounded, measured, reflected, with grpc.health.v1. No servicer lives here.
+
+An unexpected exception in a servicer is logged and answered INTERNAL; above the bound on calls in flight the answer is
+RESOURCE_EXHAUSTED (invariant 12). Streams are not counted: they live as long as their peer.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, Gauge, Histogram
+
+logger = logging.getLogger(__name__)
+
+MESSAGE_BYTES_MAX: Final = 64 * 2**20
+CALLS_IN_FLIGHT_MAX: Final = 1024
+_BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_OPTIONS: Final = [
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.so_reuseport", 0),  # else a second server on a taken port starts, and calls go to either
+    ("grpc.keepalive_time_ms", 10_000),  # a peer whose host vanished is noticed
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),  # peers may ping each second (KEEPALIVE below)
+]
+CHANNEL_OPTIONS: Final = [
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", 1_000),  # with the time-out: a silent peer is given up after 3 s
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+"""For a long-lived channel to a server of this module."""
+
+
+class RpcServer:
+    """Add servicers to `.server`, then start() with their full names."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        service: str,
+        registry: CollectorRegistry,
+        *,
+        in_flight_max: int = CALLS_IN_FLIGHT_MAX,
+    ) -> None:
+        self._host, self._port = host, port
+        self._health = health.aio.HealthServicer()
+        self.server: grpc.aio.Server = grpc.aio.server(
+            interceptors=[_Measure(service, registry, in_flight_max)], options=_OPTIONS
+        )
+
+    async def start(self, services: Sequence[str]) -> int:
+        """Returns the port it listens on; raises OSError when it cannot."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.server)
+        try:
+            port = self.server.add_insecure_port(f"{self._host}:{self._port}")
+        except RuntimeError as error:
+            raise OSError(
+                f"cannot listen on {self._host}:{self._port}: the port is taken or the host is not one of this "
+                "machine's; choose another --port (0 takes a free one)"
+            ) from error
+        await self.server.start()
+        for name in ("", *services):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return port
+
+    async def close(self, grace_s: float) -> None:
+        """Answers no more calls, waits up to grace_s for those in flight, then cancels them."""
+        await self._health.enter_graceful_shutdown()
+        await self.server.stop(grace_s)
+
+
+class _Measure(grpc.aio.ServerInterceptor):
+    def __init__(self, service: str, registry: CollectorRegistry, in_flight_max: int) -> None:
+        self._seconds = Histogram(
+            f"larder_{service}_rpc_seconds",
+            "Time to answer a call",
+            ("op", "result"),
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        self._gauge = Gauge(f"larder_{service}_rpc_in_flight", "Calls being answered", registry=registry)
+        self._in_flight = 0
+        self._in_flight_max = in_flight_max
+        self._gauge.set_function(lambda: self._in_flight)
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        handler = await continuation(details)
+        op = details.method.rpartition("/")[2]
+        if handler is None or handler.response_streaming or handler.request_streaming:
+            return handler
+        return grpc.unary_unary_rpc_method_handler(
+            self._measured(op, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+        )
+
+    def _measured(self, op: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(request: Any, context: Any) -> Any:
+            start = time.monotonic()
+            result = "OK"
+            self._in_flight += 1
+            try:
+                if self._in_flight > self._in_flight_max:
+                    result = "RESOURCE_EXHAUSTED"
+                    await context.abort(
+                        grpc.StatusCode.RESOURCE_EXHAUSTED,
+                        f"{self._in_flight_max} calls in flight already; retry later",
+                    )
+                return await behaviour(request, context)
+            except grpc.aio.AbortError:
+                result = _code_name(context)
+                raise
+            except asyncio.CancelledError:
+                result = "CANCELLED"
+                raise
+            except Exception:
+                logger.exception("%s failed", op)
+                result = "INTERNAL"
+                await context.abort(grpc.StatusCode.INTERNAL, f"{op} failed; the reason is in the server's log")
+            finally:
+                self._in_flight -= 1
+                self._seconds.labels(op, result).observe(time.monotonic() - start)
+
+        return call
+
+
+def _code_name(context: Any) -> str:
+    code = context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else str(code)

@@ -1,0 +1,55 @@
+"""The life of a service process: event loop, logs, signals, exit status. What the service does is the main it hands in.
+
+SIGTERM and SIGINT set the event that main waits for; main then drains and returns, and the process exits with 0.
+A LarderError or OSError out of main (a port taken, a pool that does not fit) is one clear line and exit status 1.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import uvloop
+from larder.errors import LarderError
+
+logger = logging.getLogger(__name__)
+
+
+def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, prog: str, log_level: str) -> int:
+    """Runs main(stop) to its end on uvloop; returns the process's exit status."""
+    logging.basicConfig(
+        level=log_level.upper(), stream=sys.stderr, format=f"%(asctime)s {prog} %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_with_signals(main))
+    except Exception as error:
+        cause = _only_leaf(error)
+        if isinstance(cause, (LarderError, OSError)):
+            print(f"{prog}: {cause}", file=sys.stderr)
+        else:
+            logger.critical("unexpected end: %r", cause, exc_info=error)
+        return 1
+    return 0
+
+
+def announce(line: str) -> None:
+    """Prints the one line that says the service is ready, and where."""
+    print(line, flush=True)
+
+
+async def _with_signals(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await main(stop)
+
+
+def _only_leaf(error: BaseException) -> BaseException:
+    """The one exception in a (nested) group of one, as a TaskGroup wraps it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
