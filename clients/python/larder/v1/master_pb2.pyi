@@ -47,20 +47,22 @@ class PutStartReply(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[_types_pb2.Result, str]]] = ..., write_ids: _Optional[_Iterable[int]] = ..., places: _Optional[_Union[_types_pb2.Places, _Mapping]] = ..., write_ttl_ms: _Optional[int] = ...) -> None: ...
 
 class PutEndRequest(_message.Message):
-    __slots__ = ("request_id", "write_ids", "checksums", "failed_writes", "failed_slices", "failed_copies")
+    __slots__ = ("request_id", "write_ids", "checksums", "failed_writes", "failed_slices", "failed_copies", "slice_counts")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     WRITE_IDS_FIELD_NUMBER: _ClassVar[int]
     CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     FAILED_WRITES_FIELD_NUMBER: _ClassVar[int]
     FAILED_SLICES_FIELD_NUMBER: _ClassVar[int]
     FAILED_COPIES_FIELD_NUMBER: _ClassVar[int]
+    SLICE_COUNTS_FIELD_NUMBER: _ClassVar[int]
     request_id: bytes
     write_ids: _containers.RepeatedScalarFieldContainer[int]
     checksums: _containers.RepeatedScalarFieldContainer[int]
     failed_writes: _containers.RepeatedScalarFieldContainer[int]
     failed_slices: _containers.RepeatedScalarFieldContainer[int]
     failed_copies: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[bytes] = ..., write_ids: _Optional[_Iterable[int]] = ..., checksums: _Optional[_Iterable[int]] = ..., failed_writes: _Optional[_Iterable[int]] = ..., failed_slices: _Optional[_Iterable[int]] = ..., failed_copies: _Optional[_Iterable[int]] = ...) -> None: ...
+    slice_counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[bytes] = ..., write_ids: _Optional[_Iterable[int]] = ..., checksums: _Optional[_Iterable[int]] = ..., failed_writes: _Optional[_Iterable[int]] = ..., failed_slices: _Optional[_Iterable[int]] = ..., failed_copies: _Optional[_Iterable[int]] = ..., slice_counts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PutEndReply(_message.Message):
     __slots__ = ("results", "copies")
