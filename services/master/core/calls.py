@@ -1,0 +1,80 @@
+"""Answers to calls, once for each logical request (invariant 5), and the checks every batch passes first.
+
+A request id that is being worked on gathers its retries; one that was answered gets the same answer again. Answers
+are kept while they are young: at most `remembered_max` keys in all.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from services.master.core.messages import Answer, PutAborted, PutEnded, PutStarted, Rejected, Removed, Reply
+from services.master.core.tables import PendingRemove, State
+
+REQUEST_ID_BYTES = 16
+Remembered = PutStarted | PutEnded | PutAborted | Removed
+
+
+class Invalid(Exception):
+    """The caller's mistake: refused before anything changed."""
+
+
+class Overloaded(Exception):
+    """The master's limit: refused before anything changed; the same call may pass later."""
+
+
+class Calls:
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._waiting: dict[bytes, list[int]] = {}
+        self._answered: OrderedDict[bytes, Remembered] = OrderedDict()
+        self._remembered_keys = 0
+
+    def reply(self, call: int, answer: Answer) -> None:
+        self.state.effects.append(Reply(call, answer))
+
+    def begin(self, call: int, request_id: bytes) -> bool:
+        """Whether the request is new. A retry waits for the answer of the first, or has it at once."""
+        if len(request_id) != REQUEST_ID_BYTES:
+            raise Invalid(f"request_id has {len(request_id)} bytes: give {REQUEST_ID_BYTES} random ones")
+        if request_id in self._waiting:
+            self._waiting[request_id].append(call)
+            return False
+        if request_id in self._answered:
+            self.reply(call, self._answered[request_id])
+            return False
+        self._waiting[request_id] = [call]
+        return True
+
+    def refuse(self, call: int, request_id: bytes, error: Invalid | Overloaded) -> None:
+        """A refusal is not remembered: the same request may pass later."""
+        calls = self._waiting.pop(request_id, [call])
+        for each in calls:
+            self.reply(each, Rejected(isinstance(error, Overloaded), str(error)))
+
+    def finish(self, request_id: bytes, answer: Remembered) -> None:
+        for call in self._waiting.pop(request_id):
+            self.reply(call, answer)
+        self._answered[request_id] = answer
+        self._remembered_keys += len(answer.results)
+        while self._remembered_keys > self.state.config.remembered_max:
+            _, oldest = self._answered.popitem(last=False)
+            self._remembered_keys -= len(oldest.results)
+
+    def removed(self, remove: PendingRemove) -> None:
+        """One thing less that a Remove waits for."""
+        remove.remaining -= 1
+        assert remove.remaining >= 0
+        if not remove.remaining:
+            self.finish(remove.request_id, Removed([*remove.results]))
+
+    def check_keys(self, keys: Sequence[bytes]) -> None:
+        config = self.state.config
+        if len(keys) > config.batch_max:
+            raise Invalid(f"batch of {len(keys)} keys: the limit is {config.batch_max}, split it")
+        for index, key in enumerate(keys):
+            if not 0 < len(key) <= config.key_bytes_max:
+                raise Invalid(f"key {index} has {len(key)} bytes: give 1 to {config.key_bytes_max}")
+
+    def check_column(self, name: str, column: Sequence[object], count: int) -> None:
+        if len(column) != count:
+            raise Invalid(f"column {name} has {len(column)} entries: {count} are due")

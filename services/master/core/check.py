@@ -1,0 +1,98 @@
+"""Re-derives the core's invariants from its tables. For tests and simulators: O(everything), after every step."""
+
+from services.master.core.allocator import aligned
+from services.master.core.master import Master
+from services.master.core.tables import Copy, Object, Phase, Segment, Slice
+
+
+def check(master: Master) -> None:
+    """AssertionError where the state contradicts itself."""
+    state = master.state
+    assert not state.effects
+    assert not state.ended_keys
+    assert list(state.names) == sorted(state.objects)
+    assert state.object_bytes == sum(obj.size for obj in state.objects.values())
+    assert not state.objects.keys() & state.partial.keys()
+    _check_objects(master)
+    _check_writes(master)
+    for segment in state.segments.values():
+        if not segment.gone:
+            _check_extents(master, segment)
+            assert state.nodes[segment.node.node_id] is segment.node
+    for node in state.nodes.values():
+        assert (node.stream is None) <= (node.phase is Phase.SUSPECT)
+        assert all(segment.live == (node.phase is Phase.LIVE) for segment in node.segments)
+        assert node.stream is None or state.streams[node.stream] is node
+        if node.stream is None:
+            assert not node.recording
+            assert not node.forgetting
+
+
+def _check_objects(master: Master) -> None:
+    state = master.state
+    for table, whole in ((state.objects, True), (state.partial, False)):
+        for key, obj in table.items():
+            assert obj.key == key
+            assert all(part.copies for part in obj.slices) == whole, key
+            if whole:
+                assert sum(part.length for part in obj.slices) == obj.size, key
+            for part in obj.slices:
+                _check_distinct(master, part)
+                for copy in part.copies:
+                    assert obj in state.segments[copy.segment].residents, key
+    for segment in state.segments.values():
+        for obj in segment.residents:
+            assert state.objects.get(obj.key) is obj or state.partial.get(obj.key) is obj, obj.key
+            assert any(copy.segment == segment.number for part in obj.slices for copy in part.copies)
+
+
+def _check_writes(master: Master) -> None:
+    state = master.state
+    counts: dict[bytes, int] = {}
+    for write in state.writes.values():
+        counts[write.key] = counts.get(write.key, 0) + 1
+        assert (write.end is not None) == (write.awaiting > 0), write.key
+        for part in write.slices:
+            _check_distinct(master, part)
+    assert counts == state.writing
+    recording = [write for node in state.nodes.values() for writes in node.recording.values() for write in writes]
+    for write in state.writes.values():
+        assert recording.count(write) == write.awaiting, write.key
+
+
+def _check_distinct(master: Master, part: Slice) -> None:
+    segments = master.state.segments
+    nodes = [segments[copy.segment].node.node_id for copy in part.copies if _is_there(segments, copy)]
+    assert len(nodes) == len(set(nodes))
+
+
+def _is_there(segments: dict[int, Segment], copy: Copy) -> bool:
+    return copy.segment in segments and not segments[copy.segment].gone
+
+
+def _check_extents(master: Master, segment: Segment) -> None:
+    """Live, reserved, quarantined and free extents are disjoint and make up the segment (invariant 3)."""
+    live = [(c.offset, aligned(p.length)) for o in segment.residents for c, p in _on(o, segment)]
+    reserved = [
+        (copy.offset, aligned(part.length))
+        for write in master.state.writes.values()
+        for part in write.slices
+        for copy in part.copies
+        if copy.segment == segment.number
+    ]
+    quarantined = [(entry.offset, aligned(entry.length)) for entry in segment.quarantine.values()]
+    free = segment.allocator.extents()
+    assert sum(size for _, size in live) == segment.live_bytes
+    assert sum(size for _, size in reserved) == segment.reserved_bytes
+    assert sum(size for _, size in quarantined) == segment.quarantined_bytes
+    assert sum(size for _, size in free) == segment.allocator.free_bytes
+    assert len(live) == segment.copies
+    position = 0
+    for offset, size in sorted([*live, *reserved, *quarantined, *free]):
+        assert offset == position, f"segment {segment.number}: extent at {offset}, expected {position}"
+        position = offset + size
+    assert position == segment.capacity
+
+
+def _on(obj: Object, segment: Segment) -> list[tuple[Copy, Slice]]:
+    return [(copy, part) for part in obj.slices for copy in part.copies if copy.segment == segment.number]

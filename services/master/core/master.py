@@ -1,0 +1,95 @@
+"""The step: one command in, effects out, atomically. Everything else hangs from here.
+
+`step` runs what time has made due, then the command, then what follows from both: waiting puts and matches, eviction,
+and the Forgets for nodes. The same commands at the same times give the same effects (invariant 13).
+"""
+
+import heapq
+
+from services.master.core import messages as m
+from services.master.core.calls import Calls, Invalid, Overloaded
+from services.master.core.nodes import Nodes
+from services.master.core.puts import Puts
+from services.master.core.reads import Reads
+from services.master.core.space import Space
+from services.master.core.tables import Config, State
+
+ROUNDS_MAX = 64  # of consequences in one step; what is left runs in the next
+
+
+class Master:
+    """Placement, life and death of objects; no I/O."""
+
+    def __init__(self, config: Config, *, epoch: int, now: int = 0) -> None:
+        """`epoch`: of this master's reign, greater than any before. `now`: ms on any clock that only goes forward."""
+        self.state = State(config, epoch, now, next_write_id=epoch << 32)
+        self.calls = Calls(self.state)
+        self.space = Space(self.state, self.calls)
+        self.puts = Puts(self.state, self.space, self.calls)
+        self.reads = Reads(self.state, self.space, self.calls)
+        self.nodes = Nodes(self.state, self.space, self.puts)
+        self._handlers = {
+            m.PutStart: self.puts.start,
+            m.PutEnd: self.puts.end,
+            m.PutAbort: self.puts.abort,
+            m.Lookup: self.reads.lookup,
+            m.Match: self.reads.match,
+            m.Exists: self.reads.exists,
+            m.Remove: self.reads.remove,
+            m.Report: self.reads.report,
+            m.List: self.reads.list,
+            m.Status: self.reads.status,
+            m.Hello: self.nodes.hello,
+            m.Inventory: self.nodes.inventory,
+            m.InventoryEnd: self.nodes.inventory_end,
+            m.Heartbeat: self.nodes.heartbeat,
+            m.Ack: self.nodes.ack,
+            m.Leave: self.nodes.leave,
+            m.Broken: self.nodes.broken,
+        }
+
+    def step(self, now: int, command: m.Command) -> list[m.Effect]:
+        state = self.state
+        assert now >= state.now, (now, state.now)
+        stalled_ms = now - state.now - 2 * state.config.heartbeat_ms
+        state.now = now
+        if stalled_ms > 0:
+            self.nodes.excuse(stalled_ms)
+        # What has arrived counts before the time that has passed: a heartbeat that waited its turn is no silence.
+        if not isinstance(command, m.Tick):
+            self._handle(command)
+        while state.timers and state.timers[0][0] <= now:
+            _, _, action = heapq.heappop(state.timers)
+            action()
+        self._settle()
+        effects, state.effects = state.effects, []
+        return effects
+
+    def next_deadline_ms(self) -> int | None:
+        """When `step` should be called at the latest, with a Tick if there is nothing else."""
+        due = self.state.timers[0][0] if self.state.timers else None
+        poll = self.puts.next_poll_ms()
+        return min((when for when in (due, poll) if when is not None), default=None)
+
+    def _handle(self, command: m.Command) -> None:
+        try:
+            self._handlers[type(command)](command)  # type: ignore[operator]
+        except (Invalid, Overloaded) as error:
+            assert not isinstance(command, m.NodeCommand | m.Tick), "only callers make mistakes that are theirs"
+            self.calls.refuse(command.call, getattr(command, "request_id", b""), error)
+
+    def _settle(self) -> None:
+        """What follows from the step. Room that was made may let a put end, whose keys a match waits for."""
+        state = self.state
+        poll = self.puts.next_poll_ms()
+        retry = poll is not None  # waiting puts look again in every step: leases end by themselves
+        for _ in range(ROUNDS_MAX):
+            if retry or state.space_freed:
+                retry = state.space_freed = False
+                self.puts.retry()
+            if state.ended_keys:
+                self.reads.writes_ended()
+            self.space.evict_pressed()
+            if not state.space_freed and not state.ended_keys:
+                break
+        self.space.flush_forgets()

@@ -1,0 +1,212 @@
+"""Life and death of storage nodes: hello, inventory, heartbeats, acknowledgements, silence, loss, leave.
+
+Keeps invariants 6 (old epochs and incarnations change nothing), 8 (inventories are adopted before anything new is
+placed; conflicting claims are dropped, never served), 9 (a dead node's copies are not offered, and nothing leaks when
+it returns).
+"""
+
+from collections import deque
+
+from services.master.core import messages as m
+from services.master.core.adoption import Adoption
+from services.master.core.puts import Puts
+from services.master.core.space import Space
+from services.master.core.tables import Node, Object, Phase, Segment, State
+
+SWEEP_PER_STEP = 4_096  # objects of a lost segment that one step sees to: a step must stay short
+
+
+class Nodes:
+    def __init__(self, state: State, space: Space, puts: Puts) -> None:
+        self.state = state
+        self.space = space
+        self.puts = puts
+        self._sweeping: deque[Segment] = deque()
+
+    # ---- attachment ------------------------------------------------------------------------------
+
+    def hello(self, command: m.Hello) -> None:
+        """A node dials: known (its stream broke, or it took another) or new, or a later life of a known one."""
+        state = self.state
+        if not command.node_id or not command.segments or any(s.capacity_bytes <= 0 for s in command.segments):
+            state.effects.append(m.Close(command.stream, "hello needs a node id and segments with capacity"))
+            return
+        if command.epoch > state.epoch:
+            # It obeyed a master that began after this one's clock says: be later than that one.
+            state.epoch = command.epoch + 1
+            state.next_write_id = max(state.next_write_id, state.epoch << 32)
+        node = state.nodes.get(command.node_id)
+        if node is not None and command.incarnation < node.incarnation:
+            state.counters.stale_messages += 1
+            reason = f"node id {command.node_id} is taken by a later incarnation: give another --node-id"
+            state.effects.append(m.Close(command.stream, reason))
+            return
+        if node is not None and node.stream is not None:
+            state.effects.append(m.Close(node.stream, "the node attached again"))
+            self._detach(node)
+        if node is not None and (
+            command.incarnation > node.incarnation or [s.info for s in node.segments] != list(command.segments)
+        ):
+            self._give_up(node)
+            node = None
+        if node is None:
+            node = self._new_node(command)
+            self._watch(node)
+        node.stream = command.stream
+        node.host_id = command.host_id
+        node.phase = Phase.ATTACHING
+        node.heard_at = state.now
+        node.inventory = []
+        state.streams[command.stream] = node
+        state.effects.append(m.Welcome(command.stream, [segment.number for segment in node.segments]))
+
+    def _new_node(self, command: m.Hello) -> Node:
+        node = Node(command.node_id, command.incarnation, command.host_id, command.stream, self.state.now)
+        self.state.nodes[command.node_id] = node
+        for info in command.segments:
+            segment = Segment(self.state.number(), node, info)
+            self.state.segments[segment.number] = segment
+            node.segments.append(segment)
+            # Under an earlier master, or before it was given up, writes may have begun there that nobody here knows of.
+            segment.fenced = command.epoch > 0
+        return node
+
+    def inventory(self, command: m.Inventory) -> None:
+        node = self._speaker(command.stream)
+        if node is not None and node.phase is Phase.ATTACHING:
+            node.inventory.extend(command.copies)
+
+    def inventory_end(self, command: m.InventoryEnd) -> None:
+        node = self._speaker(command.stream)
+        if node is None or node.phase is not Phase.ATTACHING:
+            return
+        claims, node.inventory = node.inventory, []
+        node.to_forget = []
+        Adoption(self.state, self.space, node).run(claims)
+        node.phase = Phase.LIVE
+        for segment in node.segments:
+            segment.live = True
+        self.state.space_freed = True  # waiting puts may be placed here
+
+    def heartbeat(self, command: m.Heartbeat) -> None:
+        self._speaker(command.stream)
+
+    def ack(self, command: m.Ack) -> None:
+        node = self._speaker(command.stream)
+        if node is None or command.epoch != self.state.epoch:
+            self.state.counters.stale_messages += 1
+            return
+        for command_id in command.command_ids:
+            self.puts.recorded(node, command_id)
+            for entry in node.forgetting.pop(command_id, ()):
+                self.space.forgotten(entry)
+
+    def leave(self, command: m.Leave) -> None:
+        node = self._speaker(command.stream)
+        if node is not None:
+            self.state.effects.append(m.Farewell(command.stream))
+            self._detach(node)
+            self._give_up(node)
+
+    def broken(self, command: m.Broken) -> None:
+        node = self.state.streams.get(command.stream)
+        if node is not None:
+            self._detach(node)
+
+    def _speaker(self, stream: int) -> Node | None:
+        """The node of a stream, which has just been heard; None for streams that were given up."""
+        node = self.state.streams.get(stream)
+        if node is None:
+            return None
+        node.heard_at = self.state.now
+        if node.phase is Phase.SUSPECT:
+            # It was only slow. What was taken from it meanwhile it is told to forget, on the same stream.
+            node.phase = Phase.LIVE
+            for segment in node.segments:
+                segment.live = True
+            self.state.space_freed = True
+        return node
+
+    def excuse(self, stalled_ms: int) -> None:
+        """The master itself did not run for a while: that is nobody's silence."""
+        for node in self.state.nodes.values():
+            node.heard_at += stalled_ms
+
+    # ---- silence and death -----------------------------------------------------------------------
+
+    def _watch(self, node: Node) -> None:
+        """Look at a node when it would be due for suspicion, and again until it is gone."""
+        config = self.state.config
+
+        def look() -> None:
+            if self.state.nodes.get(node.node_id) is not node:
+                return
+            if node.phase is Phase.SUSPECT:
+                if self.state.now - node.suspect_since >= config.lost_ms:
+                    if node.stream is not None:
+                        self.state.effects.append(m.Close(node.stream, "silent for too long"))
+                        self._detach(node)
+                    self._give_up(node)
+                    return
+            elif self.state.now - node.heard_at >= config.silence_ms:
+                if node.phase is Phase.ATTACHING and node.stream is not None:
+                    self.state.effects.append(m.Close(node.stream, "silent during its inventory"))
+                    self._detach(node)
+                else:
+                    self._suspect(node)
+            self.state.at(self.state.now + config.heartbeat_ms, look)
+
+        self.state.at(self.state.now + config.heartbeat_ms, look)
+
+    def _detach(self, node: Node) -> None:
+        """The stream is over: suspect at once."""
+        assert node.stream is not None
+        del self.state.streams[node.stream]
+        node.stream = None
+        node.forgetting = {}  # what is still forgetting is known by the segments' quarantine
+        self._suspect(node)
+
+    def _suspect(self, node: Node) -> None:
+        if node.phase is not Phase.SUSPECT:
+            node.phase = Phase.SUSPECT
+            node.suspect_since = self.state.now
+        for segment in node.segments:
+            segment.live = False
+            for entry in segment.quarantine.values():
+                self.space.settle_remove(entry)
+        self.puts.not_recorded(node)
+
+    def _give_up(self, node: Node) -> None:
+        """The node's copies are lost. Its objects are seen to a few at a time."""
+        self._suspect(node)
+        if node.stream is not None:
+            del self.state.streams[node.stream]
+            node.stream = None
+        del self.state.nodes[node.node_id]
+        for segment in node.segments:
+            segment.gone = True
+            self._sweeping.append(segment)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Take the copies of lost segments from their objects; bounded work a step."""
+        budget = SWEEP_PER_STEP
+        while self._sweeping and budget:
+            segment = self._sweeping[0]
+            while segment.residents and budget:
+                budget -= 1
+                self._lose(next(iter(segment.residents)), segment)
+            if not segment.residents:
+                self._sweeping.popleft()
+                del self.state.segments[segment.number]
+        if self._sweeping:
+            self.state.at(self.state.now, self.sweep)
+
+    def _lose(self, obj: Object, segment: Segment) -> None:
+        for part in obj.slices:
+            for copy in [copy for copy in part.copies if copy.segment == segment.number]:
+                self.state.counters.lost_copies += 1
+                self.space.drop_copy(obj, part, copy)
+        if not all(part.copies for part in obj.slices):
+            self.state.counters.lost_objects += 1
+            self.space.discard(obj)

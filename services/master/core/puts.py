@@ -1,0 +1,338 @@
+"""The life of a put: start (places reserved, or waiting for room), end (holders record, then it is readable), abort,
+expiry.
+
+Keeps invariants 1 and 2 (readable only once every slice is recorded by a holder), 5 (retries) and 12 (bounded waits).
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import accumulate
+
+from services.master.core import messages as m
+from services.master.core.calls import Calls, Invalid, Overloaded
+from services.master.core.messages import HeldCopy, Result
+from services.master.core.space import Space
+from services.master.core.tables import Copy, Node, Object, PendingEnd, Slice, State, Write
+
+WAITING_POLL_MS = 20  # how often a put that waits for room looks whether leases have ended
+
+
+class PendingStart:
+    """A PutStart of which some keys wait for room."""
+
+    __slots__ = ("command", "copies", "deadline", "results", "todo", "write_ids")
+
+    def __init__(self, command: m.PutStart, copies: int, deadline: int) -> None:
+        self.command = command
+        self.copies = copies
+        self.deadline = deadline
+        self.results: list[Result] = [Result.OK] * len(command.keys)
+        self.write_ids = [0] * len(command.keys)
+        self.todo = deque(range(len(command.keys)))
+
+
+class Puts:
+    def __init__(self, state: State, space: Space, calls: Calls) -> None:
+        self.state = state
+        self.space = space
+        self.calls = calls
+        self.waiting: deque[PendingStart] = deque()  # first come, first served
+
+    # ---- start -----------------------------------------------------------------------------------
+
+    def start(self, command: m.PutStart) -> None:
+        config = self.state.config
+        self._check_start(command)
+        if not self.calls.begin(command.call, command.request_id):
+            return
+        if len(self.state.writes) + len(command.keys) > config.writes_max or len(self.waiting) >= config.waiting_max:
+            raise Overloaded("too many puts in flight: retry later")
+        wait_ms = min(command.wait_ms, config.wait_ms_max)
+        pending = PendingStart(command, command.copies or config.copies, self.state.now + wait_ms)
+        if self.waiting or not self._advance(pending):
+            self.waiting.append(pending)
+            self.retry()  # a deadline of now is answered now
+
+    def _check_start(self, command: m.PutStart) -> None:
+        config = self.state.config
+        self.calls.check_keys(command.keys)
+        self.calls.check_column("sizes", command.sizes, len(command.keys))
+        if command.depths:
+            self.calls.check_column("depths", command.depths, len(command.keys))
+        if not 0 <= command.copies <= config.copies_max:
+            raise Invalid(f"copies is {command.copies}: give 1 to {config.copies_max}, or 0 for the default")
+        for key, size in zip(command.keys, command.sizes, strict=True):
+            if not 0 < size <= config.slices_max * config.slice_bytes:
+                limit = config.slices_max * config.slice_bytes
+                raise Invalid(f"object {key[:64]!r} has {size} bytes: give 1 to {limit}")
+
+    def _advance(self, pending: PendingStart, *, degraded: bool = False) -> bool:
+        """Decide the keys that can be decided now, in order; True when none is left."""
+        command = pending.command
+        while pending.todo:
+            index = pending.todo[0]
+            key, size = command.keys[index], command.sizes[index]
+            if self._exists(key):
+                pending.results[index] = Result.EXISTS
+            elif not self.space.could_ever_fit(size):
+                pending.results[index] = Result.TOO_LARGE
+            else:
+                slices = self.space.place(size, pending.copies, command.host_id, degraded=degraded)
+                if slices is None:
+                    return False
+                depth = command.depths[index] if command.depths else 0
+                pending.write_ids[index] = self._open(key, size, depth, slices)
+            pending.todo.popleft()
+        self._started(pending)
+        return True
+
+    def _exists(self, key: bytes) -> bool:
+        """Whether the key can be read now: what lies on suspect nodes alone is put again rather than waited for."""
+        obj = self.state.objects.get(key)
+        return obj is not None and self.state.readable(obj)
+
+    def _open(self, key: bytes, size: int, depth: int, slices: list[Slice]) -> int:
+        self.state.next_write_id += 1
+        write = Write(self.state.next_write_id, key, size, depth, slices)
+        self.state.writes[write.write_id] = write
+        self.state.writing[key] = self.state.writing.get(key, 0) + 1
+        return write.write_id
+
+    def _started(self, pending: PendingStart) -> None:
+        """Answer. The time to write runs from here; the client counts from before it asked, which is earlier."""
+        ttl_ms = self.state.config.write_ttl_ms
+        for index, write_id in enumerate(pending.write_ids):
+            # A node may have gone while the put waited: what is left of the write must still hold the whole object.
+            if write_id and not self._prune(self.state.writes[write_id]):
+                self._drop(write_id)
+                pending.write_ids[index], pending.results[index] = 0, Result.NO_SPACE
+        opened = [write_id for write_id in pending.write_ids if write_id]
+        if opened:
+            self.state.at(self.state.now + ttl_ms, lambda: self._expire(opened))
+        places = m.Places()
+        index_of: dict[int, int] = {}
+        for write_id in pending.write_ids:
+            write = self.state.writes.get(write_id)
+            add_places(places, index_of, write.slices if write else (), None)
+        self.calls.finish(pending.command.request_id, m.PutStarted(pending.results, pending.write_ids, places, ttl_ms))
+
+    def _prune(self, write: Write) -> bool:
+        for part in write.slices:
+            self._keep_written(write, part, [False] * len(part.copies))
+        return all(part.copies for part in write.slices)
+
+    def retry(self) -> None:
+        """Let waiting puts go on, first come first served; answer those whose deadline has come with what there is."""
+        expired = [pending for pending in self.waiting if pending.deadline <= self.state.now]
+        for pending in expired:
+            self.waiting.remove(pending)
+            while not self._advance(pending, degraded=True):
+                pending.results[pending.todo.popleft()] = Result.NO_SPACE
+        while self.waiting and self._advance(self.waiting[0]):
+            self.waiting.popleft()
+        if self.waiting:
+            command = self.waiting[0].command
+            self.space.make_room(command.sizes[self.waiting[0].todo[0]])
+
+    def next_poll_ms(self) -> int | None:
+        if not self.waiting:
+            return None
+        return min(self.state.now + WAITING_POLL_MS, min(pending.deadline for pending in self.waiting))
+
+    # ---- end -------------------------------------------------------------------------------------
+
+    def end(self, command: m.PutEnd) -> None:
+        self._check_end(command)
+        if not self.calls.begin(command.call, command.request_id):
+            return
+        failed = {(index, part, copy) for index, part, copy in command.failed}
+        pending = PendingEnd(command.request_id, len(command.write_ids))
+        records: dict[str, list[Write]] = {}
+        copies: dict[str, list[HeldCopy]] = {}
+        starts = [0, *accumulate(command.slice_counts)]
+        for index, write_id in enumerate(command.write_ids):
+            write = self._open_write(write_id)
+            if write is None:
+                self._resolve(pending, index, Result.UNKNOWN_WRITE, 0)
+                continue
+            write.end, write.end_index = pending, index
+            for number, part in enumerate(write.slices):
+                part.checksum = command.checksums[starts[index] + number]
+                self._keep_written(write, part, [(index, number, c) in failed for c in range(len(part.copies))])
+            self._record(write, records, copies)
+        for node_id, writes in records.items():
+            node = self.state.nodes[node_id]
+            assert node.stream is not None
+            command_id = self.state.number()
+            node.recording[command_id] = writes
+            self.state.effects.append(m.Record(node.stream, command_id, copies[node_id]))
+        if not command.write_ids:
+            self.calls.finish(command.request_id, m.PutEnded([], []))
+
+    def _open_write(self, write_id: int) -> Write | None:
+        """The write, if it was started and neither ended, aborted nor expired."""
+        write = self.state.writes.get(write_id)
+        return write if write is not None and write.end is None else None
+
+    def _check_end(self, command: m.PutEnd) -> None:
+        if len(command.write_ids) > self.state.config.batch_max:
+            raise Invalid(
+                f"batch of {len(command.write_ids)} writes: the limit is {self.state.config.batch_max}, split it"
+            )
+        if len(set(command.write_ids)) != len(command.write_ids):
+            raise Invalid("a write id stands twice in the batch")
+        self.calls.check_column("slice_counts", command.slice_counts, len(command.write_ids))
+        self.calls.check_column("checksums", command.checksums, sum(command.slice_counts))
+        for write_id, given in zip(command.write_ids, command.slice_counts, strict=True):
+            write = self._open_write(write_id)
+            if write is not None and len(write.slices) != given:
+                raise Invalid(f"write {write_id} has {len(write.slices)} slices: slice_counts says {given}")
+
+    def _keep_written(self, write: Write, part: Slice, failed: list[bool]) -> None:
+        """Keep of a slice the copies that were written and can be recorded; the rest is released."""
+        kept: list[Copy] = []
+        for copy, bad in zip(part.copies, failed, strict=True):
+            segment = self.state.segments.get(copy.segment)
+            if segment is not None and segment.live and not bad:
+                kept.append(copy)
+                continue
+            # What failed for the client may still land; what a node cannot record was written, and is still.
+            not_before = self.state.now + (self.state.config.late_write_ms if bad else 0)
+            self.space.release(copy, part.length, write.write_id, not_before=not_before, recorded=False)
+        part.copies = kept
+
+    def _record(self, write: Write, records: dict[str, list[Write]], copies: dict[str, list[HeldCopy]]) -> None:
+        if self._exists(write.key) or not all(part.copies for part in write.slices):
+            self._complete(write)  # nothing to record: another was first, or it is lost
+            return
+        nodes: dict[str, None] = {}
+        for number, part in enumerate(write.slices):
+            for copy in part.copies:
+                node = self.state.segments[copy.segment].node
+                nodes[node.node_id] = None
+                copies.setdefault(node.node_id, []).append(
+                    HeldCopy(
+                        write.key, write.write_id, write.size, len(write.slices), number,
+                        copy.segment, copy.offset, part.length, part.checksum, write.depth,
+                    )
+                )  # fmt: skip
+        write.awaiting = len(nodes)
+        for node_id in nodes:
+            records.setdefault(node_id, []).append(write)
+
+    def recorded(self, node: Node, command_id: int) -> None:
+        """A node acknowledged a Record."""
+        for write in node.recording.pop(command_id, ()):
+            self._acknowledged(write)
+
+    def not_recorded(self, node: Node) -> None:
+        """The node fell silent or away: what it has not acknowledged is not counted on."""
+        pending, node.recording = node.recording, {}
+        for writes in pending.values():
+            for write in writes:
+                for part in write.slices:
+                    for copy in [c for c in part.copies if self._is_on(c, node)]:
+                        part.copies.remove(copy)
+                        self.space.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
+                self._acknowledged(write)
+
+    def _is_on(self, copy: Copy, node: Node) -> bool:
+        segment = self.state.segments.get(copy.segment)
+        return segment is None or segment.node is node
+
+    def _acknowledged(self, write: Write) -> None:
+        write.awaiting -= 1
+        assert write.awaiting >= 0
+        if not write.awaiting:
+            self._complete(write)
+
+    def _complete(self, write: Write) -> None:
+        """Every holder has answered, or none is left: make the object readable, or give its extents back."""
+        pending, index = write.end, write.end_index
+        assert pending is not None
+        if self._exists(write.key):
+            result, copies = Result.EXISTS, 0
+        elif not all(part.copies for part in write.slices):
+            result, copies = Result.LOST, 0
+        else:
+            self._become_object(write)
+            result, copies = Result.OK, min(len(part.copies) for part in write.slices)
+        if result is not Result.OK:
+            for part in write.slices:
+                for copy in part.copies:
+                    self.space.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
+        self._close(write)
+        self._resolve(pending, index, result, copies)
+
+    def _become_object(self, write: Write) -> None:
+        for replaced in (self.state.objects.get(write.key), self.state.partial.get(write.key)):
+            if replaced is not None:
+                self.space.discard(replaced)
+        for part in write.slices:
+            for copy in part.copies:
+                self.space.settle(copy, part.length)
+        obj = Object(write.key, write.write_id, write.size, write.depth, write.slices, 0)
+        self.space.show(obj)
+        self.space.shelve(obj)
+
+    def _close(self, write: Write) -> None:
+        del self.state.writes[write.write_id]
+        left = self.state.writing[write.key] - 1
+        if left:
+            self.state.writing[write.key] = left
+        else:
+            del self.state.writing[write.key]
+        self.state.ended_keys.append(write.key)
+
+    def _resolve(self, pending: PendingEnd, index: int, result: Result, copies: int) -> None:
+        pending.results[index] = result
+        pending.copies[index] = copies
+        pending.remaining -= 1
+        if not pending.remaining:
+            self.calls.finish(pending.request_id, m.PutEnded([Result(r) for r in pending.results], pending.copies))
+
+    # ---- abort and expiry ------------------------------------------------------------------------
+
+    def abort(self, command: m.PutAbort) -> None:
+        if len(command.write_ids) > self.state.config.batch_max:
+            raise Invalid(
+                f"batch of {len(command.write_ids)} writes: the limit is {self.state.config.batch_max}, split it"
+            )
+        if not self.calls.begin(command.call, command.request_id):
+            return
+        results = [Result.OK if self._drop(write_id) else Result.UNKNOWN_WRITE for write_id in command.write_ids]
+        self.calls.finish(command.request_id, m.PutAborted(results))
+
+    def _expire(self, write_ids: Sequence[int]) -> None:
+        self.state.counters.expired_writes += sum(self._drop(write_id) for write_id in write_ids)
+
+    def _drop(self, write_id: int) -> bool:
+        """Give up an open write: its transfers may still be under way, so its extents rest for the engine's time-out."""
+        write = self._open_write(write_id)
+        if write is None:
+            return False
+        not_before = self.state.now + self.state.config.late_write_ms
+        for part in write.slices:
+            for copy in part.copies:
+                self.space.release(copy, part.length, write_id, not_before=not_before, recorded=False)
+        self._close(write)
+        return True
+
+
+def add_places(
+    places: m.Places, index_of: dict[int, int], slices: Sequence[Slice], copies: Sequence[Sequence[Copy]] | None
+) -> None:
+    """Append one key's slices; `copies` (one list a slice) replaces the slices' own."""
+    places.slice_counts.append(len(slices))
+    for number, part in enumerate(slices):
+        chosen = part.copies if copies is None else copies[number]
+        places.slice_lengths.append(part.length)
+        places.checksums.append(part.checksum)
+        places.copy_counts.append(len(chosen))
+        for copy in chosen:
+            index = index_of.get(copy.segment)
+            if index is None:
+                index = index_of[copy.segment] = len(places.segments)
+                places.segments.append(copy.segment)
+            places.copy_segments.append(index)
+            places.copy_offsets.append(copy.offset)

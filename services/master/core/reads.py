@@ -1,0 +1,233 @@
+"""Lookup, Match, Exists, Remove, Report, List, Status: what clients ask of objects that are there.
+
+Keeps invariants 1 (only readable objects are offered), 9 (no copy on a node that is not live) and 12 (bounded waits).
+Lookup prolongs life and gives a lease; Match and Exists do neither, so that a client that only probes cannot keep
+anything alive.
+"""
+
+from collections.abc import Sequence
+
+from services.master.core import messages as m
+from services.master.core.calls import Calls, Invalid
+from services.master.core.messages import Fault, Result
+from services.master.core.puts import add_places
+from services.master.core.space import Space
+from services.master.core.tables import Copy, Object, PendingRemove, State
+
+LIST_LIMIT_DEFAULT = 1_000
+LIST_LIMIT_MAX = 10_000
+
+
+class PendingMatch:
+    """A Match that waits for the write of the first key it missed."""
+
+    __slots__ = ("answered", "call", "deadline", "keys", "matched")
+
+    def __init__(self, call: int, keys: Sequence[bytes], matched: int, deadline: int) -> None:
+        self.call = call
+        self.keys = keys
+        self.matched = matched
+        self.deadline = deadline
+        self.answered = False
+
+
+class Reads:
+    def __init__(self, state: State, space: Space, calls: Calls) -> None:
+        self.state = state
+        self.space = space
+        self.calls = calls
+        self._matching: dict[bytes, list[PendingMatch]] = {}  # by the key waited for
+        self._waiting = 0
+
+    def lookup(self, command: m.Lookup) -> None:
+        self.calls.check_keys(command.keys)
+        state, places = self.state, m.Places()
+        results: list[Result] = []
+        sizes: list[int] = []
+        index_of: dict[int, int] = {}
+        found: list[Object] = []
+        plain = all(segment.live for segment in state.segments.values())
+        lease_until = state.now + state.config.lease_ms
+        for key in command.keys:
+            obj = state.objects.get(key)
+            if obj is None or not (plain or state.readable(obj)):
+                results.append(Result.MISS)
+                sizes.append(0)
+                places.slice_counts.append(0)
+                continue
+            results.append(Result.OK)
+            sizes.append(obj.size)
+            obj.lease_until = lease_until
+            add_places(places, index_of, obj.slices, self._offered(obj, command.host_id))
+            found.append(obj)
+            state.counters.hit_bytes += obj.size
+        for obj in reversed(found):  # a prompt's root comes first and is worth most: it is to be the most recently used
+            self.space.touch(obj)
+        state.counters.requested_keys += len(command.keys)
+        state.counters.hit_keys += len(found)
+        self.calls.reply(command.call, m.Found(results, sizes, places, state.config.lease_ms))
+
+    def _offered(self, obj: Object, host_id: str) -> list[Sequence[Copy]]:
+        """Per slice the copies on live nodes, the caller's host first."""
+        segments = self.state.segments
+        offered: list[Sequence[Copy]] = []
+        for part in obj.slices:
+            copies = part.copies
+            if len(copies) > 1 or not segments[copies[0].segment].live:
+                copies = [copy for copy in copies if copy.segment in segments and segments[copy.segment].live]
+                copies.sort(key=lambda copy: segments[copy.segment].node.host_id != host_id)
+            offered.append(copies)
+        return offered
+
+    # ---- match -----------------------------------------------------------------------------------
+
+    def match(self, command: m.Match) -> None:
+        self.calls.check_keys(command.keys)
+        matched = self._matched(command.keys, 0)
+        wait_ms = min(command.wait_ms, self.state.config.wait_ms_max)
+        pending = PendingMatch(command.call, command.keys, matched, self.state.now + wait_ms)
+        if not wait_ms or not self._wait_for_write(pending):
+            self.calls.reply(command.call, m.Matched(matched))
+            return
+        self.state.at(pending.deadline, lambda: self._answer_match(pending))
+
+    def _matched(self, keys: Sequence[bytes], start: int) -> int:
+        """How many leading keys are readable, given that the first `start` are."""
+        objects, readable = self.state.objects, self.state.readable
+        plain = all(segment.live for segment in self.state.segments.values())
+        for index in range(start, len(keys)):
+            obj = objects.get(keys[index])
+            if obj is None or not (plain or readable(obj)):
+                return index
+        return len(keys)
+
+    def _wait_for_write(self, pending: PendingMatch) -> bool:
+        """Whether the next key is being written and may be waited for."""
+        if pending.matched == len(pending.keys) or self._waiting >= self.state.config.waiting_max:
+            return False
+        key = pending.keys[pending.matched]
+        if key not in self.state.writing:
+            return False
+        self._matching.setdefault(key, []).append(pending)
+        self._waiting += 1
+        return True
+
+    def writes_ended(self) -> None:
+        """Writes of `State.ended_keys` ended in this step: go on with the matches that waited for them."""
+        keys, self.state.ended_keys = self.state.ended_keys, []
+        for key in keys:
+            for pending in self._matching.pop(key, ()):
+                self._waiting -= 1
+                if pending.answered:
+                    continue
+                pending.matched = self._matched(pending.keys, pending.matched)
+                if not self._wait_for_write(pending):
+                    self._answer_match(pending)
+
+    def _answer_match(self, pending: PendingMatch) -> None:
+        if pending.answered:
+            return
+        pending.answered = True
+        # What matched before the wait may have been evicted meanwhile.
+        self.calls.reply(pending.call, m.Matched(self._matched(pending.keys, 0)))
+
+    # ---- the rest --------------------------------------------------------------------------------
+
+    def exists(self, command: m.Exists) -> None:
+        self.calls.check_keys(command.keys)
+        found = [self.state.objects.get(key) for key in command.keys]
+        self.calls.reply(command.call, m.Existing([obj is not None and self.state.readable(obj) for obj in found]))
+
+    def remove(self, command: m.Remove) -> None:
+        self.calls.check_keys(command.keys)
+        if not self.calls.begin(command.call, command.request_id):
+            return
+        pending = PendingRemove(command.request_id)
+        for key in command.keys:
+            obj = self.state.objects.get(key)
+            pending.results.append(Result.MISS if obj is None else Result.OK)
+            for entry in self.space.discard(obj) if obj is not None else ():
+                if entry.segment.live:  # a suspect node is told when it is back; nobody waits for that
+                    entry.remove = pending
+                    pending.remaining += 1
+        self.calls.removed(pending)
+
+    def report(self, command: m.Report) -> None:
+        self.calls.check_keys(command.keys)
+        for name in ("slices", "segments", "offsets", "faults"):
+            self.calls.check_column(name, getattr(command, name), len(command.keys))
+        dropped = 0
+        columns = zip(command.keys, command.slices, command.segments, command.offsets, command.faults, strict=True)
+        for key, number, segment, offset, fault in columns:
+            if fault is Fault.UNREACHABLE:
+                self.state.counters.unreachable_reports += 1
+                continue
+            obj = self.state.objects.get(key)
+            if obj is None or number >= len(obj.slices):
+                continue
+            part = obj.slices[number]
+            if Copy(segment, offset) not in part.copies:
+                continue  # another object's by now, or dropped already
+            self.state.counters.corrupt_copies += 1
+            dropped += 1
+            self.space.drop_copy(obj, part, Copy(segment, offset))
+            if not part.copies:
+                self.state.counters.lost_objects += 1
+                self.space.discard(obj)
+        self.calls.reply(command.call, m.Reported(dropped))
+
+    def list(self, command: m.List) -> None:
+        if not 0 <= command.limit <= LIST_LIMIT_MAX:
+            raise Invalid(f"limit is {command.limit}: give 1 to {LIST_LIMIT_MAX}, or 0 for {LIST_LIMIT_DEFAULT}")
+        limit = command.limit or LIST_LIMIT_DEFAULT
+        start = max(command.prefix, command.after)
+        keys: list[bytes] = []
+        more = False
+        for key in self.state.names.irange(start, inclusive=(start != command.after or not start, True)):
+            if not key.startswith(command.prefix):
+                break
+            if len(keys) == limit:
+                more = True
+                break
+            keys.append(key)
+        objects = [self.state.objects[key] for key in keys]
+        self.calls.reply(
+            command.call, m.Listed(keys, [obj.size for obj in objects], [self._live_copies(o) for o in objects], more)
+        )
+
+    def _live_copies(self, obj: Object) -> int:
+        segments = self.state.segments
+        return min(
+            sum(1 for copy in part.copies if copy.segment in segments and segments[copy.segment].live)
+            for part in obj.slices
+        )
+
+    def status(self, command: m.Status) -> None:
+        self.calls.reply(command.call, self.report_status())
+
+    def report_status(self) -> m.StatusReport:
+        state = self.state
+        nodes = [
+            m.NodeReport(
+                node.node_id,
+                node.host_id,
+                node.phase.value,
+                node.incarnation,
+                [
+                    m.SegmentReport(
+                        segment.number,
+                        segment.live_bytes,
+                        segment.reserved_bytes,
+                        segment.quarantined_bytes,
+                        segment.allocator.free_bytes,
+                        segment.allocator.largest_free_bytes,
+                        segment.copies,
+                    )
+                    for segment in node.segments
+                ],
+            )
+            for node in state.nodes.values()
+        ]
+        return m.StatusReport(
+            state.epoch, len(state.objects), state.object_bytes, len(state.writes), state.config.slice_bytes, nodes
+        )

@@ -1,0 +1,286 @@
+"""Extents: where slices are placed, when their space comes back, what is evicted to make room.
+
+Keeps invariants 3 (extents disjoint, bytes add up), 4 (copies on distinct nodes) and 7 (no reuse while a lease, a
+late write or the node's own record could still touch an extent).
+"""
+
+from collections.abc import Sequence
+
+from services.master.core.allocator import aligned
+from services.master.core.calls import Calls
+from services.master.core.messages import Forget
+from services.master.core.tables import Copy, Node, Object, Phase, Quarantined, Segment, Slice, State
+
+LEASED_SKIPPED_MAX = 64  # victims looked at in vain before eviction leaves a segment alone for this step
+
+
+class Space:
+    def __init__(self, state: State, calls: Calls) -> None:
+        self.state = state
+        self.calls = calls
+        self.pressed: dict[int, Segment] = {}  # segments to look at for eviction at the end of the step
+
+    # ---- placing ---------------------------------------------------------------------------------
+
+    def slice_lengths(self, size: int) -> list[int]:
+        limit = self.state.config.slice_bytes
+        full, rest = divmod(size, limit)
+        return [limit] * full + ([rest] if rest else [])
+
+    def could_ever_fit(self, size: int) -> bool:
+        """Whether one copy of an object of `size` bytes would fit into the live segments if they were empty."""
+        segments = self._live()
+        if not segments:
+            return True  # nobody knows yet
+        full, rest = divmod(size, self.state.config.slice_bytes)
+        slice_size = aligned(self.state.config.slice_bytes)
+        room = sum(segment.capacity // slice_size for segment in segments)
+        if not rest or room > full:
+            return room >= full
+        return room == full and any(segment.capacity % slice_size >= aligned(rest) for segment in segments)
+
+    def place(self, size: int, copies: int, host_id: str, *, degraded: bool) -> list[Slice] | None:
+        """Reserve extents for every slice, `copies` on distinct nodes (as many as there are nodes).
+
+        With `degraded` fewer copies are taken rather than none. None, and nothing reserved, when there is no room now.
+        """
+        lengths = self.slice_lengths(size)
+        # An object of many slices is spread over the nodes: reading it then uses all their bandwidth.
+        host_id = host_id if len(lengths) == 1 else ""
+        slices: list[Slice] = []
+        for length in lengths:
+            placed = self._place_slice(length, copies, host_id, degraded)
+            if not placed:
+                for done in slices:
+                    self._unreserve(done.copies, done.length)
+                return None
+            slices.append(Slice(length, 0, placed))
+        return slices
+
+    def _live(self) -> list[Segment]:
+        return [segment for segment in self.state.segments.values() if segment.live]
+
+    def _place_slice(self, length: int, copies: int, host_id: str, degraded: bool) -> list[Copy]:
+        segments = self._live()
+        wanted = min(copies, len({segment.node.node_id for segment in segments}))
+        size = aligned(length)
+        nodes: list[Node] = []
+        placed: list[Copy] = []
+
+        def rank(segment: Segment) -> tuple[bool, bool, bool, float, int]:
+            used = segment.live_bytes + segment.reserved_bytes + size
+            return (
+                used > self.state.config.high_watermark * segment.capacity,  # rather elsewhere than by eviction
+                any(node.host_id == segment.node.host_id for node in nodes),
+                bool(host_id) and not nodes and segment.node.host_id != host_id,
+                used / segment.capacity,
+                segment.number,
+            )
+
+        while len(placed) < wanted:
+            for segment in sorted((s for s in segments if s.node not in nodes), key=rank):
+                offset = segment.allocator.allocate(length)
+                if offset is not None:
+                    break
+            else:
+                if degraded:
+                    break
+                self._unreserve(placed, length)
+                return []
+            segment.reserved_bytes += size
+            self.pressed[segment.number] = segment
+            nodes.append(segment.node)
+            placed.append(Copy(segment.number, offset))
+        assert len({self.state.segments[copy.segment].node.node_id for copy in placed}) == len(placed)
+        return placed
+
+    def _unreserve(self, copies: Sequence[Copy], length: int) -> None:
+        """Take back what nobody has been told of yet."""
+        for number, offset in copies:
+            segment = self.state.segments[number]
+            segment.reserved_bytes -= aligned(length)
+            segment.allocator.free(offset, length)
+
+    # ---- life of an extent -----------------------------------------------------------------------
+
+    def settle(self, copy: Copy, length: int) -> None:
+        """Reserved becomes live."""
+        segment = self.state.segments[copy.segment]
+        segment.reserved_bytes -= aligned(length)
+        segment.live_bytes += aligned(length)
+        segment.copies += 1
+
+    def unsettle(self, copy: Copy, length: int) -> None:
+        """Live becomes nobody's: `release` must follow at once."""
+        segment = self.state.segments[copy.segment]
+        segment.live_bytes -= aligned(length)
+        segment.reserved_bytes += aligned(length)
+        segment.copies -= 1
+
+    def release(self, copy: Copy, length: int, write_id: int, *, not_before: int, recorded: bool) -> Quarantined | None:
+        """A reserved extent's way back to the allocator; at once when nothing can touch it any more.
+
+        `recorded`: its node may hold it in its index, and has to forget it first.
+        """
+        segment = self.state.segments.get(copy.segment)
+        if segment is None or segment.gone:
+            return None
+        segment.reserved_bytes -= aligned(length)
+        assert segment.reserved_bytes >= 0, (segment.number, segment.reserved_bytes)
+        return self.quarantine(segment, copy.offset, length, write_id, not_before=not_before, recorded=recorded)
+
+    def quarantine(
+        self, segment: Segment, offset: int, length: int, write_id: int, *, not_before: int, recorded: bool
+    ) -> Quarantined | None:
+        """Keep an extent that is out of every other account until it is safe to reuse."""
+        if not recorded and not_before <= self.state.now:
+            segment.allocator.free(offset, length)
+            self.state.space_freed = True
+            return None
+        entry = Quarantined(segment, offset, length, write_id, not_before, recorded, not_before <= self.state.now)
+        assert offset not in segment.quarantine, (segment.number, offset)
+        segment.quarantine[offset] = entry
+        segment.quarantined_bytes += aligned(length)
+        if entry.soon:
+            segment.soon_bytes += aligned(length)
+        else:
+            self.state.at(not_before, lambda: self._try_free(entry))
+        if recorded:
+            segment.node.to_forget.append(entry)
+        return entry
+
+    def forgotten(self, entry: Quarantined) -> None:
+        """The node no longer holds the extent."""
+        entry.forgetting = False
+        self.settle_remove(entry)
+        self._try_free(entry)
+
+    def settle_remove(self, entry: Quarantined) -> None:
+        if entry.remove is not None:
+            self.calls.removed(entry.remove)
+            entry.remove = None
+
+    def _try_free(self, entry: Quarantined) -> None:
+        segment = entry.segment
+        if (
+            segment.gone
+            or segment.quarantine.get(entry.offset) is not entry
+            or entry.forgetting
+            or entry.not_before > self.state.now
+        ):
+            return
+        del segment.quarantine[entry.offset]
+        segment.quarantined_bytes -= aligned(entry.length)
+        if entry.soon:
+            segment.soon_bytes -= aligned(entry.length)
+        segment.allocator.free(entry.offset, entry.length)
+        self.state.space_freed = True
+
+    # ---- objects on segments ---------------------------------------------------------------------
+
+    def shelve(self, obj: Object) -> None:
+        """Make an object evictable wherever it has a copy, as the most recently used."""
+        for part in obj.slices:
+            for copy in part.copies:
+                self.state.segments[copy.segment].residents[obj] = None
+
+    def touch(self, obj: Object) -> None:
+        for part in obj.slices:
+            for copy in part.copies:
+                self.state.segments[copy.segment].residents.move_to_end(obj)
+
+    def show(self, obj: Object) -> None:
+        """From now on the object can be found."""
+        assert obj.key not in self.state.objects and all(part.copies for part in obj.slices)
+        self.state.objects[obj.key] = obj
+        self.state.names.add(obj.key)
+        self.state.object_bytes += obj.size
+
+    def discard(self, obj: Object) -> list[Quarantined]:
+        """Drop an object and all its copies. Its space returns when its leases have ended and its nodes have forgotten it."""
+        if self.state.objects.get(obj.key) is obj:
+            del self.state.objects[obj.key]
+            self.state.names.remove(obj.key)
+            self.state.object_bytes -= obj.size
+        elif self.state.partial.get(obj.key) is obj:
+            del self.state.partial[obj.key]
+        entries = []
+        for part in obj.slices:
+            for copy in list(part.copies):
+                entry = self.drop_copy(obj, part, copy)
+                if entry is not None:
+                    entries.append(entry)
+        return entries
+
+    def drop_copy(self, obj: Object, part: Slice, copy: Copy) -> Quarantined | None:
+        """Take one copy from an object; the caller sees to objects that lost their last."""
+        part.copies.remove(copy)
+        segment = self.state.segments.get(copy.segment)
+        if segment is None:
+            return None
+        self.unsettle(copy, part.length)
+        if not any(other.segment == copy.segment for each in obj.slices for other in each.copies):
+            del segment.residents[obj]
+        return self.release(copy, part.length, obj.write_id, not_before=obj.lease_until, recorded=True)
+
+    # ---- eviction --------------------------------------------------------------------------------
+
+    def evict_pressed(self) -> None:
+        """Bring segments above the watermark back to it, least recently used objects first; bounded work a step."""
+        budget = self.state.config.evictions_per_step_max
+        for segment in list(self.pressed.values()):
+            limit = int(self.state.config.high_watermark * segment.capacity)
+            excess = segment.live_bytes + segment.reserved_bytes - limit
+            if excess > 0 and segment.live:
+                budget -= self._evict(segment, excess, budget)
+            if budget <= 0:
+                self.state.at(self.state.now, lambda: None)  # the rest in the next step
+                return
+            del self.pressed[segment.number]
+
+    def make_room(self, size: int) -> None:
+        """For a put that waits: evict where what is free or on its way back would not hold it."""
+        segments = self._live()
+        for segment in segments:
+            need = aligned(max(self.slice_lengths(size))) + size // len(segments)
+            coming = segment.allocator.free_bytes + segment.soon_bytes
+            # Enough bytes but none on their way: they lie in pieces too small, so more has to go.
+            if coming < need or not segment.soon_bytes:
+                self._evict(segment, need, self.state.config.evictions_per_step_max)
+
+    def _evict(self, segment: Segment, wanted_bytes: int, budget: int) -> int:
+        """Evict about `wanted_bytes` of unleased objects; the number evicted."""
+        before = segment.live_bytes
+        victims: list[Object] = []
+        taken = skipped = 0
+        for obj in segment.residents:
+            if taken >= wanted_bytes or len(victims) >= budget or skipped >= LEASED_SKIPPED_MAX:
+                break
+            if obj.lease_until > self.state.now:
+                skipped += 1
+                continue
+            victims.append(obj)
+            taken += sum(
+                aligned(part.length) for part in obj.slices for copy in part.copies if copy.segment == segment.number
+            )
+        for obj in victims:
+            self.state.counters.evicted_objects += 1
+            self.state.counters.evicted_bytes += obj.size
+            self.discard(obj)
+        assert segment.live_bytes <= before
+        return len(victims)
+
+    # ---- messages to nodes -----------------------------------------------------------------------
+
+    def flush_forgets(self) -> None:
+        """One Forget a node and step. A node without a stream is told when it attaches again."""
+        for node in self.state.nodes.values():
+            if not node.to_forget or node.stream is None or node.phase is Phase.ATTACHING:
+                continue
+            batch = [entry for entry in node.to_forget if entry.forgetting and not entry.segment.gone]
+            node.to_forget = []
+            if batch:
+                command_id = self.state.number()
+                node.forgetting[command_id] = batch
+                extents = [(entry.segment.number, entry.offset, entry.write_id) for entry in batch]
+                self.state.effects.append(Forget(node.stream, command_id, extents))

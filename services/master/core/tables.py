@@ -1,0 +1,238 @@
+"""The core's data: configuration, nodes, segments, objects, writes, and the clock of the step. No decisions here.
+
+Objects are lean on purpose (slots, tuples, one list a slice): a master holds millions of them.
+"""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from sortedcontainers import SortedList
+
+from services.master.core.allocator import Allocator
+from services.master.core.messages import Effect, HeldCopy, SegmentInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Limits and times. Times are durations in ms on the master's monotonic clock."""
+
+    slice_bytes: int = 16 << 20
+    copies: int = 1
+    lease_ms: int = 10_000
+    high_watermark: float = 0.95  # share of a segment that live and reserved bytes may take before eviction begins
+    write_ttl_ms: int = 30_000  # a put that has not ended by then has failed
+    # After a write ended badly its transfers may still land: the engine's own time-out is 30 s plus 1 ns a byte, on both sides.
+    late_write_ms: int = 60_000
+    heartbeat_ms: int = 500
+    silence_ms: int = 2_000  # a node that says nothing for so long is suspect
+    lost_ms: int = 30_000  # a suspect node's copies are given up after so long
+    partial_ms: int = 60_000  # an adopted object whose other slices did not turn up is dropped after so long
+    wait_ms_max: int = 60_000
+    batch_max: int = 16_384
+    key_bytes_max: int = 1_024
+    copies_max: int = 16
+    slices_max: int = 65_536  # of one object
+    waiting_max: int = 1_024  # calls that wait for space or for a write
+    writes_max: int = 1 << 20
+    remembered_max: int = 1 << 18  # keys in the answers kept for retries
+    evictions_per_step_max: int = 512
+
+
+class Copy(NamedTuple):
+    segment: int
+    offset: int
+
+
+class Slice:
+    __slots__ = ("checksum", "copies", "length")
+
+    def __init__(self, length: int, checksum: int, copies: list[Copy]) -> None:
+        self.length = length
+        self.checksum = checksum  # xxh3-64; 0: none recorded
+        self.copies = copies
+
+
+class Object:
+    """Bytes under a key: readable when every slice has a copy on a live node."""
+
+    __slots__ = ("depth", "key", "lease_until", "size", "slices", "write_id")
+
+    def __init__(self, key: bytes, write_id: int, size: int, depth: int, slices: list[Slice], lease_until: int) -> None:
+        self.key = key
+        self.write_id = write_id
+        self.size = size
+        self.depth = depth
+        self.slices = slices
+        self.lease_until = lease_until
+
+
+class Write:
+    """A put between its start and its end: its extents are reserved, its bytes promise nothing."""
+
+    __slots__ = ("awaiting", "depth", "end", "end_index", "host_id", "key", "size", "slices", "write_id")
+
+    def __init__(self, write_id: int, key: bytes, size: int, depth: int, slices: list[Slice]) -> None:
+        self.write_id = write_id
+        self.key = key
+        self.size = size
+        self.depth = depth
+        self.slices = slices
+        self.end: PendingEnd | None = None  # set once the client has ended it: then nodes are recording it
+        self.end_index = 0
+        self.awaiting = 0  # records not acknowledged yet
+
+
+class PendingEnd:
+    """A PutEnd whose answer waits for the nodes."""
+
+    __slots__ = ("copies", "remaining", "request_id", "results")
+
+    def __init__(self, request_id: bytes, count: int) -> None:
+        self.request_id = request_id
+        self.results: list[int] = [0] * count
+        self.copies = [0] * count
+        self.remaining = count
+
+
+class PendingRemove:
+    """A Remove whose answer waits until the nodes have forgotten, so that no restart brings the keys back."""
+
+    __slots__ = ("remaining", "request_id", "results")
+
+    def __init__(self, request_id: bytes) -> None:
+        self.request_id = request_id
+        self.results: list[int] = []
+        self.remaining = 1  # one for the step itself
+
+
+class Quarantined:
+    """An extent nobody may reuse yet: not before a time, and not while its node still holds it."""
+
+    __slots__ = ("forgetting", "length", "not_before", "offset", "remove", "segment", "soon", "write_id")
+
+    def __init__(
+        self, segment: "Segment", offset: int, length: int, write_id: int, not_before: int, forgetting: bool, soon: bool
+    ) -> None:
+        self.segment = segment
+        self.offset = offset
+        self.length = length
+        self.write_id = write_id
+        self.not_before = not_before
+        self.forgetting = forgetting  # the node has not acknowledged forgetting it
+        self.soon = soon  # only the acknowledgement is missing
+        self.remove: PendingRemove | None = None
+
+
+class Segment:
+    """One pool: who holds which of its bytes. free + live + reserved + quarantined = capacity (invariant 3)."""
+
+    def __init__(self, number: int, node: "Node", info: SegmentInfo) -> None:
+        self.number = number
+        self.node = node
+        self.info = info
+        self.allocator = Allocator(info.capacity_bytes)
+        self.capacity = self.allocator.capacity
+        self.residents: OrderedDict[Object, None] = OrderedDict()  # least recently used first
+        self.quarantine: dict[int, Quarantined] = {}  # by offset
+        self.live = False  # copies may be read and placed here
+        self.fenced = False  # when adopted, its free space has to outwait writes of another master's time
+        self.gone = False  # given up: what is released here is nobody's any more
+        self.live_bytes = 0
+        self.reserved_bytes = 0
+        self.quarantined_bytes = 0
+        self.soon_bytes = 0  # quarantined bytes that only wait for an acknowledgement
+        self.copies = 0
+
+
+class Phase(Enum):
+    ATTACHING = "attaching"  # its inventory is on the way: nothing is placed or read there
+    LIVE = "attached"
+    SUSPECT = "suspect"  # silent, or its stream broke
+
+
+class Node:
+    def __init__(self, node_id: str, incarnation: int, host_id: str, stream: int, now: int) -> None:
+        self.node_id = node_id
+        self.incarnation = incarnation
+        self.host_id = host_id
+        self.stream: int | None = stream
+        self.phase = Phase.ATTACHING
+        self.heard_at = now
+        self.suspect_since = 0
+        self.segments: list[Segment] = []
+        self.inventory: list[HeldCopy] = []
+        self.recording: dict[int, list[Write]] = {}  # command id -> writes, not acknowledged
+        self.forgetting: dict[int, list[Quarantined]] = {}  # command id -> extents, not acknowledged
+        self.to_forget: list[Quarantined] = []  # goes out at the end of the step
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the metrics show of the core. Only ever grows."""
+
+    evicted_objects: int = 0
+    evicted_bytes: int = 0
+    expired_writes: int = 0
+    lost_objects: int = 0
+    lost_copies: int = 0
+    corrupt_copies: int = 0
+    unreachable_reports: int = 0
+    adopted_copies: int = 0
+    dropped_claims: int = 0
+    degraded_puts: int = 0
+    requested_keys: int = 0
+    hit_keys: int = 0
+    hit_bytes: int = 0
+    stale_messages: int = 0
+
+
+@dataclass(slots=True)
+class State:
+    """Everything the core knows. `now` is the time of the step that is running."""
+
+    config: Config
+    epoch: int
+    now: int = 0
+    objects: dict[bytes, Object] = field(default_factory=dict)
+    partial: dict[bytes, Object] = field(default_factory=dict)  # adopted, slices still missing
+    names: SortedList[bytes] = field(default_factory=SortedList)  # keys of `objects`
+    object_bytes: int = 0
+    nodes: dict[str, Node] = field(default_factory=dict)
+    streams: dict[int, Node] = field(default_factory=dict)
+    segments: dict[int, Segment] = field(default_factory=dict)
+    writes: dict[int, Write] = field(default_factory=dict)
+    writing: dict[bytes, int] = field(default_factory=dict)  # key -> writes in flight
+    effects: list[Effect] = field(default_factory=list)
+    counters: Counters = field(default_factory=Counters)
+    space_freed: bool = False  # during this step: waiting puts may go on
+    ended_keys: list[bytes] = field(
+        default_factory=list
+    )  # writes that ended during this step: waiting matches may go on
+    next_write_id: int = 0
+    next_number: int = 0
+    timers: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
+
+    def readable(self, obj: Object) -> bool:
+        """Whether every slice has a copy on a live node."""
+        segments = self.segments
+        for part in obj.slices:
+            for copy in part.copies:
+                segment = segments.get(copy.segment)
+                if segment is not None and segment.live:
+                    break
+            else:
+                return False
+        return True
+
+    def number(self) -> int:
+        """A number no other segment, command or timer of this reign has."""
+        self.next_number += 1
+        return self.next_number
+
+    def at(self, when: int, action: Callable[[], None]) -> None:
+        """Run `action` in the first step at or after `when`. It must look whether it is still wanted."""
+        heapq.heappush(self.timers, (when, self.number(), action))
