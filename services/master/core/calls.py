@@ -67,10 +67,14 @@ class Calls:
         if not remove.remaining:
             self.finish(remove.request_id, Removed([*remove.results]))
 
+    def check_batch(self, count: int) -> None:
+        limit = self.state.config.batch_max
+        if count > limit:
+            raise Invalid(f"batch of {count}: the limit is {limit}, split it")
+
     def check_keys(self, keys: Sequence[bytes]) -> None:
         config = self.state.config
-        if len(keys) > config.batch_max:
-            raise Invalid(f"batch of {len(keys)} keys: the limit is {config.batch_max}, split it")
+        self.check_batch(len(keys))
         for index, key in enumerate(keys):
             if not 0 < len(key) <= config.key_bytes_max:
                 raise Invalid(f"key {index} has {len(key)} bytes: give 1 to {config.key_bytes_max}")

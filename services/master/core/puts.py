@@ -175,10 +175,7 @@ class Puts:
         return write if write is not None and write.end is None else None
 
     def _check_end(self, command: m.PutEnd) -> None:
-        if len(command.write_ids) > self.state.config.batch_max:
-            raise Invalid(
-                f"batch of {len(command.write_ids)} writes: the limit is {self.state.config.batch_max}, split it"
-            )
+        self.calls.check_batch(len(command.write_ids))
         if len(set(command.write_ids)) != len(command.write_ids):
             raise Invalid("a write id stands twice in the batch")
         self.calls.check_column("slice_counts", command.slice_counts, len(command.write_ids))
@@ -289,15 +286,12 @@ class Puts:
         pending.copies[index] = copies
         pending.remaining -= 1
         if not pending.remaining:
-            self.calls.finish(pending.request_id, m.PutEnded([Result(r) for r in pending.results], pending.copies))
+            self.calls.finish(pending.request_id, m.PutEnded(pending.results, pending.copies))
 
     # ---- abort and expiry ------------------------------------------------------------------------
 
     def abort(self, command: m.PutAbort) -> None:
-        if len(command.write_ids) > self.state.config.batch_max:
-            raise Invalid(
-                f"batch of {len(command.write_ids)} writes: the limit is {self.state.config.batch_max}, split it"
-            )
+        self.calls.check_batch(len(command.write_ids))
         if not self.calls.begin(command.call, command.request_id):
             return
         results = [Result.OK if self._drop(write_id) else Result.UNKNOWN_WRITE for write_id in command.write_ids]
@@ -307,7 +301,7 @@ class Puts:
         self.state.counters.expired_writes += sum(self._drop(write_id) for write_id in write_ids)
 
     def _drop(self, write_id: int) -> bool:
-        """Give up an open write: its transfers may still be under way, so its extents rest for the engine's time-out."""
+        """Give up an open write: its transfers may still be under way, so its extents rest."""
         write = self._open_write(write_id)
         if write is None:
             return False

@@ -191,13 +191,14 @@ class Space:
 
     def show(self, obj: Object) -> None:
         """From now on the object can be found."""
-        assert obj.key not in self.state.objects and all(part.copies for part in obj.slices)
+        assert obj.key not in self.state.objects
+        assert all(part.copies for part in obj.slices)
         self.state.objects[obj.key] = obj
         self.state.names.add(obj.key)
         self.state.object_bytes += obj.size
 
     def discard(self, obj: Object) -> list[Quarantined]:
-        """Drop an object and all its copies. Its space returns when its leases have ended and its nodes have forgotten it."""
+        """Drop an object and all its copies. Its space returns once leases ended and nodes forgot it."""
         if self.state.objects.get(obj.key) is obj:
             del self.state.objects[obj.key]
             self.state.names.remove(obj.key)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from sortedcontainers import SortedList
 
 from services.master.core.allocator import Allocator
-from services.master.core.messages import Effect, HeldCopy, SegmentInfo
+from services.master.core.messages import Effect, HeldCopy, Result, SegmentInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Config:
     lease_ms: int = 10_000
     high_watermark: float = 0.95  # share of a segment that live and reserved bytes may take before eviction begins
     write_ttl_ms: int = 30_000  # a put that has not ended by then has failed
-    # After a write ended badly its transfers may still land: the engine's own time-out is 30 s plus 1 ns a byte, on both sides.
+    # Transfers of a write that ended badly may still land: the engine's own time-out is 30 s plus 1 ns a byte.
     late_write_ms: int = 60_000
     heartbeat_ms: int = 500
     silence_ms: int = 2_000  # a node that says nothing for so long is suspect
@@ -93,7 +93,7 @@ class PendingEnd:
 
     def __init__(self, request_id: bytes, count: int) -> None:
         self.request_id = request_id
-        self.results: list[int] = [0] * count
+        self.results = [Result.UNKNOWN_WRITE] * count
         self.copies = [0] * count
         self.remaining = count
 
@@ -105,7 +105,7 @@ class PendingRemove:
 
     def __init__(self, request_id: bytes) -> None:
         self.request_id = request_id
-        self.results: list[int] = []
+        self.results: list[Result] = []
         self.remaining = 1  # one for the step itself
 
 
