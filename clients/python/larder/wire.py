@@ -1,0 +1,35 @@
+"""Keys as a column, packed and unpacked. Used on both ends of every call that names keys."""
+
+from collections.abc import Sequence
+
+from larder.v1 import types_pb2
+
+
+class ColumnError(ValueError):
+    """The column's parts contradict each other."""
+
+
+def pack_keys(keys: Sequence[bytes]) -> types_pb2.Keys:
+    """Keys end to end; of one size (the usual case: hashes) without a length each."""
+    data = b"".join(keys)
+    width = len(keys[0]) if keys else 0
+    if width and len(data) == width * len(keys) and all(len(key) == width for key in keys):
+        return types_pb2.Keys(data=data, width=width)
+    return types_pb2.Keys(data=data, lengths=[len(key) for key in keys])
+
+
+def unpack_keys(column: types_pb2.Keys) -> list[bytes]:
+    """The keys, in order; ColumnError when lengths and data do not agree."""
+    data, width = column.data, column.width
+    if width:
+        if len(data) % width or column.lengths:
+            raise ColumnError(f"keys: {len(data)} bytes are no whole number of keys of {width} bytes")
+        return [data[start : start + width] for start in range(0, len(data), width)]
+    keys = []
+    start = 0
+    for length in column.lengths:
+        keys.append(data[start : start + length])
+        start += length
+    if start != len(data):
+        raise ColumnError(f"keys: lengths add up to {start} bytes, data has {len(data)}")
+    return keys
