@@ -1,0 +1,56 @@
+"""The `master` command: settings in, a serving master out, drained on SIGTERM."""
+
+import asyncio
+import gc
+import sys
+import time
+
+from larder.v1 import master_pb2_grpc, node_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from services.common.ops import Ops
+from services.common.rpc import RpcServer
+from services.common.service import announce, run
+from services.common.settings import load
+from services.master.config import MasterSettings
+from services.master.core.master import Master
+from services.master.core.tables import Config
+from services.master.driver import Driver, monotonic_ms
+from services.master.metrics import CoreCollector
+from services.master.rpc import SERVICES, MasterService, NodeRegistry
+
+DRAIN_S = 3.0
+
+
+def main() -> None:
+    settings = load(MasterSettings, prog="master")
+    # Millions of small live objects and hardly any cycles: full collections would only stop the loop for seconds.
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 1_000_000)
+    sys.exit(run(lambda stop: serve(settings, stop), prog="master", log_level=settings.log_level))
+
+
+async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
+    config = Config(
+        slice_bytes=settings.slice_bytes,
+        copies=settings.copies,
+        lease_ms=settings.lease_ms,
+        high_watermark=settings.high_watermark,
+    )
+    # The wall clock grows from one start to the next; where it was set back, a node that obeyed a later epoch says so.
+    driver = Driver(Master(config, epoch=int(time.time()), now=monotonic_ms()))
+    registry = CollectorRegistry()
+    registry.register(CoreCollector(driver.core))
+    rpc = RpcServer(settings.host, settings.port, "master", registry)
+    master_pb2_grpc.add_MasterServicer_to_server(MasterService(driver), rpc.server)
+    node_pb2_grpc.add_NodeRegistryServicer_to_server(NodeRegistry(driver), rpc.server)
+    ops = Ops(settings.host, settings.metrics_port, registry, ready=lambda: not stop.is_set())
+    port = await rpc.start(SERVICES)
+    try:
+        metrics_port = await ops.start()
+        announce(f"master ready: grpc {settings.host}:{port}, metrics http://{settings.host}:{metrics_port}/metrics")
+        await stop.wait()
+    finally:
+        await rpc.close(DRAIN_S)
+        await ops.close()
+        driver.close()

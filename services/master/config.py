@@ -1,0 +1,23 @@
+"""What the `master` command can be told."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from services.common.settings import Port, ServiceSettings, Size
+
+
+class MasterSettings(ServiceSettings):
+    """Decides where every object's copies lie. Moves no bytes itself."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Port = Field(50001, description="gRPC port; 0 takes a free one")
+    metrics_port: Port = Field(9101, description="HTTP port of /health, /ready and /metrics; 0 takes a free one")
+    lease_ms: Annotated[int, Field(ge=100, le=600_000)] = Field(10_000, description="how long a lookup's places hold")
+    high_watermark: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.95, description="share of a pool that may be used before eviction begins"
+    )
+    copies: Annotated[int, Field(ge=1, le=16)] = Field(1, description="copies of an object when the put does not say")
+    slice_bytes: Size = Field(
+        Size(16 << 20), description="largest contiguous part of an object; larger ones are striped"
+    )

@@ -1,0 +1,93 @@
+"""Carries the core's effects out and brings outcomes back: the only place where the core meets the loop and the clock.
+
+No decision is taken here. Every call waits for one reply; every stream has a bounded queue, and a node that does not
+drain it is cut off (invariant 12).
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable
+
+from services.master.core import messages as m
+from services.master.core.master import Master
+
+logger = logging.getLogger(__name__)
+
+STREAM_QUEUE_MAX = 10_000  # commands to one node; each stands for a whole batch
+
+ToNode = m.Welcome | m.Record | m.Forget | m.Farewell | m.Close
+
+
+def monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+class Driver:
+    """Owns the core. All methods belong to the event loop's thread."""
+
+    def __init__(self, core: Master, clock_ms: Callable[[], int] = monotonic_ms) -> None:
+        self.core = core
+        self._clock_ms = clock_ms
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[m.Answer]] = {}
+        self._streams: dict[int, asyncio.Queue[ToNode]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: int | None = None
+
+    async def call(self, command: Callable[[int], m.ClientCommand]) -> m.Answer:
+        """The core's answer; `command` is made with the number of this call."""
+        number = next(self._numbers)
+        future: asyncio.Future[m.Answer] = asyncio.get_running_loop().create_future()
+        self._calls[number] = future
+        try:
+            self.step(command(number))
+            return await future
+        finally:
+            del self._calls[number]
+
+    def open_stream(self) -> tuple[int, asyncio.Queue[ToNode]]:
+        number = next(self._numbers)
+        queue = self._streams[number] = asyncio.Queue(STREAM_QUEUE_MAX)
+        return number, queue
+
+    def close_stream(self, number: int) -> None:
+        del self._streams[number]
+        self.step(m.Broken(number))
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def step(self, command: m.Command) -> None:
+        for effect in self.core.step(self._clock_ms(), command):
+            if isinstance(effect, m.Reply):
+                future = self._calls.get(effect.call)
+                if future is not None and not future.done():
+                    future.set_result(effect.answer)
+                continue
+            queue = self._streams.get(effect.stream)
+            if queue is None:
+                continue  # the stream ended during this step; the core hears of it next
+            if queue.full():
+                logger.error("a node does not take its commands: its stream is closed")
+                queue.get_nowait()
+                effect = m.Close(effect.stream, "commands were not taken")
+            queue.put_nowait(effect)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        when = self.core.next_deadline_ms()
+        if when == self._timer_at and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = None, when
+        if when is not None:
+            delay_ms = max(when - self._clock_ms(), 0)
+            self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.step(m.Tick())

@@ -1,0 +1,145 @@
+"""The gRPC face: requests to commands, answers to replies, refusals to statuses. Decides nothing."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn
+
+import grpc
+from larder.v1 import master_pb2 as pb
+from larder.v1 import master_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
+from larder.wire import pack_keys, unpack_keys
+
+from services.common.version import VERSION
+from services.master import wire
+from services.master.core import messages as m
+from services.master.driver import Driver, ToNode
+
+logger = logging.getLogger(__name__)
+
+SERVICES = ("larder.v1.Master", "larder.v1.NodeRegistry")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class MasterService(master_pb2_grpc.MasterServicer):
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    async def PutStart(self, request: pb.PutStartRequest, context: Context) -> pb.PutStartReply:
+        answer: m.PutStarted = await self._ask(lambda call: wire.put_start(call, request), context)
+        return pb.PutStartReply(
+            results=wire.results(answer.results),
+            write_ids=answer.write_ids,
+            places=wire.places_message(answer.places, self._segment),
+            write_ttl_ms=answer.write_ttl_ms,
+        )
+
+    async def PutEnd(self, request: pb.PutEndRequest, context: Context) -> pb.PutEndReply:
+        answer: m.PutEnded = await self._ask(lambda call: wire.put_end(call, request), context)
+        return pb.PutEndReply(results=wire.results(answer.results), copies=answer.copies)
+
+    async def PutAbort(self, request: pb.PutAbortRequest, context: Context) -> pb.PutAbortReply:
+        answer: m.PutAborted = await self._ask(
+            lambda call: m.PutAbort(call, request.request_id, list(request.write_ids)), context
+        )
+        return pb.PutAbortReply(results=wire.results(answer.results))
+
+    async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
+        answer: m.Found = await self._ask(
+            lambda call: m.Lookup(call, unpack_keys(request.keys), request.host_id), context
+        )
+        return pb.LookupReply(
+            results=wire.results(answer.results),
+            sizes=answer.sizes,
+            places=wire.places_message(answer.places, self._segment),
+            lease_ms=answer.lease_ms,
+        )
+
+    async def Match(self, request: pb.MatchRequest, context: Context) -> pb.MatchReply:
+        answer: m.Matched = await self._ask(
+            lambda call: m.Match(call, unpack_keys(request.keys), request.wait_ms), context
+        )
+        return pb.MatchReply(matched=answer.matched)
+
+    async def Exists(self, request: pb.ExistsRequest, context: Context) -> pb.ExistsReply:
+        answer: m.Existing = await self._ask(lambda call: m.Exists(call, unpack_keys(request.keys)), context)
+        return pb.ExistsReply(exists=answer.exists)
+
+    async def Remove(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
+        answer: m.Removed = await self._ask(
+            lambda call: m.Remove(call, request.request_id, unpack_keys(request.keys)), context
+        )
+        return pb.RemoveReply(results=wire.results(answer.results))
+
+    async def Report(self, request: pb.ReportRequest, context: Context) -> pb.ReportReply:
+        answer: m.Reported = await self._ask(lambda call: wire.report(call, request), context)
+        return pb.ReportReply(dropped=answer.dropped)
+
+    async def List(self, request: pb.ListRequest, context: Context) -> pb.ListReply:
+        answer: m.Listed = await self._ask(
+            lambda call: m.List(call, request.prefix, request.after, request.limit), context
+        )
+        return pb.ListReply(keys=pack_keys(answer.keys), sizes=answer.sizes, copies=answer.copies, more=answer.more)
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
+        answer: m.StatusReport = await self._ask(m.Status, context)
+        return wire.status_message(answer, VERSION, self._segment)
+
+    def _segment(self, number: int) -> types_pb2.Segment:
+        segment = self._driver.core.state.segments[number]
+        return wire.segment_message(number, segment.node.node_id, segment.node.host_id, segment.info)
+
+    async def _ask(self, command: Callable[[int], m.ClientCommand], context: Context) -> Any:
+        try:
+            answer = await self._driver.call(command)
+        except ValueError as error:  # columns that contradict each other: the core never saw them
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if isinstance(answer, m.Rejected):
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED if answer.overloaded else grpc.StatusCode.INVALID_ARGUMENT
+            await _abort(context, code, answer.reason)
+        return answer
+
+
+class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    async def Attach(
+        self, requests: AsyncIterator[node_pb2.NodeMessage], context: Context
+    ) -> AsyncIterator[node_pb2.MasterMessage]:
+        """One node's stream, until either side ends it."""
+        stream, queue = self._driver.open_stream()
+        reader = asyncio.create_task(self._read(stream, queue, requests))
+        try:
+            while True:
+                effect = await queue.get()
+                core = self._driver.core
+                yield wire.to_node(effect, core.state.epoch, core.state.config.heartbeat_ms)
+                if isinstance(effect, m.Close | m.Farewell):
+                    logger.info("stream of %s ends: %s", context.peer(), getattr(effect, "reason", "it left"))
+                    return
+        finally:
+            reader.cancel()
+            self._driver.close_stream(stream)
+
+    async def _read(
+        self, stream: int, queue: asyncio.Queue[ToNode], requests: AsyncIterator[node_pb2.NodeMessage]
+    ) -> None:
+        reason = "the node ended its stream"
+        try:
+            async for message in requests:
+                command = wire.node_command(stream, message)
+                if isinstance(command, m.Hello):
+                    logger.info("node %s (incarnation %d) attaches", command.node_id, command.incarnation)
+                self._driver.step(command)
+        except ValueError as error:
+            reason = f"bad message: {error}"
+        except grpc.aio.UsageError:
+            pass  # the call is over: the writer's end sees to it
+        if not queue.full():
+            queue.put_nowait(m.Close(stream, reason))
+
+
+async def _abort(context: Context, code: grpc.StatusCode, reason: str) -> NoReturn:
+    await context.abort(code, reason)
+    raise AssertionError("abort does not return")

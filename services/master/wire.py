@@ -1,0 +1,202 @@
+"""Between the core's values and protobuf. Columns in, columns out; nothing is decided here."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from larder.v1 import master_pb2 as pb
+from larder.v1 import node_pb2, types_pb2
+from larder.wire import pack_keys, unpack_keys
+
+from services.master.core import messages as m
+
+SegmentOf = Callable[[int], types_pb2.Segment]
+
+
+def results(column: list[m.Result]) -> Any:
+    """The core's results as the wire's: the numbers are the same, the types are not."""
+    return column
+
+
+def segment_info(segment: types_pb2.Segment) -> m.SegmentInfo:
+    return m.SegmentInfo(
+        capacity_bytes=segment.capacity_bytes,
+        shm_path=segment.shm_path,
+        shm_token=segment.shm_token,
+        shm_data_offset=segment.shm_data_offset,
+        engine_endpoint=segment.engine_endpoint,
+        engine_base=segment.engine_base,
+        engine_protocol=segment.engine_protocol,
+    )
+
+
+def segment_message(number: int, node_id: str, host_id: str, info: m.SegmentInfo) -> types_pb2.Segment:
+    return types_pb2.Segment(
+        id=number,
+        node_id=node_id,
+        host_id=host_id,
+        capacity_bytes=info.capacity_bytes,
+        shm_path=info.shm_path,
+        shm_token=info.shm_token,
+        shm_data_offset=info.shm_data_offset,
+        engine_endpoint=info.engine_endpoint,
+        engine_base=info.engine_base,
+        engine_protocol=info.engine_protocol,
+    )
+
+
+def places_message(places: m.Places, segment_of: SegmentOf) -> types_pb2.Places:
+    return types_pb2.Places(
+        segments=[segment_of(number) for number in places.segments],
+        slice_counts=places.slice_counts,
+        slice_lengths=places.slice_lengths,
+        checksums=places.checksums,
+        copy_counts=places.copy_counts,
+        copy_segments=places.copy_segments,
+        copy_offsets=places.copy_offsets,
+    )
+
+
+# ---- calls ---------------------------------------------------------------------------------------
+
+
+def put_start(call: int, request: pb.PutStartRequest) -> m.PutStart:
+    return m.PutStart(
+        call,
+        request.request_id,
+        unpack_keys(request.keys),
+        list(request.sizes),
+        request.copies,
+        list(request.depths),
+        request.host_id,
+        request.wait_ms,
+    )
+
+
+def put_end(call: int, request: pb.PutEndRequest) -> m.PutEnd:
+    failed = zip(request.failed_writes, request.failed_slices, request.failed_copies, strict=True)
+    return m.PutEnd(
+        call,
+        request.request_id,
+        list(request.write_ids),
+        list(request.slice_counts),
+        list(request.checksums),
+        list(failed),
+    )
+
+
+def report(call: int, request: pb.ReportRequest) -> m.Report:
+    return m.Report(
+        call,
+        unpack_keys(request.keys),
+        list(request.slices),
+        list(request.segment_ids),
+        list(request.offsets),
+        [m.Fault(fault) for fault in request.faults],
+    )
+
+
+def status_message(answer: m.StatusReport, version: str, segment_of: SegmentOf) -> pb.StatusReply:
+    return pb.StatusReply(
+        version=version,
+        epoch=answer.epoch,
+        objects=answer.objects,
+        object_bytes=answer.object_bytes,
+        writes_in_flight=answer.writes_in_flight,
+        slice_bytes=answer.slice_bytes,
+        nodes=[
+            pb.NodeStatus(
+                node_id=node.node_id,
+                host_id=node.host_id,
+                state=node.state,
+                incarnation=node.incarnation,
+                segments=[
+                    pb.SegmentStatus(
+                        segment=segment_of(segment.segment),
+                        live_bytes=segment.live_bytes,
+                        reserved_bytes=segment.reserved_bytes,
+                        quarantined_bytes=segment.quarantined_bytes,
+                        free_bytes=segment.free_bytes,
+                        largest_free_bytes=segment.largest_free_bytes,
+                        copies=segment.copies,
+                    )
+                    for segment in node.segments
+                ],
+            )
+            for node in answer.nodes
+        ],
+    )
+
+
+# ---- the nodes' stream ---------------------------------------------------------------------------
+
+
+def held_copies(copies: node_pb2.Copies) -> list[m.HeldCopy]:
+    """ValueError where the columns are of different lengths."""
+    columns = (
+        unpack_keys(copies.keys),
+        copies.write_ids,
+        copies.object_sizes,
+        copies.slice_counts,
+        copies.slices,
+        copies.segment_ids,
+        copies.offsets,
+        copies.lengths,
+        copies.checksums,
+        copies.depths,
+    )
+    return [m.HeldCopy(*row) for row in zip(*columns, strict=True)]
+
+
+def copies_message(copies: Sequence[m.HeldCopy]) -> node_pb2.Copies:
+    return node_pb2.Copies(
+        keys=pack_keys([copy.key for copy in copies]),
+        write_ids=[copy.write_id for copy in copies],
+        object_sizes=[copy.object_size for copy in copies],
+        slice_counts=[copy.slice_count for copy in copies],
+        slices=[copy.slice_index for copy in copies],
+        segment_ids=[copy.segment for copy in copies],
+        offsets=[copy.offset for copy in copies],
+        lengths=[copy.length for copy in copies],
+        checksums=[copy.checksum for copy in copies],
+        depths=[copy.depth for copy in copies],
+    )
+
+
+def node_command(stream: int, message: node_pb2.NodeMessage) -> m.NodeCommand:
+    """ValueError for a message that says nothing, or whose columns contradict each other."""
+    kind = message.WhichOneof("message")
+    if kind == "hello":
+        hello = message.hello
+        segments = [segment_info(segment) for segment in hello.segments]
+        return m.Hello(stream, hello.node_id, hello.incarnation, hello.epoch, hello.host_id, segments)
+    if kind == "inventory":
+        return m.Inventory(stream, held_copies(message.inventory))
+    if kind == "inventory_end":
+        return m.InventoryEnd(stream)
+    if kind == "heartbeat":
+        return m.Heartbeat(stream)
+    if kind == "ack":
+        return m.Ack(stream, message.ack.epoch, list(message.ack.command_ids))
+    if kind == "leave":
+        return m.Leave(stream)
+    raise ValueError("the message is of no kind this master knows")
+
+
+def to_node(effect: m.Effect, epoch: int, heartbeat_ms: int) -> node_pb2.MasterMessage:
+    if isinstance(effect, m.Welcome):
+        welcome = node_pb2.Welcome(segment_ids=effect.segments, heartbeat_ms=heartbeat_ms)
+        return node_pb2.MasterMessage(epoch=epoch, welcome=welcome)
+    if isinstance(effect, m.Record):
+        record = node_pb2.Record(command_id=effect.command_id, copies=copies_message(effect.copies))
+        return node_pb2.MasterMessage(epoch=epoch, record=record)
+    if isinstance(effect, m.Forget):
+        segments, offsets, write_ids = zip(*effect.extents, strict=True)
+        forget = node_pb2.Forget(
+            command_id=effect.command_id, segment_ids=segments, offsets=offsets, write_ids=write_ids
+        )
+        return node_pb2.MasterMessage(epoch=epoch, forget=forget)
+    if isinstance(effect, m.Farewell):
+        return node_pb2.MasterMessage(epoch=epoch, farewell=node_pb2.Farewell())
+    if not isinstance(effect, m.Close):
+        raise TypeError(f"{type(effect).__name__} is not for nodes")
+    return node_pb2.MasterMessage(epoch=epoch, refuse=node_pb2.Refuse(reason=effect.reason))
