@@ -105,7 +105,7 @@ def load(settings_type: type[T], *, prog: str, argv: Sequence[str] | None = None
         try:
             return settings_type(**values)
         except ValidationError as error:
-            loader.problems += [loader.describe(problem) for problem in error.errors(include_url=False)]
+            loader.problems += loader.describe(error)
     print("\n".join(f"{prog}: {problem}" for problem in loader.problems), file=sys.stderr)
     raise SystemExit(2)
 
@@ -143,8 +143,17 @@ class _Loader:
         self.origins |= {name: f"--{_kebab(name)}" for name in flags}
         return values
 
-    def describe(self, problem: Mapping[str, Any]) -> str:
-        """One line for one of pydantic's complaints."""
+    def describe(self, error: ValidationError) -> list[str]:
+        """One line for each of pydantic's complaints; that a list lacks the items it lost is none."""
+        problems = error.errors(include_url=False)
+        with_bad_items = {problem["loc"][0] for problem in problems if len(problem["loc"]) > 1}
+        return [
+            self._describe(problem)
+            for problem in problems
+            if len(problem["loc"]) != 1 or problem["loc"][0] not in with_bad_items
+        ]
+
+    def _describe(self, problem: Mapping[str, Any]) -> str:
         name = str(problem["loc"][0]) if problem["loc"] else ""
         flag, variable = f"--{_kebab(name)}", f"{self.env_prefix}{name.upper()}"
         if problem["type"] == "missing":

@@ -7,9 +7,13 @@ do not fit together is refused whole (WireError), never half understood.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from larder.v1.node_pb2 import Copies, Forget
-from larder.v1.types_pb2 import Keys
+from larder.host import host_id
+from larder.pool_file import HEADER_BYTES, PoolHeader
+from larder.v1.node_pb2 import Copies, Forget, Hello
+from larder.v1.types_pb2 import Segment
+from larder.wire import ColumnError, pack_keys, unpack_keys
 
+from services.common.version import VERSION
 from services.storage_node.core.index import Copy, Place, SegmentNumber
 
 
@@ -36,8 +40,39 @@ class Numbers:
             raise WireError(f"segment {segment_id} was not given to this node, which has {list(self.ids)}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Reachable:
+    """How the transfer engine's clients reach the pool; all empty where there is no engine."""
+
+    endpoint: str = ""
+    base: int = 0
+    protocol: str = ""
+
+
+def hello_to_wire(node_id: str, pool_path: str, header: PoolHeader, engine: Reachable) -> Hello:
+    """The first message of every attachment, with one segment; its epoch is set when it is sent."""
+    segment = Segment(
+        id=0,
+        node_id=node_id,
+        host_id=host_id(),
+        capacity_bytes=header.capacity_bytes,
+        shm_path=pool_path,
+        shm_token=header.token,
+        shm_data_offset=HEADER_BYTES,
+        engine_endpoint=engine.endpoint,
+        engine_base=engine.base,
+        engine_protocol=engine.protocol,
+    )
+    return Hello(
+        version=VERSION, node_id=node_id, incarnation=header.incarnation, host_id=host_id(), segments=[segment]
+    )
+
+
 def copies_from_wire(message: Copies, numbers: Numbers) -> list[Copy]:
-    keys = keys_from_wire(message.keys)
+    try:
+        keys = unpack_keys(message.keys)
+    except ColumnError as error:
+        raise WireError(str(error)) from error
     columns = (
         message.write_ids, message.object_sizes, message.slice_counts, message.slices, message.segment_ids,
         message.offsets, message.lengths, message.checksums, message.depths,
@@ -55,7 +90,7 @@ def copies_from_wire(message: Copies, numbers: Numbers) -> list[Copy]:
 
 def copies_to_wire(copies: Sequence[Copy], numbers: Numbers) -> Copies:
     return Copies(
-        keys=keys_to_wire([copy.key for copy in copies]),
+        keys=pack_keys([copy.key for copy in copies]),
         write_ids=[copy.write_id for copy in copies],
         object_sizes=[copy.object_size for copy in copies],
         slice_counts=[copy.slice_count for copy in copies],
@@ -76,27 +111,3 @@ def places_from_wire(message: Forget, numbers: Numbers) -> list[Place]:
         Place(numbers.own(segment), offset, write_id)
         for segment, offset, write_id in zip(message.segment_ids, message.offsets, message.write_ids, strict=True)
     ]
-
-
-def keys_to_wire(keys: Sequence[bytes]) -> Keys:
-    lengths = [len(key) for key in keys]
-    data = b"".join(keys)
-    if lengths and min(lengths) == max(lengths):
-        return Keys(data=data, width=lengths[0])
-    return Keys(data=data, lengths=lengths)
-
-
-def keys_from_wire(message: Keys) -> list[bytes]:
-    data = message.data
-    if message.width:
-        if len(data) % message.width or message.lengths:
-            raise WireError(f"{len(data)} bytes of keys are not whole keys of {message.width} bytes")
-        return [data[start : start + message.width] for start in range(0, len(data), message.width)]
-    if sum(message.lengths) != len(data):
-        raise WireError(f"keys of {sum(message.lengths)} bytes come with {len(data)} bytes")
-    keys = []
-    start = 0
-    for length in message.lengths:
-        keys.append(data[start : start + length])
-        start += length
-    return keys

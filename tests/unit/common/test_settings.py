@@ -17,6 +17,7 @@ class Settings(ServiceSettings):
     dram: Size = Field(description="bytes of memory")
     port: Port = 50001
     peers: HostPorts = ()
+    masters: HostPorts = Field(("m:1",), min_length=1)
     spill: bool = False
     api_key: SecretStr | None = None
 
@@ -160,6 +161,14 @@ def test_a_bad_value_names_its_origin_and_each_has_a_line(
     assert any(line.startswith("LARDER_TEST_STORE_PORT 65536: Input should be less than") for line in lines)
     assert any(line.startswith(f"spill in {config} perhaps: Input should be a valid boolean") for line in lines)
     assert "ENDPOINTS b: 'b' is not HOST:PORT" in lines
+
+
+def test_each_bad_item_of_a_list_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, "--dram", "1GB", "--masters", "a", "b:0") == [
+        "--masters a: 'a' is not HOST:PORT",
+        "--masters b:0: 'b:0' is not HOST:PORT",
+    ]
+    assert refusal(capsys, "--dram", "1GB", "--masters", "")[0].startswith("--masters []: Tuple should have at least 1")
 
 
 def test_a_missing_setting_says_every_way_to_give_it(capsys: pytest.CaptureFixture[str]) -> None:

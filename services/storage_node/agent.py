@@ -1,0 +1,196 @@
+"""The node's side of its attachment to a master: hello, inventory, obey, beat, leave.
+
+The index decides what counts; this module carries it. One stream at a time, its commands strictly in order. When a
+stream ends, for whatever reason, the agent tries the next address until it is told to stop: a node outlives its masters
+(invariant 2), and answers each welcome with its whole inventory (8). Every wait has a deadline: a master that does not
+answer or does not read is given up, a silent connection is found out by keepalive.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from larder.v1.node_pb2 import Ack, Heartbeat, Hello, InventoryEnd, Leave, MasterMessage, NodeMessage
+
+from services.storage_node.core.index import Answer, Index, Outcome
+from services.storage_node.metrics import Metrics
+from services.storage_node.stream import MasterStream, StreamError, open_stream
+from services.storage_node.wire import Numbers, WireError, copies_from_wire, copies_to_wire, places_from_wire
+
+logger = logging.getLogger(__name__)
+
+INVENTORY_CHUNK_COPIES: Final = 10_000
+_ACKS_WAITING_MAX: Final = 4096
+_HEARTBEAT_MS_MAX: Final = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the agent waits, in seconds."""
+
+    answer_s: float = 5.0  # for the master to answer the hello, and to take a message
+    farewell_s: float = 5.0
+    retry_s_min: float = 0.1  # between attempts: doubled up to the maximum, each time with jitter
+    retry_s_max: float = 2.0
+
+
+class Agent:
+    """Keeps this node attached to one of `masters` (HOST:PORT each)."""
+
+    def __init__(
+        self, masters: Sequence[str], hello: Hello, index: Index, metrics: Metrics, patience: Patience | None = None
+    ) -> None:
+        self._masters = masters
+        self._hello = hello
+        self._index = index
+        self._metrics = metrics
+        self._patience = patience or Patience()
+        self._last_trouble = ""
+        self.attached = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Attaches, again and again, until `stop` is set; then leaves and returns."""
+        patience = self._patience
+        retry_s = patience.retry_s_min
+        attempt = 0
+        while not stop.is_set():
+            begun = asyncio.get_running_loop().time()
+            await self._try(self._masters[attempt % len(self._masters)], stop)
+            attempt += 1
+            lasted_s = asyncio.get_running_loop().time() - begun
+            retry_s = patience.retry_s_min if lasted_s > 2 * retry_s else min(2 * retry_s, patience.retry_s_max)
+            try:
+                pause_s = retry_s * random.uniform(0.5, 1.0)  # noqa: S311  (spreads nodes, hides nothing)
+                await asyncio.wait_for(stop.wait(), pause_s)
+            except TimeoutError:
+                continue
+
+    async def _try(self, address: str, stop: asyncio.Event) -> None:
+        """One attempt, and the whole attachment where it succeeds."""
+        try:
+            async with open_stream(address, self._patience.answer_s) as stream:
+                attachment = await self._attach(stream)
+                self._metrics.attaches.labels("attached").inc()
+                self._set_attached(True)
+                self._last_trouble = ""
+                logger.info("attached to the master at %s, epoch %d", address, self._index.epoch)
+                await attachment.serve(stop)
+                logger.info("left the master at %s", address)
+        except* (StreamError, WireError) as group:
+            if not self.attached.is_set():
+                self._metrics.attaches.labels("failed").inc()
+            what = "lost" if self.attached.is_set() else "cannot attach to"
+            trouble = f"{what} the master at {address}: {'; '.join(map(str, group.exceptions))}"
+            logger.log(logging.DEBUG if trouble == self._last_trouble else logging.WARNING, "%s", trouble)
+            self._last_trouble = trouble
+        finally:
+            self._set_attached(False)
+
+    async def _attach(self, stream: MasterStream) -> "_Attachment":
+        """Hello, welcome, inventory."""
+        hello = Hello()
+        hello.CopyFrom(self._hello)
+        hello.epoch = self._index.epoch
+        await stream.send(NodeMessage(hello=hello))
+        try:
+            async with asyncio.timeout(self._patience.answer_s):
+                message = await stream.receive()
+        except TimeoutError:
+            raise StreamError(f"it did not answer in {self._patience.answer_s:g} s") from None
+        kind = message.WhichOneof("message")
+        if kind != "welcome":
+            raise StreamError(f"refused: {message.refuse.reason}" if kind == "refuse" else f"{kind} before a welcome")
+        answer = self._index.obey(message.epoch)
+        if answer.outcome is not Outcome.DONE:
+            self._metrics.commands.labels(kind, answer.outcome.value).inc()
+            raise StreamError(answer.reason)
+        attachment = _Attachment(stream, self._index, self._metrics, self._patience, message)
+        for chunk in self._index.inventory(INVENTORY_CHUNK_COPIES):
+            await stream.send(NodeMessage(inventory=copies_to_wire(chunk, attachment.numbers)))
+        await stream.send(NodeMessage(inventory_end=InventoryEnd()))
+        return attachment
+
+    def _set_attached(self, attached: bool) -> None:
+        self._metrics.is_attached = attached
+        if attached:
+            self.attached.set()
+        else:
+            self.attached.clear()
+
+
+class _Attachment:
+    """What a welcome began, to its end: the master's segment ids hold as long as the stream."""
+
+    def __init__(
+        self, stream: MasterStream, index: Index, metrics: Metrics, patience: Patience, welcome: MasterMessage
+    ) -> None:
+        heartbeat_ms = welcome.welcome.heartbeat_ms
+        if not 0 < heartbeat_ms <= _HEARTBEAT_MS_MAX:
+            raise WireError(f"a heartbeat every {heartbeat_ms} ms, possible is 1 to {_HEARTBEAT_MS_MAX}")
+        self.numbers = Numbers.welcomed(welcome.welcome.segment_ids, len(index.capacities_bytes))
+        self._heartbeat_s = heartbeat_ms / 1000
+        self._stream = stream
+        self._index = index
+        self._metrics = metrics
+        self._patience = patience
+        self._acks: asyncio.Queue[int] = asyncio.Queue(_ACKS_WAITING_MAX)
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Returns at the master's farewell, which answers the leave that follows `stop`."""
+        async with asyncio.TaskGroup() as group:
+            helpers = [group.create_task(work) for work in (self._beat(), self._ack(), self._leave(stop))]
+            await self._obey(stop)
+            for helper in helpers:
+                helper.cancel()
+
+    async def _obey(self, stop: asyncio.Event) -> None:
+        while True:
+            message = await self._stream.receive()
+            kind = message.WhichOneof("message")
+            answer = self._index.obey(message.epoch)
+            if answer.outcome is not Outcome.DONE:
+                self._metrics.commands.labels(kind, answer.outcome.value).inc()
+                logger.warning("a %s was ignored: %s", kind, answer.reason)
+            elif kind == "record" or kind == "forget":
+                await self._carry_out(kind, message)
+            elif kind == "farewell" and stop.is_set():
+                return
+            else:
+                raise StreamError(f"refused: {message.refuse.reason}" if kind == "refuse" else f"a {kind} out of turn")
+
+    async def _carry_out(self, kind: str, message: MasterMessage) -> None:
+        command_id = message.record.command_id if kind == "record" else message.forget.command_id
+        try:
+            if kind == "record":
+                answer = self._index.record(message.epoch, copies_from_wire(message.record.copies, self.numbers))
+            else:
+                answer = self._index.forget(message.epoch, places_from_wire(message.forget, self.numbers))
+        except WireError as error:
+            answer = Answer(Outcome.REJECTED, str(error))
+        self._metrics.commands.labels(kind, answer.outcome.value).inc()
+        if answer.outcome is Outcome.DONE:
+            await self._acks.put(command_id)
+        else:
+            logger.error("%s %d was not done: %s", kind, command_id, answer.reason)
+
+    async def _ack(self) -> None:
+        """One message for all that were carried out while the one before was on its way."""
+        while True:
+            command_ids = [await self._acks.get()]
+            while not self._acks.empty():
+                command_ids.append(self._acks.get_nowait())
+            await self._stream.send(NodeMessage(ack=Ack(epoch=self._index.epoch, command_ids=command_ids)))
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            await self._stream.send(NodeMessage(heartbeat=Heartbeat()))
+
+    async def _leave(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        await self._stream.send(NodeMessage(leave=Leave()))
+        await asyncio.sleep(self._patience.farewell_s)
+        raise StreamError(f"no farewell in {self._patience.farewell_s:g} s")

@@ -1,0 +1,110 @@
+"""The command storage-node: reads the settings, puts the parts together, and takes them apart in the reverse order.
+
+The pool is announced only once it is pre-faulted and the engine serves it. After a graceful leave the file is removed:
+its objects are no longer the cluster's.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Annotated, Literal
+
+from prometheus_client import CollectorRegistry
+from pydantic import AfterValidator, Field
+
+from services.common.ops import Ops
+from services.common.service import announce, run
+from services.common.settings import HostPorts, Names, Port, ServiceSettings, Size, load
+from services.storage_node.agent import Agent
+from services.storage_node.core.index import Index
+from services.storage_node.engine import P2P, Engine, EngineMissing
+from services.storage_node.metrics import Metrics
+from services.storage_node.pool import Pool
+from services.storage_node.wire import Reachable, hello_to_wire
+
+logger = logging.getLogger(__name__)
+PROG = "storage-node"
+
+
+def _check_reachable(host: str) -> str:
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104  (refused, not bound)
+        raise ValueError("other hosts cannot connect to that; give one of this host's addresses")
+    return host
+
+
+class Settings(ServiceSettings):
+    """Holds copies of objects in this host's memory, as a master says, for clients to read and write directly."""
+
+    master: HostPorts = Field(min_length=1, description="addresses of the master and its standbys")
+    node_id: str = Field(
+        socket.gethostname(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="unique in the cluster"
+    )
+    host: Annotated[str, AfterValidator(_check_reachable)] = Field(
+        "127.0.0.1", description="this node's address for clients on other hosts"
+    )
+    dram: Size = Field("2GB", validate_default=True, description="size of the memory pool")
+    pool_dir: Path = Field(Path("/dev/shm"), description="a tmpfs for the pool's file")  # noqa: S108
+    protocol: Literal["tcp", "rdma"] = "tcp"
+    device_name: Names = Field((), description="RDMA devices; none: all")
+    metadata_server: str = Field(
+        P2P, pattern=rf"^({P2P}|(https?|etcd)://.+)$", description="of the transfer engine; clients must use the same"
+    )
+    metrics_port: Port = Field(9102, description="0 takes a free one")
+
+
+def main() -> int:
+    settings = load(Settings, prog=PROG)
+    return run(lambda stop: serve(settings, stop), prog=PROG, log_level=settings.log_level)
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """The node's life, until `stop` is set."""
+    async with AsyncExitStack() as parts:
+        registry = CollectorRegistry()
+        index = Index([settings.dram])
+        metrics = Metrics(registry, index, ("dram",))
+        ops = Ops(settings.host, settings.metrics_port, registry, lambda: metrics.is_attached)
+        parts.push_async_callback(ops.close)
+        metrics_port = await ops.start()
+        pool = Pool(settings.pool_dir, settings.node_id, settings.dram, wall_clock_ns=time.time_ns())
+        parts.callback(pool.close)
+        if not await pool.prefault(stop):
+            return
+        engine = await asyncio.to_thread(_start_engine, settings, pool)
+        reachable = Reachable()
+        if engine is not None:
+            parts.callback(engine.close)
+            metrics.engine_up.set(1)
+            reachable = Reachable(engine.endpoint, engine.base, engine.protocol)
+        hello = hello_to_wire(settings.node_id, str(pool.path), pool.header, reachable)
+        agent = Agent(settings.master, hello, index, metrics)
+        where = f"engine {reachable.endpoint or 'none'}, metrics http://{settings.host}:{metrics_port}/metrics"
+        ready = f"{PROG} ready: node {settings.node_id}, pool {pool.path}, {where}"
+        async with asyncio.TaskGroup() as group:
+            announcing = group.create_task(_announce(agent, ready))
+            await agent.run(stop)
+            announcing.cancel()
+
+
+def _start_engine(settings: Settings, pool: Pool) -> Engine | None:
+    try:
+        engine = Engine(
+            host=settings.host,
+            unique_name=f"{settings.node_id}-{pool.header.incarnation}",
+            metadata_server=settings.metadata_server,
+            protocol=settings.protocol,
+            device_names=settings.device_name,
+        )
+    except EngineMissing as missing:
+        logger.warning("%s", missing)
+        return None
+    engine.register(pool.data_address, pool.capacity_bytes)
+    return engine
+
+
+async def _announce(agent: Agent, line: str) -> None:
+    await agent.attached.wait()
+    announce(line)

@@ -1,0 +1,30 @@
+"""The node's metrics, larder_node_*. Labels are bounded: tier, kind, result; never a key."""
+
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from services.storage_node.core.index import Index, SegmentNumber
+
+
+class Metrics:
+    """Gauges are read from the index at each scrape; the agent counts the rest."""
+
+    def __init__(self, registry: CollectorRegistry, index: Index, tiers: tuple[str, ...]) -> None:
+        capacity = Gauge("larder_node_capacity_bytes", "Size of the pool", ("tier",), registry=registry)
+        held = Gauge("larder_node_held_bytes", "Bytes of the copies held", ("tier",), registry=registry)
+        copies = Gauge("larder_node_copies", "Copies held", ("tier",), registry=registry)
+        for number, tier in enumerate(tiers):
+            capacity.labels(tier).set(index.capacities_bytes[number])
+            held.labels(tier).set_function(partial(index.held_bytes.__getitem__, number))
+            copies.labels(tier).set_function(partial(index.copies_in, SegmentNumber(number)))
+        epoch = Gauge("larder_node_epoch", "Highest epoch obeyed", registry=registry)
+        epoch.set_function(lambda: index.epoch)
+        self.is_attached = False
+        attached = Gauge("larder_node_attached", "1 while attached to a master", registry=registry)
+        attached.set_function(lambda: self.is_attached)
+        self.attaches = Counter("larder_node_attach_attempts", "Attempts to attach", ("result",), registry=registry)
+        self.commands = Counter(
+            "larder_node_commands", "Commands of masters, and their outcome", ("kind", "result"), registry=registry
+        )
+        self.engine_up = Gauge("larder_node_engine_up", "1 while the transfer engine serves", registry=registry)
