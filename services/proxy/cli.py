@@ -1,0 +1,61 @@
+"""The `proxy` command: settings in, a serving proxy out, drained on SIGTERM."""
+
+import asyncio
+import sys
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from services.common.service import announce, run
+from services.common.settings import load
+from services.proxy.app import Proxy
+from services.proxy.config import ProxySettings
+from services.proxy.upstream import Upstream
+
+DRAIN_S: Final = 25.0
+
+
+def main() -> None:
+    settings = load(ProxySettings, prog="proxy")
+    sys.exit(run(lambda stop: serve(settings, stop), prog="proxy", log_level=settings.log_level))
+
+
+async def serve(settings: ProxySettings, stop: asyncio.Event) -> None:
+    key = settings.openai_api_key
+    upstream = Upstream(
+        connect_timeout_s=settings.connect_timeout, api_key=None if key is None else key.get_secret_value()
+    )
+    proxy = Proxy(settings, upstream, CollectorRegistry(), accepting=lambda: not stop.is_set())
+    runner = make_runner(proxy)
+    try:
+        port = await listen(runner, settings.host, settings.port)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        announce(f"proxy ready: http://{host}:{port}")
+        await stop.wait()
+    finally:
+        await runner.cleanup()  # takes no new requests, and gives those under way DRAIN_S to end
+        await upstream.close()
+
+
+def make_runner(proxy: Proxy) -> web.AppRunner:
+    return web.AppRunner(
+        proxy.make_app(),
+        access_log=None,
+        handler_cancellation=True,  # a client that leaves cancels its handler
+        auto_decompress=False,
+        shutdown_timeout=DRAIN_S,
+    )
+
+
+async def listen(runner: web.AppRunner, host: str, port: int) -> int:
+    """Returns the port it listens on; raises OSError when it cannot."""
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port (0 takes a free one)"
+        ) from error
+    taken: int = runner.addresses[0][1]
+    return taken

@@ -1,0 +1,64 @@
+"""What the `proxy` command can be told."""
+
+import re
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
+
+from services.common.settings import HostPorts, Port, ServiceSettings
+
+_URL: Final = re.compile(r"http://([^/,\s]+)/?(?=[,\s]|$)")
+
+
+def _without_scheme(value: Any) -> Any:
+    if isinstance(value, str):
+        return _URL.sub(r"\1", value)
+    return [_without_scheme(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+Engines = Annotated[HostPorts, BeforeValidator(_without_scheme)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class ProxySettings(ServiceSettings):
+    """Speaks the OpenAI API, and has each request prefilled by one engine and decoded by another.
+
+    PREFILL_ENDPOINTS, DECODE_ENDPOINTS, ADMIN_API_KEY and OPENAI_API_KEY are read from the environment and .env too.
+    """
+
+    other_env: ClassVar = {
+        "PREFILL_ENDPOINTS": "prefill",
+        "DECODE_ENDPOINTS": "decode",
+        "ADMIN_API_KEY": "admin_api_key",
+        "OPENAI_API_KEY": "openai_api_key",
+    }
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Port = Field(8000, description="HTTP port of the API, /health, /ready and /metrics; 0 takes a free one")
+    model: str = Field("", description="the model that an engine added later must serve; empty: any")
+    prefill: Engines = Field((), description="prefill engines, HOST:PORT")
+    decode: Engines = Field((), description="decode engines, HOST:PORT")
+    scheduling: Literal["round_robin"] = Field("round_robin", description="how the next engine is chosen")
+    connect_timeout: Seconds = Field(2, description="seconds to wait for an engine to take a connection")
+    first_token_timeout: Seconds = Field(
+        60, description="seconds to wait for a prefill, or for a stream's first byte, before another engine is asked"
+    )
+    request_timeout: Seconds = Field(600, description="seconds a request may take in all")
+    admin_api_key: SecretStr | None = Field(None, min_length=1, description="what X-API-Key must be to add engines")
+    openai_api_key: SecretStr | None = Field(
+        None, min_length=1, description="the engines' key, instead of the client's"
+    )
+
+    @model_validator(mode="after")
+    def _check_engines(self) -> "ProxySettings":
+        for role in ("prefill", "decode"):
+            engines = getattr(self, role)
+            twice = {engine for engine in engines if engines.count(engine) > 1}
+            if twice:
+                raise ValueError(f"--{role} lists {', '.join(sorted(twice))} more than once")
+        if not self.decode and self.admin_api_key is None:
+            raise ValueError(
+                "no decode engine: give --decode HOST:PORT (or DECODE_ENDPOINTS), "
+                "or set ADMIN_API_KEY so that one can be added"
+            )
+        return self
