@@ -1,0 +1,206 @@
+"""`make demo` and `make up`: the whole cluster on this machine, with real engines.
+
+The demo asks a plain vLLM first, then asks the same through the proxy: cold, and again with the engines' own caches emptied,
+so that only Larder can still know the prompt. It is right when every answer has the plain engine's very tokens, the decode
+engine loaded every whole chunk of every prompt from Larder, and nothing is left running; only then is the exit status 0.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from demo.cluster import MODEL_NAME, Cluster
+from demo.processes import Process, ProcessError
+from demo.tiny_model import make_model
+from demo.traffic import Answer, Prompt, RequestError, ask, make_prompts, metric, post
+
+WORK_DIR = Path(".work/demo")
+NODES = ("node-1", "node-2")
+MASTER_PORT, PROXY_PORT = 50001, 8000  # of `make up`; the demo takes free ones
+PROMPT_TOKENS = [500, 700, 900, 1100, 1300, 1500, 1700, 1780]  # a chat has some more, for its template
+CHUNK_TOKENS = 256  # what the connector stores is whole chunks
+SETTLE_DEADLINE_S = 10.0
+
+console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=False)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One request through the proxy, and what it did."""
+
+    answer: Answer
+    loaded_tokens: int  # by the decode engine, from Larder
+    got_bytes: int
+    put_bytes: int
+
+
+@dataclass(frozen=True)
+class Row:
+    prompt: Prompt
+    expected: Answer
+    cold: Turn
+    warm: Turn
+
+    def faults(self) -> list[str]:
+        """What is wrong with it; nothing when it is right."""
+        found = []
+        for name, turn in (("cold", self.cold), ("again", self.warm)):
+            if turn.answer.token_ids != self.expected.token_ids:
+                found.append(f"{name}: tokens {turn.answer.token_ids}, not {self.expected.token_ids}")
+            whole_chunks = self.expected.prompt_tokens // CHUNK_TOKENS * CHUNK_TOKENS
+            if turn.loaded_tokens < whole_chunks:
+                found.append(f"{name}: loaded {turn.loaded_tokens} tokens from Larder, not {whole_chunks}")
+        if not self.cold.put_bytes or self.warm.put_bytes:
+            found.append(
+                f"put {self.cold.put_bytes} bytes cold and {self.warm.put_bytes} again, which must be some and 0"
+            )
+        return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="demo", description="A whole Larder cluster on this machine.")
+    parser.add_argument("--up", action="store_true", help="leave it running until Ctrl-C")
+    up = parser.parse_args().up
+    signal.signal(signal.SIGTERM, _interrupt)
+    started = time.monotonic()
+    console.print(f"Larder {'up' if up else 'demo'}; logs are in {WORK_DIR}")
+    try:
+        model = WORK_DIR / "model"
+        make_model(model)
+        with Cluster(WORK_DIR, say=lambda text: console.print(f"  {text}")) as cluster:
+            if up:
+                return run_until_interrupt(cluster, model)
+            faults = run_demo(cluster, model)
+            faults += end(cluster)
+    except (ProcessError, RequestError, OSError) as error:
+        faults = [str(error)]
+    except KeyboardInterrupt:
+        console.print("interrupted; everything is stopped")
+        return 0 if up else 130
+    for fault in faults:
+        console.print(f"WRONG {fault}", markup=False)
+    verdict = "everything as it should be" if not faults else f"{len(faults)} things wrong"
+    console.print(f"{verdict}, after {time.monotonic() - started:.0f} s")
+    return 1 if faults else 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def start(cluster: Cluster, model: Path, *, plain: bool, master_port: int = 0, proxy_port: int = 0) -> str:
+    """Start everything, slow things side by side; the proxy's HOST:PORT."""
+    console.print("starting master, storage nodes, engines and proxy (a minute or two)")
+    cluster.start_master(port=master_port)
+    for node in NODES:
+        cluster.start_node(node)
+    cluster.start_engine("prefill", model, kv_role="kv_both")
+    cluster.start_engine("decode", model, kv_role="kv_consumer")
+    if plain:
+        cluster.start_engine("plain", model)
+    cluster.wait_ready()
+    cluster.start_proxy(prefill=["prefill"], decode=["decode"], port=proxy_port)
+    cluster.wait_ready()
+    return cluster.addresses["proxy"]
+
+
+def run_demo(cluster: Cluster, model: Path) -> list[str]:
+    """Compare every answer with the plain engine's and print the table; what is wrong, if anything."""
+    proxy = start(cluster, model, plain=True)
+    console.print("asking the plain engine, then the cluster: cold, and again with the engines' own caches emptied")
+    [warm_up] = make_prompts(model, tokens=[600], seed=1)
+    for address in (cluster.addresses["plain"], proxy):
+        ask(address, warm_up)
+    prompts = make_prompts(model, tokens=PROMPT_TOKENS)
+    expected = [ask(cluster.addresses["plain"], prompt) for prompt in prompts]
+    rows = [
+        Row(prompt, answer, take_turn(cluster, prompt), take_turn(cluster, prompt))
+        for prompt, answer in zip(prompts, expected, strict=True)
+    ]
+    show(rows)
+    return [f"prompt {number}, {fault}" for number, row in enumerate(rows, 1) for fault in row.faults()]
+
+
+def take_turn(cluster: Cluster, prompt: Prompt) -> Turn:
+    """Send it through the proxy to engines that have nothing cached, and count what it moved."""
+    for engine in ("prefill", "decode"):
+        post(cluster.addresses[engine], "/reset_prefix_cache")
+    master, decode = cluster.metrics["master"], cluster.metrics["decode"]
+    loaded = metric(decode, "vllm:external_prefix_cache_hits_total")
+    got = metric(decode, "larder_client_got_bytes_total")
+    held = metric(master, "larder_master_object_bytes")
+    answer = ask(cluster.addresses["proxy"], prompt)
+    deadline = time.monotonic() + SETTLE_DEADLINE_S
+    while metric(master, "larder_master_writes_in_flight") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return Turn(
+        answer,
+        loaded_tokens=int(metric(decode, "vllm:external_prefix_cache_hits_total") - loaded),
+        got_bytes=int(metric(decode, "larder_client_got_bytes_total") - got),
+        put_bytes=int(metric(master, "larder_master_object_bytes") - held),
+    )
+
+
+def show(rows: list[Row]) -> None:
+    table = Table(title="cold / again", title_justify="left")
+    table.add_column("request")
+    for heading in (
+        "prompt\ntokens",
+        "loaded from\nLarder",
+        "put\nMB",
+        "got\nMB",
+        "first token\nms",
+        "tokens as the\nplain engine's",
+    ):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        kind = f"{'chat' if row.prompt.chat else 'completion'}{', streamed' if row.prompt.stream else ''}"
+        pairs = [
+            [f"{turn.loaded_tokens}", f"{turn.put_bytes / 1e6:.2f}", f"{turn.got_bytes / 1e6:.2f}",
+             f"{turn.answer.first_token_s * 1e3:.0f}", "yes" if turn.answer.token_ids == row.expected.token_ids else "NO"]
+            for turn in (row.cold, row.warm)
+        ]  # fmt: skip
+        cells = [" / ".join(pair) for pair in zip(*pairs, strict=True)]
+        table.add_row(kind, str(row.expected.prompt_tokens), *cells)
+    console.print(table)
+    console.print("first token: as the caller sees it; an answer that is not streamed arrives as a whole")
+
+
+def end(cluster: Cluster) -> list[str]:
+    """Stop everything in order; what did not end cleanly, or is still there."""
+    processes: list[Process] = list(cluster.processes.values())
+    faults = [f"{name} ended with status {status}" for name, status in cluster.close().items() if status != 0]
+    faults += [f"{process.name} left {process.members()} running" for process in processes if process.members()]
+    if cluster.pool_dir.exists():
+        faults.append(f"{cluster.pool_dir} is still there")
+    return faults
+
+
+def run_until_interrupt(cluster: Cluster, model: Path) -> int:
+    start(cluster, model, plain=False, master_port=MASTER_PORT, proxy_port=PROXY_PORT)
+    console.print(f"""
+Running; Ctrl-C ends it. Ask it something (twice, and look at "cached_tokens" of a longer prompt):
+
+  curl http://{cluster.addresses["proxy"]}/v1/completions -H 'Content-Type: application/json' \\
+    -d '{{"model": "{MODEL_NAME}", "prompt": "the quick brown fox", "max_tokens": 16, "temperature": 0}}'
+
+and see what is stored with: .venv/bin/larder status --master {cluster.master}""", markup=False)  # fmt: skip
+    while True:
+        for process in cluster.processes.values():
+            if not process.running():
+                raise ProcessError(
+                    f"{process.name} ended by itself. The last lines of {process.log}:\n{process.tail()}"
+                )
+        time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
