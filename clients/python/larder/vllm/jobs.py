@@ -1,0 +1,72 @@
+"""What scheduler and workers tell each other each step.
+
+Plain data, pickled by vLLM on its way to the worker processes of one engine and nowhere else. Block ids are the
+engine's own numbers of blocks; hashes become keys only in the worker, which knows its namespace.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+SKIP: Final = -1
+"""Stands where a chunk has a block that must not be written: it is there already, or its group holds none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkBlocks:
+    """One chunk and where it lies: block ids per KV cache group. No ids: that group's part is left out."""
+
+    block_hash: bytes
+    depth: int
+    blocks: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadJob:
+    """Fill these blocks for a request that waits for them."""
+
+    request_id: str
+    chunks: tuple[ChunkBlocks, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveJob:
+    """Put these chunks. Their blocks keep their bytes until every worker has reported the job done.
+
+    `recheck`: the blocks came out of the engine's own cache, so the store most likely has them; ask before the bytes
+    are gathered. `announce`: someone may wait for these, so the step ends only when the master knows of the puts.
+    """
+
+    job_id: int
+    chunks: tuple[ChunkBlocks, ...]
+    recheck: bool
+    announce: bool
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """The work of one engine step."""
+
+    loads: list[LoadJob] = field(default_factory=list)
+    saves: list[SaveJob] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class WorkerReport:
+    """What ended since the last step: save jobs by how many workers are done with them, and failed loads."""
+
+    saves_done: dict[int, int] = field(default_factory=dict)
+    failed_loads: set[str] = field(default_factory=set)
+
+    def aggregate(self, other: Self) -> Self:
+        """This and another worker's report as one."""
+        for job_id, workers in other.saves_done.items():
+            self.saves_done[job_id] = self.saves_done.get(job_id, 0) + workers
+        self.failed_loads |= other.failed_loads
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerNames:
+    """The namespaces of one worker's objects, one a KV cache group: what a scheduler needs to look them up."""
+
+    namespaces: tuple[bytes, ...]

@@ -1,0 +1,232 @@
+"""The worker's half: starts loads and saves, knows when they ended, and never makes the engine wait for bytes.
+
+Loads: a request is named as received when no transfer into its blocks is possible any more; what did not arrive in
+time, or not as it was put, is named bad, and the engine computes it (invariants 1 and 16). Saves: a step ends when
+the master knows of its puts, or after ANNOUNCE_S, so that whoever asks for them next finds them on their way; the
+bytes move later, out of blocks that the scheduler holds until the job is reported.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_futures
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from larder.errors import LarderError
+from larder.vllm.jobs import SKIP, ChunkBlocks, LoadJob, SaveJob, WorkerReport
+from larder.vllm.link import AsyncStore, StoreLink
+from larder.vllm.transfer import Item, Path, Saved
+
+logger = logging.getLogger("vllm.larder")
+
+ANNOUNCE_S: Final = 0.1
+DRAIN_S: Final = 5.0
+WARN_EVERY_S: Final = 10.0
+
+
+@dataclass(slots=True)
+class Ended:
+    """Loads that ended. `failed` names requests, `bad_blocks` blocks: vLLM wants the one with several KV cache groups,
+    where block ids are ambiguous, and the other with one."""
+
+    received: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+    bad_blocks: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Load:
+    request_id: str
+    items: list[Item]
+    landed: list[bool]
+    started: float
+
+
+@dataclass(slots=True)
+class _Save:
+    job: SaveJob
+    items: list[Item]
+    wanted: int
+    saved: Saved
+    started: float
+    announced: threading.Event = field(default_factory=threading.Event)
+    known: int = 0  # objects the master knows of
+
+
+class StoreWorker:
+    """Carries out one worker's jobs."""
+
+    def __init__(
+        self,
+        link: StoreLink,
+        path: Path,
+        *,
+        namespaces: Sequence[bytes],
+        load_timeout_s: float,
+        save_timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._link = link
+        self._path = path
+        self._namespaces = tuple(namespaces)
+        self._load_timeout_s = load_timeout_s
+        self._save_timeout_s = save_timeout_s
+        self._clock = clock
+        self._lock = threading.Lock()  # over what the loop's callbacks and the engine's thread both touch: all below
+        self._ended = Ended()
+        self._report = WorkerReport()
+        self._counts: dict[str, float] = {}
+        self._saving: set[Future[None]] = set()
+        self._warned_at = clock() - WARN_EVERY_S
+
+    # ---- loads
+
+    def start_loads(self, jobs: Sequence[LoadJob]) -> None:
+        """Start loads; `take_ended` names them when they are over."""
+        fence = self._path.fence() if jobs else None
+        for job in jobs:
+            items = self._items(job.chunks)
+            load = _Load(job.request_id, items, [False] * len(items), self._clock())
+            self._link.call(partial(self._load, load, fence)).add_done_callback(partial(self._loaded, load))
+
+    async def _load(self, load: _Load, fence: Any, store: AsyncStore) -> None:
+        async with asyncio.timeout(self._load_timeout_s):
+            await self._path.load(store, load.items, fence, load.landed)
+
+    def _loaded(self, load: _Load, future: Future[None]) -> None:
+        self._warn_of(_error(future), f"a load for {load.request_id}")
+        missing = [item for item, landed in zip(load.items, load.landed, strict=True) if not landed]
+        with self._lock:
+            self._ended.received.add(load.request_id)
+            if missing:
+                self._report.failed_loads.add(load.request_id)
+                self._ended.failed.add(load.request_id)
+                self._ended.bad_blocks.update(block for item in missing for block in item.blocks if block != SKIP)
+            self._count(
+                loads=1,
+                got_objects=len(load.items) - len(missing),
+                failed_gets=len(missing),
+                got_bytes=sum(map(self._path.object_bytes, load.items)) - sum(map(self._path.object_bytes, missing)),
+                load_seconds=self._clock() - load.started,
+            )
+
+    # ---- saves
+
+    def save(self, jobs: Sequence[SaveJob]) -> None:
+        """Start saves, and wait until the master knows of those that someone may ask for; at most ANNOUNCE_S."""
+        if not jobs:
+            return
+        if not self._link.ready():
+            self._drop(jobs)
+            return
+        fence = self._path.fence()
+        waiting_for = []
+        for job in jobs:
+            items = self._items(job.chunks)
+            save = _Save(job, items, len(items), Saved(), self._clock())
+            future = self._link.call(partial(self._save, save, fence))
+            with self._lock:
+                self._saving.add(future)
+            future.add_done_callback(partial(self._saved, save))
+            if job.announce and self._link.up:
+                waiting_for.append(save)
+        until = self._clock() + ANNOUNCE_S
+        for save in waiting_for:
+            save.announced.wait(max(0.0, until - self._clock()))
+
+    async def _save(self, save: _Save, fence: Any, store: AsyncStore) -> None:
+        def started(objects: int) -> None:
+            save.known += objects
+            if save.known >= len(save.items):
+                save.announced.set()
+
+        async with asyncio.timeout(self._save_timeout_s):
+            if save.job.recheck:
+                there = await store.exists([item.key for item in save.items])
+                save.items = [item for item, known in zip(save.items, there, strict=True) if not known]
+                save.saved.existed = there.count(True)
+            if save.items:
+                await self._path.save(store, save.items, fence, save.saved, started)
+
+    def _saved(self, save: _Save, future: Future[None]) -> None:
+        save.announced.set()
+        error, saved = _error(future), save.saved
+        self._warn_of(error or (saved.error if saved.failed else None), f"a save of {len(save.items)} objects")
+        with self._lock:
+            self._saving.discard(future)
+            self._report.saves_done[save.job.job_id] = 1
+            self._count(
+                saves=1,
+                put_objects=saved.put,
+                existed_objects=saved.existed,
+                failed_puts=save.wanted - saved.put - saved.existed,
+                put_bytes=saved.put_bytes,
+                save_seconds=self._clock() - save.started,
+            )
+
+    def _drop(self, jobs: Sequence[SaveJob]) -> None:
+        """The store is left alone at the moment: these chunks are not saved."""
+        with self._lock:
+            for job in jobs:
+                self._report.saves_done[job.job_id] = 1
+                self._count(dropped_puts=len(self._items(job.chunks)))
+
+    # ---- both
+
+    def _items(self, chunks: Sequence[ChunkBlocks]) -> list[Item]:
+        return [
+            Item(self._namespaces[group] + chunk.block_hash, group, blocks, chunk.depth)
+            for chunk in chunks
+            for group, blocks in enumerate(chunk.blocks)
+            if blocks
+        ]
+
+    def _count(self, **counts: float) -> None:
+        for name, count in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def _warn_of(self, error: object, what: str) -> None:
+        """Say what failed, but not once a request: the counts have them all."""
+        if error is None:
+            return
+        if isinstance(error, Exception) and not isinstance(error, (LarderError, OSError, TimeoutError)):
+            logger.error("%s failed, and should not have in this way", what, exc_info=error)
+        elif self._clock() - self._warned_at >= WARN_EVERY_S:
+            self._warned_at = self._clock()
+            logger.warning("%s failed, the engine computes instead: %s", what, error or type(error).__name__)
+
+    def take_ended(self) -> Ended:
+        """Loads that ended since it was last asked."""
+        with self._lock:
+            ended, self._ended = self._ended, Ended()
+        return ended
+
+    def take_report(self) -> WorkerReport | None:
+        """What the scheduler must hear of; None: nothing."""
+        with self._lock:
+            if not self._report.saves_done and not self._report.failed_loads:
+                return None
+            report, self._report = self._report, WorkerReport()
+        return report
+
+    def take_counts(self) -> dict[str, float]:
+        """What was done since it was last asked."""
+        with self._lock:
+            counts, self._counts = self._counts, {}
+        return counts
+
+    def close(self) -> None:
+        """Let puts under way end, for at most DRAIN_S, then close the store."""
+        with self._lock:
+            saving = set(self._saving)
+        wait_futures(saving, timeout=min(DRAIN_S, self._save_timeout_s))
+        self._link.close()
+
+
+def _error(future: Future[None]) -> BaseException | None:
+    return asyncio.CancelledError() if future.cancelled() else future.exception()
