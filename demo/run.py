@@ -1,8 +1,9 @@
 """`make demo` and `make up`: the whole cluster on this machine, with real engines.
 
-The demo asks a plain vLLM first, then asks the same through the proxy: cold, and again with the engines' own caches emptied,
-so that only Larder can still know the prompt. It is right when every answer has the plain engine's very tokens, the decode
-engine loaded every whole chunk of every prompt from Larder, and nothing is left running; only then is the exit status 0.
+The demo asks a plain vLLM first, then asks the same through the proxy: cold, and again with the engines' own caches
+emptied, so that only Larder can still know the prompt. It is right when every answer has the plain engine's very tokens,
+the decode engine loaded every whole chunk of every prompt from Larder, and nothing is left running; only then is the
+exit status 0.
 """
 
 import argparse
@@ -163,15 +164,20 @@ def show(rows: list[Row]) -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         kind = f"{'chat' if row.prompt.chat else 'completion'}{', streamed' if row.prompt.stream else ''}"
-        pairs = [
-            [f"{turn.loaded_tokens}", f"{turn.put_bytes / 1e6:.2f}", f"{turn.got_bytes / 1e6:.2f}",
-             f"{turn.answer.first_token_s * 1e3:.0f}", "yes" if turn.answer.token_ids == row.expected.token_ids else "NO"]
-            for turn in (row.cold, row.warm)
-        ]  # fmt: skip
-        cells = [" / ".join(pair) for pair in zip(*pairs, strict=True)]
-        table.add_row(kind, str(row.expected.prompt_tokens), *cells)
+        pairs = zip(cells(row.cold, row.expected), cells(row.warm, row.expected), strict=True)
+        table.add_row(kind, str(row.expected.prompt_tokens), *(" / ".join(pair) for pair in pairs))
     console.print(table)
     console.print("first token: as the caller sees it; an answer that is not streamed arrives as a whole")
+
+
+def cells(turn: Turn, expected: Answer) -> list[str]:
+    return [
+        str(turn.loaded_tokens),
+        f"{turn.put_bytes / 1e6:.2f}",
+        f"{turn.got_bytes / 1e6:.2f}",
+        f"{turn.answer.first_token_s * 1e3:.0f}",
+        "yes" if turn.answer.token_ids == expected.token_ids else "NO",
+    ]
 
 
 def end(cluster: Cluster) -> list[str]:
