@@ -1,7 +1,7 @@
 """`make demo` and `make up`: the whole cluster on this machine, with real engines.
 
 The demo asks a plain vLLM first, then asks the same through the proxy: cold, and again with the engines' own caches
-emptied, so that only Larder can still know the prompt. It is right when every answer has the plain engine's very tokens,
+emptied, so that only Larder can still know the prompt. It is right when every answer has the plain engine's tokens,
 the decode engine loaded every whole chunk of every prompt from Larder, and nothing is left running; only then is the
 exit status 0.
 """
