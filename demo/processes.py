@@ -88,10 +88,12 @@ class Process:
     def _last_lines(self) -> str:
         return f" The last lines of {self.log}:\n{self.tail()}"
 
-    def send(self, number: signal.Signals) -> None:
-        """Signal the whole group, while it exists."""
-        if self.members():
-            os.killpg(self.pid, number)
+    def pause(self) -> None:
+        """SIGSTOP: alive, and silent until `resume`."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
 
     def stop(self, grace_s: float = 10.0) -> int:
         """SIGTERM to the process, time for it and its children to end, SIGKILL to what remains. Its exit status."""

@@ -1,0 +1,150 @@
+"""The KV cache's way from prefill to decode with real vLLM engines, and what happens when the store fails on that way.
+
+Every answer is compared token by token with a plain engine's. Requests are sent one at a time. Bytes are zeroed in the
+pool files behind the store's back, and nodes die by SIGKILL.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from larder.pool_file import HEADER_BYTES
+from larder.v1 import master_pb2, master_pb2_grpc
+from larder.wire import unpack_keys
+
+from demo.cluster import Cluster
+from demo.traffic import Answer, Prompt, ask, make_prompts, metric
+
+CHUNK_TOKENS = 256
+SETTLE_DEADLINE_S = 10.0
+pytestmark = pytest.mark.timeout(600)  # the first test waits for five engines' starts
+
+
+@pytest.fixture(scope="module")
+def prompts(model: Path) -> Iterator[Prompt]:
+    """A prompt nobody has seen, each time one is taken."""
+    return iter(make_prompts(model, tokens=[700, 1100, 1500, 900, 1300, 600, 1700, 800], seed=42))
+
+
+def whole_chunks(answer: Answer) -> int:
+    return answer.prompt_tokens // CHUNK_TOKENS * CHUNK_TOKENS
+
+
+def prefill(engines: Cluster, prompt: Prompt) -> None:
+    """The prefill leg alone; returns when every whole chunk of the prompt can be read from the store."""
+    before = stored_keys(engines)
+    answer = ask(engines.addresses["prefill"], prompt, max_tokens=1, stream=False)
+    deadline = time.monotonic() + SETTLE_DEADLINE_S
+    while len(stored_keys(engines) - before) < answer.prompt_tokens // CHUNK_TOKENS:
+        assert time.monotonic() < deadline, "the prefill engine's puts do not end"
+        time.sleep(0.02)
+
+
+def stored_keys(engines: Cluster) -> set[bytes]:
+    with grpc.insecure_channel(engines.master) as channel:
+        reply = master_pb2_grpc.MasterStub(channel).List(master_pb2.ListRequest(limit=10_000), timeout=5)
+    assert not reply.more
+    return set(unpack_keys(reply.keys))
+
+
+def loaded_tokens(engines: Cluster, name: str) -> float:
+    """Tokens that the engine took from Larder so far, instead of computing them."""
+    labels = {"source": "external_kv_transfer"}
+    return metric(engines.metrics[name], "vllm:prompt_tokens_by_source_total", **labels)
+
+
+def zero_pools(engines: Cluster) -> None:
+    for pool in engines.pool_dir.glob("larder-*.pool"):
+        with pool.open("r+b") as file:
+            file.seek(HEADER_BYTES)
+            file.write(bytes(pool.stat().st_size - HEADER_BYTES))
+
+
+def test_decode_loads_what_prefill_put(engines: Cluster, prompts: Iterator[Prompt]) -> None:
+    prompt = next(prompts)
+    expected = ask(engines.addresses["plain"], prompt)
+    before = loaded_tokens(engines, "decode")
+    answer = ask(engines.addresses["proxy"], prompt)
+    assert answer.token_ids == expected.token_ids
+    assert loaded_tokens(engines, "decode") - before >= whole_chunks(expected) > 0
+
+
+def test_zeroed_bytes_are_recomputed(engines: Cluster, prompts: Iterator[Prompt]) -> None:
+    prompt = next(prompts)
+    expected = ask(engines.addresses["plain"], prompt)
+    failed = metric(engines.metrics["decode"], "larder_client_failed_gets_total")
+    corrupt = metric(engines.metrics["master"], "larder_master_corrupt_copies_total")
+    prefill(engines, prompt)
+    zero_pools(engines)
+    assert ask(engines.addresses["decode"], prompt).token_ids == expected.token_ids
+    assert metric(engines.metrics["decode"], "larder_client_failed_gets_total") > failed
+    assert metric(engines.metrics["master"], "larder_master_corrupt_copies_total") > corrupt
+
+
+def test_zeroed_bytes_show_when_nobody_verifies(engines: Cluster, prompts: Iterator[Prompt]) -> None:
+    """Or the comparison in all the other tests could not fail."""
+    prompt = next(prompts)
+    expected = ask(engines.addresses["plain"], prompt)
+    prefill(engines, prompt)
+    zero_pools(engines)
+    assert ask(engines.addresses["trusting"], prompt).token_ids != expected.token_ids
+
+
+def test_unverified_loads_are_right_otherwise(engines: Cluster, prompts: Iterator[Prompt]) -> None:
+    prompt = next(prompts)
+    expected = ask(engines.addresses["plain"], prompt)
+    prefill(engines, prompt)
+    assert ask(engines.addresses["trusting"], prompt).token_ids == expected.token_ids
+
+
+def test_the_second_copy_serves_when_a_node_is_killed(engines: Cluster, prompts: Iterator[Prompt]) -> None:
+    prompt = next(prompts)
+    expected = ask(engines.addresses["plain"], prompt)
+    prefill(engines, prompt)
+    before = loaded_tokens(engines, "decode")
+    engines.processes["node-1"].kill()
+    try:
+        assert ask(engines.addresses["decode"], prompt).token_ids == expected.token_ids
+        assert loaded_tokens(engines, "decode") - before >= whole_chunks(expected)
+    finally:
+        engines.start_node("node-1")
+        engines.wait_ready()
+
+
+def test_all_is_recomputed_when_every_node_is_killed(engines: Cluster, prompts: Iterator[Prompt]) -> None:
+    prompt = next(prompts)
+    expected = ask(engines.addresses["plain"], prompt)
+    prefill(engines, prompt)
+    for node in ("node-1", "node-2"):
+        engines.processes[node].kill()
+    try:
+        assert ask(engines.addresses["decode"], prompt).token_ids == expected.token_ids
+    finally:
+        for node in ("node-1", "node-2"):
+            engines.start_node(node)
+        engines.wait_ready()
+
+
+def test_a_silent_master_fails_no_request(engines: Cluster, prompts: Iterator[Prompt]) -> None:
+    prompt = next(prompts)
+    expected = ask(engines.addresses["plain"], prompt)
+    engines.processes["master"].pause()
+    try:
+        assert ask(engines.addresses["proxy"], prompt).token_ids == expected.token_ids
+    finally:
+        engines.processes["master"].resume()
+
+
+def test_the_store_serves_again_after_all_that(engines: Cluster, prompts: Iterator[Prompt]) -> None:
+    prompt = next(prompts)
+    expected = ask(engines.addresses["plain"], prompt)
+    deadline = time.monotonic() + 30
+    while metric(engines.metrics["master"], "larder_master_nodes", state="attached") < 2:
+        assert time.monotonic() < deadline, "the nodes do not come back"
+        time.sleep(0.1)
+    prefill(engines, prompt)
+    before = loaded_tokens(engines, "decode")
+    assert ask(engines.addresses["decode"], prompt).token_ids == expected.token_ids
+    assert loaded_tokens(engines, "decode") - before >= whole_chunks(expected) > 0
