@@ -26,14 +26,16 @@ _OPTIONS: Final = [
     ("grpc.so_reuseport", 0),  # else a second server on a taken port starts, and calls go to either
     ("grpc.keepalive_time_ms", 10_000),  # a peer whose host vanished is noticed
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 500),  # peers may ping each second (KEEPALIVE below)
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),  # peers may ping each second, as CHANNEL_OPTIONS says
 ]
 CHANNEL_OPTIONS: Final = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.keepalive_time_ms", 1_000),  # with the time-out: a silent peer is given up after 3 s
     ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),  # gRPC 1.85 heeds this one only, and it is 60 s where it is not set
     ("grpc.http2.max_pings_without_data", 0),
 ]
 """For a long-lived channel to a server of this module."""

@@ -5,11 +5,9 @@ import ctypes
 import logging
 import mmap
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +18,6 @@ from services.storage_node import pool as pool_module
 from services.storage_node.pool import Pool, PoolError
 
 CAPACITY = 1 << 20
-
-
-@pytest.fixture
-def shm() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="larder-test-", dir="/dev/shm"))
-    yield folder
-    shutil.rmtree(folder)
 
 
 def make(folder: Path, *, capacity: int = CAPACITY, wall_clock_ns: int = 1000) -> Pool:

@@ -1,0 +1,72 @@
+"""The node's values on the wire and back."""
+
+import pytest
+from larder.pool_file import PoolHeader
+from larder.v1.node_pb2 import Copies, Forget
+from larder.v1.types_pb2 import Keys
+
+from services.common.version import VERSION
+from services.storage_node.core.index import Copy, Place, SegmentNumber
+from services.storage_node.wire import (
+    Numbers,
+    Reachable,
+    WireError,
+    copies_from_wire,
+    copies_to_wire,
+    hello_to_wire,
+    places_from_wire,
+)
+
+NUMBERS = Numbers((70, 71))
+COPIES = [
+    Copy(b"a", 2**64 - 1, 100, 2, 1, SegmentNumber(0), 0, 36, 2**64 - 1, 3),
+    Copy(b"bcd", 5, 64, 1, 0, SegmentNumber(1), 2**40, 64, 0, 0),
+]
+
+
+@pytest.mark.parametrize("copies", [COPIES, COPIES[:1], []])
+def test_copies_come_back_as_they_went(copies: list[Copy]) -> None:
+    message = Copies.FromString(copies_to_wire(copies, NUMBERS).SerializeToString())
+    assert copies_from_wire(message, NUMBERS) == copies
+
+
+def test_the_wire_has_the_masters_segment_ids() -> None:
+    assert list(copies_to_wire(COPIES, NUMBERS).segment_ids) == [70, 71]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (Copies(keys=Keys(data=b"ab", width=1), write_ids=[1]), "come with columns of"),
+        (Copies(keys=Keys(data=b"abc", width=2)), "3 bytes"),
+        (Copies(keys=Keys(data=b"abc", lengths=[1])), "3"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(message: Copies, reason: str) -> None:
+    with pytest.raises(WireError, match=reason):
+        copies_from_wire(message, NUMBERS)
+
+
+def test_segments_of_others_are_refused() -> None:
+    with pytest.raises(WireError, match="segment 70 was not given to this node"):
+        copies_from_wire(copies_to_wire(COPIES, NUMBERS), Numbers((71,)))
+
+
+def test_places() -> None:
+    assert places_from_wire(Forget(segment_ids=[71], offsets=[9], write_ids=[5]), NUMBERS) == [
+        Place(SegmentNumber(1), 9, 5)
+    ]
+    with pytest.raises(WireError, match="places to forget come with columns of"):
+        places_from_wire(Forget(segment_ids=[71], offsets=[9]), NUMBERS)
+
+
+@pytest.mark.parametrize("ids", [[], [1], [1, 2, 3], [1, 1]])
+def test_a_welcome_must_number_every_segment(ids: list[int]) -> None:
+    with pytest.raises(WireError, match="this node announced 2"):
+        Numbers.welcomed(ids, 2)
+
+
+def test_a_node_without_an_engine_announces_none() -> None:
+    hello = hello_to_wire("n1", "/pools/n1", PoolHeader(4096, b"t" * 16, 3), Reachable())
+    (segment,) = hello.segments
+    assert (hello.version, segment.engine_endpoint, segment.engine_base) == (VERSION, "", 0)
