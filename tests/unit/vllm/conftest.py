@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from larder.errors import DataLost
 from larder.vllm.jobs import StepPlan, WorkerReport
-from larder.vllm.keys import ChunkPlan
+from larder.vllm.keys import Chunk, ChunkPlan
 from larder.vllm.link import StoreLink
+from larder.vllm.lookup import Part
 from larder.vllm.scheduler import StoreScheduler
 
 BLOCK = 16
@@ -59,14 +60,16 @@ class Pool:
 class Matcher:
     def __init__(self) -> None:
         self.asked: list[tuple[list[bytes], Future[int]]] = []
+        self.parts: Sequence[Part] = ()
         self.up = True
         self.timeouts = 0
 
     def ready(self) -> bool:
         return self.up
 
-    def match(self, keys: list[bytes]) -> Future[int]:
-        self.asked.append((keys, Future()))
+    def match(self, parts: Sequence[Part], chunks: Sequence[Chunk]) -> Future[int]:
+        self.parts = parts
+        self.asked.append(([chunk.block_hash for chunk in chunks], Future()))
         return self.asked[-1][1]
 
     def timed_out(self) -> None:
@@ -99,6 +102,7 @@ class Bench:
         self.scheduler = StoreScheduler(
             ChunkPlan(chunk_blocks * BLOCK, BLOCK, BLOCK),
             group_block_tokens=[BLOCK] * groups,
+            group_windows=[None] * groups,
             matcher=self.matcher,
             workers=workers,
             lookup_timeout_s=1.0,

@@ -21,15 +21,21 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.v1.core.kv_cache_utils import resolve_dcp_kv_block_size, resolve_kv_cache_block_sizes
-from vllm.v1.kv_cache_interface import AttentionSpec, CrossAttentionSpec, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
+    CrossAttentionSpec,
+    SlidingWindowSpec,
+    UniformTypeKVCacheSpecs,
+)
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from larder import aio
 from larder.errors import InvalidArgument
 from larder.vllm.fingerprint import facts, group_facts
 from larder.vllm.jobs import StepPlan, WorkerNames, WorkerReport
-from larder.vllm.keys import ChunkPlan, namespace
+from larder.vllm.keys import Chunk, ChunkPlan, namespace
 from larder.vllm.link import BACK_OFF_S, AsyncStore, StoreLink
+from larder.vllm.lookup import Part, matched_chunks
 from larder.vllm.memory import KVMemory, rows_of
 from larder.vllm.scheduler import StoreScheduler
 from larder.vllm.settings import ConnectorSettings, parse
@@ -74,6 +80,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         return StoreScheduler(
             self._plan,
             group_block_tokens=[resolve_dcp_kv_block_size(group.kv_cache_spec, dcp) for group in groups],
+            group_windows=[_window(group.kv_cache_spec) for group in groups],
             matcher=matcher,
             workers=parallel.tensor_parallel_size * parallel.pipeline_parallel_size,
             lookup_timeout_s=self._settings.lookup_timeout_ms / 1e3,
@@ -275,8 +282,8 @@ class _Matcher:
     def ready(self) -> bool:
         return self._link.ready() and time.monotonic() >= self._retry_at
 
-    def match(self, keys: list[bytes]) -> Future[int]:
-        return self._link.call(lambda store: store.match(keys, wait_s=self._wait_s))
+    def match(self, parts: Sequence[Part], chunks: Sequence[Chunk]) -> Future[int]:
+        return self._link.call(lambda store: matched_chunks(store, parts, chunks, wait_s=self._wait_s))
 
     def timed_out(self) -> None:
         self._retry_at = time.monotonic() + BACK_OFF_S
@@ -292,6 +299,11 @@ async def _connect(settings: ConnectorSettings, buffers: Sequence[memoryview]) -
 def _plan(vllm_config: Any, kv_cache_config: Any, settings: ConnectorSettings) -> ChunkPlan:
     block_tokens, hash_tokens = resolve_kv_cache_block_sizes(kv_cache_config, vllm_config)
     return ChunkPlan(settings.blocks_per_chunk(block_tokens) * block_tokens, block_tokens, hash_tokens)
+
+
+def _window(spec: Any) -> int | None:
+    """Tokens a group reads back from a position; None: all, also where a spec's rule is not this simple."""
+    return spec.sliding_window if isinstance(spec, SlidingWindowSpec) else None
 
 
 def _check_supported(vllm_config: Any, kv_cache_config: Any) -> None:

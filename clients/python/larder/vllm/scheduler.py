@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from larder.vllm.jobs import SKIP, ChunkBlocks, LoadJob, SaveJob, StepPlan, WorkerReport
 from larder.vllm.keys import Chunk, ChunkPlan
+from larder.vllm.lookup import Part
 
 logger = logging.getLogger("vllm.larder")
 
@@ -48,11 +49,11 @@ class Pool(Protocol):
 
 
 class Matcher(Protocol):
-    """Asks the store how many leading keys it has."""
+    """Asks the store how many leading chunks it can serve."""
 
     def ready(self) -> bool: ...
 
-    def match(self, keys: list[bytes]) -> Future[int]: ...
+    def match(self, parts: Sequence[Part], chunks: Sequence[Chunk]) -> Future[int]: ...
 
     def timed_out(self) -> None: ...
 
@@ -83,6 +84,7 @@ class StoreScheduler:
         plan: ChunkPlan,
         *,
         group_block_tokens: Sequence[int],
+        group_windows: Sequence[int | None],
         matcher: Matcher,
         workers: int,
         lookup_timeout_s: float,
@@ -92,13 +94,14 @@ class StoreScheduler:
     ) -> None:
         self._plan = plan
         self._group_block_tokens = tuple(group_block_tokens)
+        self._group_windows = tuple(group_windows)
         self._matcher = matcher
         self._workers = workers
         self._lookup_timeout_s = lookup_timeout_s
         self._consumer = consumer
         self._producer = producer
         self._clock = clock
-        self._namespaces: tuple[bytes, ...] = ()
+        self._parts: tuple[Part, ...] = ()
         self._requests: dict[str, _Tracked] = {}
         self._loads: list[LoadJob] = []
         self._pool: Pool | None = None
@@ -108,10 +111,11 @@ class StoreScheduler:
         self._counts: Counter[str] = Counter()
 
     def set_namespaces(self, namespaces: Sequence[bytes]) -> None:
-        """The namespaces of every worker's every group: an object of each makes one chunk."""
-        if len(namespaces) != self._workers * len(self._group_block_tokens):
+        """The namespaces of every worker's every group, worker by worker: an object of each makes one chunk."""
+        if len(namespaces) != self._workers * len(self._group_windows):
             raise ValueError(f"{len(namespaces)} namespaces for {self._workers} workers")
-        self._namespaces = tuple(namespaces)
+        windows = self._group_windows * self._workers
+        self._parts = tuple(Part(name, window) for name, window in zip(namespaces, windows, strict=True))
 
     def bind_pool(self, pool: Pool) -> None:
         """vLLM's block pool, in which blocks under a save are held."""
@@ -145,16 +149,13 @@ class StoreScheduler:
 
     def _start_lookup(self, request: Request) -> _Lookup:
         chunks: list[Chunk] = []
-        if self._namespaces and self._matcher.ready():
+        if self._parts and self._matcher.ready():
             chunks = self._plan.chunks(
                 request.block_hashes, known_tokens=request.num_tokens, prompt_tokens=request.num_prompt_tokens
-            )[: LOOKUP_KEYS_MAX // len(self._namespaces)]
+            )[: LOOKUP_KEYS_MAX // len(self._parts)]
         if not chunks:
             return _Lookup([], Future(), self._clock(), answered=self._clock())
-        # Chunk by chunk, in it worker by worker: the count of leading keys, over the workers, is the count of chunks
-        # that every worker has.
-        keys = [name + chunk.block_hash for chunk in chunks for name in self._namespaces]
-        return _Lookup(chunks, self._matcher.match(keys), self._clock())
+        return _Lookup(chunks, self._matcher.match(self._parts, chunks), self._clock())
 
     def _take_answer(self, lookup: _Lookup, now: float) -> bool:
         if lookup.future.done():
@@ -162,7 +163,7 @@ class StoreScheduler:
             if lookup.future.cancelled() or lookup.future.exception() is not None:
                 self._counts["lookup_failures"] += 1
             else:
-                matched = lookup.future.result() // len(self._namespaces)
+                matched = lookup.future.result()
             lookup.tokens = lookup.chunks[matched - 1].end if matched else 0
         elif now - lookup.started >= self._lookup_timeout_s:
             lookup.future.cancel()
