@@ -53,6 +53,7 @@ def test_a_store_that_answers_again_is_named_once(
     link: StoreLink, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "vllm.larder"):
+        link.open()
         store.fail = Unavailable("gone")
         with pytest.raises(Unavailable):
             link.call(lambda s: s.match([b"k"])).result(5)
@@ -67,6 +68,30 @@ def test_an_error_of_one_object_is_no_reason_to_leave_the_store_alone(link: Stor
     store.fail = DataLost("one object")
     with pytest.raises(DataLost):
         link.call(lambda s: s.match([b"k"])).result(5)
+    assert link.up
+
+
+def test_a_connection_that_hangs_is_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def connect() -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("larder.vllm.link.CONNECT_S", 0.05)
+    link = StoreLink(connect)
+    try:
+        with pytest.raises(Unavailable, match="cannot connect: TimeoutError"):
+            link.call(lambda s: s.match([b"k"])).result(5)
+        assert not link.ready()
+    finally:
+        link.close()
+
+
+def test_a_late_answer_is_no_reason_to_leave_the_store_alone(link: StoreLink) -> None:
+    async def late(_: Any) -> None:
+        async with asyncio.timeout(0.01):
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        link.call(late).result(5)
     assert link.up
 
 

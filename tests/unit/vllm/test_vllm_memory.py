@@ -143,6 +143,48 @@ def test_caches_that_do_not_divide_into_blocks_are_refused() -> None:
         KVMemory(((),))
 
 
+class Accelerator:
+    """Writes down what a device's module is asked, in order."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stream(self, stream: "Stream") -> "Accelerator":
+        self.said.append("enter side stream")
+        return self
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self.said.append("leave side stream")
+
+
+class Stream:
+    def __init__(self, said: list[str]) -> None:
+        self.said = said
+
+    def wait_event(self, event: str) -> None:
+        self.said.append(f"wait for {event}")
+
+    def synchronize(self) -> None:
+        self.said.append("synchronize")
+
+
+@pytest.mark.parametrize("copy", ["gather", "scatter"])
+def test_a_devices_copies_follow_the_fence_and_are_over_when_they_return(copy: str) -> None:
+    memory = memory_of(layer_major(torch.bfloat16))
+    staging = Staging(memory, object_bytes_max=memory.object_bytes(0, 1), staging_bytes=1)
+    accelerator = Accelerator()
+    staging._accelerator, staging._stream = accelerator, Stream(accelerator.said)
+
+    async def course() -> None:
+        async with staging.take(1) as (slot,):
+            getattr(staging, copy)(slot, 0, [3], "the fence")
+
+    asyncio.run(course())
+    assert accelerator.said == ["wait for the fence", "enter side stream", "synchronize", "leave side stream"]
+
+
 def test_slots_are_bounded_and_come_back() -> None:
     memory = memory_of(layer_major(torch.bfloat16))
     staging = Staging(memory, object_bytes_max=1000, staging_bytes=3000)

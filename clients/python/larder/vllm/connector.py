@@ -66,6 +66,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         self._bad_blocks: set[int] = set()
         if role == KVConnectorRole.SCHEDULER:
             self._link = StoreLink(lambda: _connect(self._settings, ()))
+            self._link.open()
             self._scheduler = self._make_scheduler(_Matcher(self._link, self._settings.lookup_timeout_ms / 1e3))
             if self._kv_transfer_config.is_kv_consumer and self._kv_transfer_config.kv_load_failure_policy == "fail":
                 logger.warning(

@@ -18,6 +18,7 @@ from larder.errors import LarderError, StoreClosed, Unavailable
 logger = logging.getLogger("vllm.larder")  # below "vllm": the engine's own handlers print it
 
 BACK_OFF_S: Final = 1.0
+CONNECT_S: Final = 2.0
 CLOSE_S: Final = 5.0
 
 Buffers = Sequence[memoryview]
@@ -72,6 +73,10 @@ class StoreLink:
         """Whether to ask at all: not while a store that did not answer is left alone."""
         return not self._closed and (self._up or self._clock() >= self._retry_at)
 
+    def open(self) -> None:
+        """Connect in the background, so that the first call need not."""
+        self.call(_nothing)
+
     def call(self, work: Callable[[AsyncStore], Awaitable[T]]) -> Future[T]:
         """Run `work` on the loop; the future has its result or what it raised. Never waits."""
         if self._closed:
@@ -82,22 +87,28 @@ class StoreLink:
 
     async def _run(self, work: Callable[[AsyncStore], Awaitable[T]]) -> T:
         try:
-            async with self._connecting:
-                if self._store is None:
-                    self._store = await self._connect()
-            result = await work(self._store)
-        except (Unavailable, OSError) as error:
-            self.lost(str(error))
+            result = await work(await self._connected())
+        except (Unavailable, ConnectionError) as error:
+            self._lost(error)
             raise
         self._found()
         return result
 
-    def lost(self, why: str) -> None:
-        """Note that the store did not answer; it is left alone for BACK_OFF_S."""
+    async def _connected(self) -> AsyncStore:
+        async with self._connecting:
+            if self._store is None:
+                try:
+                    async with asyncio.timeout(CONNECT_S):
+                        self._store = await self._connect()
+                except (LarderError, OSError) as error:
+                    raise Unavailable(f"cannot connect: {str(error) or type(error).__name__}") from error
+            return self._store
+
+    def _lost(self, error: Exception) -> None:
         self._retry_at = self._clock() + BACK_OFF_S
         if self._up:
             self._up = False
-            logger.warning("Larder does not answer, the engine goes on without it: %s", why)
+            logger.warning("Larder does not answer, the engine goes on without it: %s", error)
 
     def _found(self) -> None:
         if not self._up:
@@ -127,3 +138,7 @@ class StoreLink:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+
+
+async def _nothing(store: AsyncStore) -> None:
+    """Only connects."""

@@ -83,6 +83,7 @@ class StoreWorker:
         self._counts: dict[str, float] = {}
         self._saving: set[Future[None]] = set()
         self._warned_at = clock() - WARN_EVERY_S
+        link.open()
 
     # ---- loads
 
@@ -198,7 +199,7 @@ class StoreWorker:
             logger.error("%s failed, and should not have in this way", what, exc_info=error)
         elif self._clock() - self._warned_at >= WARN_EVERY_S:
             self._warned_at = self._clock()
-            logger.warning("%s failed, the engine computes instead: %s", what, error or type(error).__name__)
+            logger.warning("%s failed: %s", what, str(error) or type(error).__name__)
 
     def take_ended(self) -> Ended:
         """Loads that ended since it was last asked."""
