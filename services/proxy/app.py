@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX: Final = 64 << 20
 IN_FLIGHT_MAX: Final = 4096
+DRAIN_S: Final = 25.0
 _BODY_S: Final = 60.0
 _LAST_WORD_S: Final = 2.0
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -77,6 +78,8 @@ class Proxy:
         self._registry = registry
         self._accepting = accepting
         self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.table = RoutingTable(
             tuple(Address(address) for address in settings.prefill),
             tuple(Address(address) for address in settings.decode),
@@ -97,7 +100,16 @@ class Proxy:
             ]
         )
         Admin(self.table, self._upstream, self._settings).add_routes(app)
+        app.on_shutdown.append(self._drain)
         return app
+
+    async def _drain(self, _: web.Application) -> None:
+        """Waits for the requests under way; by now no new ones are taken."""
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await self._idle.wait()
+        except TimeoutError:
+            logger.warning("cut off %d requests that took over %g s to end", self._in_flight, DRAIN_S)
 
     # -- handlers
 
@@ -133,12 +145,15 @@ class Proxy:
         path = resource.canonical if resource is not None else "other"
         outcome, code = "cancelled", 499
         self._in_flight += 1
+        self._idle.clear()
         try:
             response = await self._answered(request, handler)
             outcome, code = request.get(_OUTCOME, "ok" if response.status < 400 else "refused"), response.status
             return response
         finally:
             self._in_flight -= 1
+            if self._in_flight == 0:
+                self._idle.set()
             self._metrics.requests.labels(path, str(code), outcome).inc()
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -287,9 +302,10 @@ class Proxy:
         response = call.response
         if response is None:
             return _error(call.request, status, message)
-        if response.content_type == "text/event-stream" and response.content_length is None:
+        reads = not call.request.protocol.writing_paused  # a client that does not read has no need of an event
+        if reads and response.content_type == "text/event-stream" and response.content_length is None:
             event = json.dumps(_error_object(status, message))
-            with contextlib.suppress(TimeoutError):  # a client that does not read has no need of it
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORD_S):
                     await response.write(f"\n\ndata: {event}\n\n".encode())  # the blank line ends what was cut
                     await response.write_eof()

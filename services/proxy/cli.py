@@ -13,7 +13,7 @@ from services.proxy.app import Proxy
 from services.proxy.config import ProxySettings
 from services.proxy.upstream import Upstream
 
-DRAIN_S: Final = 25.0
+_LAST_BYTES_S: Final = 1.0
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ async def serve(settings: ProxySettings, stop: asyncio.Event) -> None:
         announce(f"proxy ready: http://{host}:{port}")
         await stop.wait()
     finally:
-        await runner.cleanup()  # takes no new requests, and gives those under way DRAIN_S to end
+        await runner.cleanup()
         await upstream.close()
 
 
@@ -44,7 +44,7 @@ def make_runner(proxy: Proxy) -> web.AppRunner:
         access_log=None,
         handler_cancellation=True,  # a client that leaves cancels its handler
         auto_decompress=False,
-        shutdown_timeout=DRAIN_S,
+        shutdown_timeout=_LAST_BYTES_S,  # after the proxy's own drain
     )
 
 

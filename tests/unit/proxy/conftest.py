@@ -1,0 +1,214 @@
+"""Real sockets: a proxy in front of small engines that speak vLLM's HTTP and misbehave when told to."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from multidict import CIMultiDictProxy
+from prometheus_client import CollectorRegistry
+
+from services.proxy.app import Proxy
+from services.proxy.cli import listen, make_runner
+from services.proxy.config import ProxySettings
+from services.proxy.upstream import Upstream
+
+EVENTS = [b'data: {"token": %d}\n\n' % number for number in range(3)] + [b"data: [DONE]\n\n"]
+
+
+@dataclass
+class Leg:
+    """One request as an engine received it."""
+
+    method: str
+    path: str
+    headers: CIMultiDictProxy[str]
+    body: bytes
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: bool = False
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Engine:
+    """Answers as vLLM does; `act` misbehaves in its place."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.legs: list[Leg] = []
+        self.act: Callable[[web.Request], Awaitable[web.StreamResponse]] = self.answer
+        self.models = ["tiny"]
+        self.next_event = asyncio.Semaphore(1000)  # a test that takes it away holds the stream back
+        self.called = asyncio.Event()
+        self.address = ""
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator["Engine"]:
+        app = web.Application()
+        app.router.add_route("*", "/{tail:.*}", self._handle)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.address = f"127.0.0.1:{runner.addresses[0][1]}"
+        try:
+            yield self
+        finally:
+            await runner.cleanup()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        leg = Leg(request.method, request.path_qs, request.headers, await request.read())
+        self.legs.append(leg)
+        self.called.set()
+        try:
+            return await self.act(request)
+        except asyncio.CancelledError:
+            leg.cancelled = True
+            raise
+        finally:
+            leg.ended.set()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/v1/models":
+            data = [{"id": model, "object": "model"} for model in self.models]
+            return web.json_response({"object": "list", "data": data})
+        if request.method != "POST":
+            return web.json_response({"path": request.path_qs, "by": self.name})
+        if (await request.read())[:1] == b"{" and (await request.json()).get("stream"):
+            return await self.stream(request)
+        return web.json_response({"by": self.name, "choices": [{"text": "é"}]}, headers={"X-Engine": self.name})
+
+    async def stream(self, request: web.Request, *, events: int = len(EVENTS)) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        for event in EVENTS[:events]:
+            await self.next_event.acquire()
+            await response.write(event)
+        return response
+
+    # -- what can go wrong
+
+    async def answer_500(self, _: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "boom", "by": self.name}}, status=500)
+
+    async def answer_400(self, _: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "bad temperature", "by": self.name}}, status=400)
+
+    async def answer_nothing(self, _: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    async def redirect(self, _: web.Request) -> web.StreamResponse:
+        return web.Response(status=307, headers={"Location": "http://127.0.0.1:9/v1/completions"}, text="elsewhere")
+
+    async def hang(self, _: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async def reset(self, request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async def garbage(self, request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(b"\x00\x01 what is this\r\n\r\n")  # type: ignore[attr-defined]
+        request.transport.close()
+        return web.Response()
+
+    async def close_before_first_byte(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"")
+        return await self.reset(request)
+
+    async def break_off(self, request: web.Request) -> web.StreamResponse:
+        await self.stream(request, events=2)
+        await asyncio.sleep(0.1)  # so that both events are on their way
+        return await self.reset(request)
+
+    async def break_off_json(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b'{"choices": [')
+        await asyncio.sleep(0.1)
+        return await self.reset(request)
+
+
+@dataclass
+class Cluster:
+    prefills: list[Engine]
+    decodes: list[Engine]
+    client: aiohttp.ClientSession
+    proxy: Proxy
+    url: str
+    registry: CollectorRegistry
+    stop: Callable[[], Awaitable[None]]
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"larder_proxy_{name}", labels) or 0.0
+
+    async def complete(self, **fields: Any) -> tuple[int, Any]:
+        async with self.client.post("/v1/completions", json={"model": "tiny", "prompt": "hello"} | fields) as response:
+            return response.status, await response.json()
+
+    @property
+    def legs(self) -> list[tuple[str, str]]:
+        """Which engine saw which path, prefills first."""
+        return [(engine.name, leg.path) for engine in self.prefills + self.decodes for leg in engine.legs]
+
+
+StartCluster = Callable[..., Awaitable[Cluster]]
+
+
+@pytest.fixture
+async def start_cluster() -> AsyncIterator[StartCluster]:
+    async with AsyncExitStack() as stack:
+
+        async def start(prefills: int = 1, decodes: int = 1, **settings: Any) -> Cluster:
+            """More settings are the proxy's own; engines given in them stand before the test's."""
+            engines = {
+                role: [await stack.enter_async_context(Engine(f"{role}{n}").serving()) for n in range(count)]
+                for role, count in (("prefill", prefills), ("decode", decodes))
+            }
+            for role, started in engines.items():
+                settings[role] = (*settings.get(role, ()), *(engine.address for engine in started))
+            chosen = ProxySettings(**settings)
+            key = chosen.openai_api_key
+            upstream = Upstream(
+                connect_timeout_s=chosen.connect_timeout, api_key=key.get_secret_value() if key else None
+            )
+            stack.push_async_callback(upstream.close)
+            registry = CollectorRegistry()
+            proxy = Proxy(chosen, upstream, registry, accepting=lambda: True)
+            runner = make_runner(proxy)
+            stack.push_async_callback(runner.cleanup)
+            url = f"http://127.0.0.1:{await listen(runner, '127.0.0.1', 0)}"
+            client = await stack.enter_async_context(aiohttp.ClientSession(url))
+            return Cluster(engines["prefill"], engines["decode"], client, proxy, url, registry, runner.cleanup)
+
+        yield start
+
+
+@pytest.fixture
+async def cluster(start_cluster: StartCluster) -> Cluster:
+    return await start_cluster()
+
+
+@pytest.fixture
+def closed_port() -> str:
+    """An address that refuses connections."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def events() -> list[bytes]:
+    return EVENTS

@@ -1,0 +1,282 @@
+"""What engines receive and what clients get when all is well, and which requests the proxy refuses itself."""
+
+import asyncio
+import gzip
+import io
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from services.proxy import app as proxy_app
+
+BODY = b'{ "model":"tiny","prompt" :"hello", "max_tokens":  7, "temperature":0, "x":"\xc3\xa9" }'
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_prefill_first_then_the_original_bytes(cluster: Any, path: str) -> None:
+    headers = JSON | {"X-Custom": "kept", "Authorization": "Bearer mine", "Connection": "X-Hop", "X-Hop": "dropped"}
+    url = URL(f"{cluster.url}{path}?a=%2Fb", encoded=True)
+    async with cluster.client.post(url, data=BODY, headers=headers) as response:
+        assert response.status == 200
+        assert response.headers["X-Engine"] == "decode0"
+        assert response.headers["Content-Type"] == "application/json; charset=utf-8"
+        answer = await response.read()
+    assert json.loads(answer) == {"by": "decode0", "choices": [{"text": "é"}]}
+    (prefill,), (decode,) = cluster.prefills[0].legs, cluster.decodes[0].legs
+    expected = {"model": "tiny", "prompt": "hello", "max_tokens": 1, "temperature": 0, "x": "é", "stream": False}
+    assert prefill.json == expected | ({"max_completion_tokens": 1} if "chat" in path else {})
+    assert decode.body == BODY
+    for leg, engine in ((prefill, cluster.prefills[0]), (decode, cluster.decodes[0])):
+        assert (leg.method, leg.path) == ("POST", f"{path}?a=%2Fb")
+        assert leg.headers["Host"] == engine.address
+        assert leg.headers["X-Custom"] == "kept"
+        assert leg.headers["Authorization"] == "Bearer mine"
+        assert leg.headers["Content-Type"] == "application/json"
+        assert "X-Hop" not in leg.headers
+    assert cluster.metric("requests_total", path=path, code="200", outcome="ok") == 1
+
+
+async def test_the_prefill_leg_ends_before_the_decode_leg_begins(cluster: Any) -> None:
+    release = asyncio.Event()
+
+    async def wait(request: web.Request) -> web.StreamResponse:
+        await release.wait()
+        return await cluster.prefills[0].answer(request)
+
+    cluster.prefills[0].act = wait
+    request = asyncio.create_task(cluster.complete())
+    await asyncio.sleep(0.2)
+    assert cluster.decodes[0].legs == []
+    release.set()
+    assert (await request)[0] == 200
+    assert len(cluster.decodes[0].legs) == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_a_stream_is_passed_event_by_event(cluster: Any, path: str, events: list[bytes]) -> None:
+    engine = cluster.decodes[0]
+    engine.next_event = asyncio.Semaphore(0)
+    fields = {"stream": True, "stream_options": {"include_usage": True}}
+    request = asyncio.create_task(cluster.client.post(path, json=fields))
+    await asyncio.sleep(0.2)
+    assert not request.done()  # the status is held until the first byte
+    engine.next_event.release()
+    async with await asyncio.wait_for(request, 5) as response:
+        assert response.status == 200
+        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        for event in events:  # each arrives before the engine may write the next
+            assert await asyncio.wait_for(response.content.readexactly(len(event)), 5) == event
+            engine.next_event.release()
+        assert await response.content.read() == b""
+    prefill = cluster.prefills[0].legs[0].json
+    assert prefill["stream"] is False
+    assert "stream_options" not in prefill
+    assert cluster.metric("time_to_first_token_seconds_count") == 1
+
+
+async def test_round_robin_over_prefill_and_decode_engines(start_cluster: Any) -> None:
+    cluster = await start_cluster(2, 3)
+    answers = [(await cluster.complete())[1]["by"] for _ in range(6)]
+    assert answers == ["decode0", "decode1", "decode2"] * 2
+    assert [len(engine.legs) for engine in cluster.prefills] == [3, 3]
+
+
+async def test_many_requests_at_once(start_cluster: Any) -> None:
+    cluster = await start_cluster(2, 2)
+    results = await asyncio.gather(*(cluster.complete(prompt=str(n)) for n in range(100)))
+    assert {status for status, _ in results} == {200}
+    for engines in (cluster.prefills, cluster.decodes):
+        prompts = [leg.json["prompt"] for engine in engines for leg in engine.legs]
+        assert sorted(prompts, key=int) == [str(n) for n in range(100)]
+    assert cluster.metric("in_flight") == 0
+
+
+async def test_without_prefill_engines_decode_answers(start_cluster: Any) -> None:
+    cluster = await start_cluster(0, 1)
+    assert (await cluster.complete())[0] == 200
+    assert cluster.metric("requests_total", path="/v1/completions", code="200", outcome="ok") == 1
+
+
+async def test_a_request_id_is_kept_or_made_and_sent_on_both_legs(cluster: Any) -> None:
+    for given in ({"X-Request-Id": "mine-7"}, {}):
+        async with cluster.client.post("/v1/completions", json={}, headers=given) as response:
+            answered = response.headers["X-Request-Id"]
+        sent = [engine.legs[-1].headers.getall("X-Request-Id") for engine in (*cluster.prefills, *cluster.decodes)]
+        assert sent == [[answered], [answered]]
+        assert answered == given.get("X-Request-Id", answered)
+    assert len(answered) == 32
+
+
+async def test_the_engines_key_replaces_the_clients(start_cluster: Any) -> None:
+    cluster = await start_cluster(openai_api_key="engines")
+    async with cluster.client.post("/v1/completions", json={}, headers={"Authorization": "Bearer mine"}) as response:
+        assert response.status == 200
+    for engine in (*cluster.prefills, *cluster.decodes):
+        assert engine.legs[0].headers.getall("Authorization") == ["Bearer engines"]
+
+
+async def test_the_engines_answer_is_not_rewritten(cluster: Any) -> None:
+    packed = gzip.compress(b'{"packed": true}')
+
+    async def act(_: web.Request) -> web.StreamResponse:
+        response = web.Response(status=418, reason="Short and stout", body=packed)
+        response.headers.update({"Content-Type": "application/x-odd", "Content-Encoding": "gzip", "Keep-Alive": "5"})
+        response.headers.add("Set-Cookie", "a=1")
+        response.headers.add("Set-Cookie", "b=2")
+        return response
+
+    cluster.decodes[0].act = act
+    async with aiohttp.ClientSession(cluster.url, auto_decompress=False) as client:
+        for _ in range(2):
+            async with client.post("/v1/completions", json={}, skip_auto_headers=["Accept-Encoding"]) as response:
+                assert (response.status, response.reason) == (418, "Short and stout")
+                assert response.headers["Content-Type"] == "application/x-odd"
+                assert response.headers["Content-Encoding"] == "gzip"
+                assert response.headers["Content-Length"] == str(len(packed))
+                assert response.headers.getall("Set-Cookie") == ["a=1", "b=2"]
+                assert "Keep-Alive" not in response.headers
+                assert await response.read() == packed
+            client.cookie_jar.clear()
+    for leg in cluster.decodes[0].legs:
+        assert "Cookie" not in leg.headers  # one client's cookies are not another's
+        assert "Accept-Encoding" not in leg.headers
+    assert cluster.metric("requests_total", path="/v1/completions", code="418", outcome="engine_error") == 2
+
+
+async def test_other_paths_go_to_a_decode_engine_untouched(cluster: Any) -> None:
+    async with cluster.client.get("/v1/models") as response:
+        assert [model["id"] for model in (await response.json())["data"]] == ["tiny"]
+    async with cluster.client.post(
+        "/v1/embeddings?q=1", data=b"\x00not json", headers={"Content-Type": "a/b"}
+    ) as response:
+        assert await response.json() == {"by": "decode0", "choices": [{"text": "é"}]}
+    async with cluster.client.delete("/v1/files/a%2Fb%20c?x=%26") as response:
+        assert (await response.json())["by"] == "decode0"
+    async with cluster.client.head("/v1/anything") as response:
+        assert (response.status, await response.read()) == (200, b"")
+    assert cluster.prefills[0].legs == []
+    seen = [(leg.method, leg.path, leg.body) for leg in cluster.decodes[0].legs]
+    assert seen == [
+        ("GET", "/v1/models", b""),
+        ("POST", "/v1/embeddings?q=1", b"\x00not json"),
+        ("DELETE", "/v1/files/a%2Fb%20c?x=%26", b""),
+        ("HEAD", "/v1/anything", b""),
+    ]
+    assert cluster.decodes[0].legs[1].headers["Content-Type"] == "a/b"
+
+
+async def test_redirects_are_passed_on_and_not_followed(cluster: Any) -> None:
+    cluster.decodes[0].act = cluster.decodes[0].redirect
+    async with cluster.client.post("/v1/completions", json={}, allow_redirects=False) as response:
+        assert (response.status, response.headers["Location"]) == (307, "http://127.0.0.1:9/v1/completions")
+        assert await response.text() == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type", "status", "reason"),
+    [
+        (b"{", "application/json", 400, "not valid JSON"),
+        (b"null", "application/json", 400, "must be a JSON object, not null"),
+        (b"[" * 100_000, "application/json", 400, "not valid JSON"),
+        (b"{}", "text/plain", 415, "Only 'application/json' is allowed"),
+        (b" " * (proxy_app.BODY_BYTES_MAX + 1), "application/json", 413, "over 67108864 bytes"),
+    ],
+)
+async def test_a_request_that_cannot_be_served_is_refused_at_once(
+    cluster: Any, data: bytes, content_type: str, status: int, reason: str
+) -> None:
+    headers = {"Content-Type": content_type}
+    async with cluster.client.post("/v1/completions", data=io.BytesIO(data), headers=headers) as response:
+        assert response.status == status
+        error = (await response.json())["error"]
+        assert response.headers["X-Request-Id"]
+    assert reason in error["message"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, status)
+    assert cluster.legs == []
+    assert cluster.metric("requests_total", path="/v1/completions", code=str(status), outcome="refused") == 1
+
+
+async def test_a_body_of_unknown_length_is_bounded_too(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def endless() -> Any:
+        for _ in range(100):
+            yield b" " * 2**20
+
+    async with cluster.client.post("/v1/completions", data=endless(), headers=JSON) as response:
+        assert response.status == 413
+    assert cluster.legs == []
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b" 400 "),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Name: caf\xe9\r\nContent-Length: 0\r\n\r\n", b" 400 "),
+        (b"\x16\x03\x01 garbage\r\n\r\n", b" 400 "),
+        (b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 20_000 + b"\r\n\r\n", b" 400 "),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{", b" 408 "),
+    ],
+)
+async def test_malformed_http_is_refused(
+    cluster: Any, request_bytes: bytes, status: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_app, "_BODY_S", 0.3)
+    host, port = cluster.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request_bytes)
+    assert status in await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+    await writer.wait_closed()
+    assert cluster.legs == []
+    assert (await cluster.complete())[0] == 200
+
+
+async def test_unknown_paths_and_methods_have_an_error_of_openais_shape(cluster: Any) -> None:
+    async with cluster.client.get("/nowhere") as response:
+        assert response.status == 404
+        assert "GET /nowhere" in (await response.json())["error"]["message"]
+    async with cluster.client.delete("/status") as response:
+        assert response.status == 405
+        assert response.headers["Allow"] == "GET,HEAD"
+    assert cluster.metric("requests_total", path="other", code="404", outcome="refused") == 1
+
+
+async def test_above_the_bound_in_flight_is_429(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_app, "IN_FLIGHT_MAX", 1)
+    cluster.decodes[0].act = cluster.decodes[0].hang
+    first = asyncio.create_task(cluster.complete())
+    await asyncio.sleep(0.2)
+    async with cluster.client.post("/v1/completions", json={}) as response:
+        assert (response.status, response.headers["Retry-After"]) == (429, "1")
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_operators_see_life_readiness_and_metrics(start_cluster: Any) -> None:
+    cluster = await start_cluster(1, 0, admin_api_key="k")
+    for path, status in (("/health", 200), ("/ready", 503)):
+        async with cluster.client.get(path) as response:
+            assert response.status == status
+    assert (await cluster.complete())[0] == 503
+    async with cluster.client.get("/metrics") as response:
+        text = await response.text()
+    assert 'larder_proxy_instances{role="prefill"} 1.0' in text
+    assert 'larder_proxy_instances{role="decode"} 0.0' in text
+    assert 'larder_proxy_requests_total{code="503",outcome="unserved",path="/v1/completions"} 1.0' in text
+    assert "process_resident_memory_bytes" in text
+    assert cluster.prefills[0].legs == []  # nothing is prefilled for nobody
+
+
+async def test_a_defect_of_the_proxy_is_a_500_that_tells_nothing(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(proxy_app, "prefill_request", fail)
+    status, answer = await cluster.complete()
+    assert (status, answer["error"]["type"]) == (500, "server_error")
+    assert "secret" not in answer["error"]["message"]
+    assert cluster.metric("requests_total", path="/v1/completions", code="500", outcome="internal") == 1

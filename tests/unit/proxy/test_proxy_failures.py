@@ -1,0 +1,274 @@
+"""Engines that misbehave: what the client gets, which legs were sent, and that nothing is left behind."""
+
+import asyncio
+import json
+import os
+import time
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+BEFORE_THE_FIRST_BYTE = ["reset", "garbage", "close_before_first_byte", "answer_nothing"]
+
+
+def act(engine: Any, how: str) -> None:
+    engine.act = getattr(engine, how)
+
+
+@pytest.mark.parametrize("how", ["answer_500", "redirect", *BEFORE_THE_FIRST_BYTE[:3]])
+async def test_another_prefill_takes_over(start_cluster: Any, how: str) -> None:
+    cluster = await start_cluster(2, 1)
+    act(cluster.prefills[0], how)
+    assert (await cluster.complete())[0] == 200
+    assert [name for name, _ in cluster.legs] == ["prefill0", "prefill1", "decode0"]
+    assert cluster.metric("retries_total", phase="prefill", reason="broken") == 1
+    assert cluster.metric("requests_total", path="/v1/completions", code="200", outcome="ok") == 1
+
+
+async def test_prefills_that_are_not_there_leave_decode_alone(start_cluster: Any, closed_port: str) -> None:
+    cluster = await start_cluster(0, 1, prefill=(closed_port,))
+    status, answer = await cluster.complete()
+    assert (status, answer["by"]) == (200, "decode0")
+    assert cluster.metric("retries_total", phase="prefill", reason="unreachable") == 1
+    assert cluster.metric("requests_total", path="/v1/completions", code="200", outcome="decode_alone") == 1
+
+
+async def test_a_prefill_that_hangs_is_given_up(start_cluster: Any) -> None:
+    cluster = await start_cluster(2, 1, first_token_timeout=0.3)
+    act(cluster.prefills[0], "hang")
+    started = time.monotonic()
+    assert (await cluster.complete())[0] == 200
+    assert 0.3 <= time.monotonic() - started < 3
+    await asyncio.wait_for(cluster.prefills[0].legs[0].ended.wait(), 5)
+    assert cluster.prefills[0].legs[0].cancelled
+    assert cluster.metric("retries_total", phase="prefill", reason="timed_out") == 1
+
+
+async def test_a_prefills_4xx_is_left_for_decode_to_say(start_cluster: Any) -> None:
+    cluster = await start_cluster(2, 1)
+    act(cluster.prefills[0], "answer_400")
+    act(cluster.decodes[0], "answer_400")
+    status, answer = await cluster.complete()
+    assert (status, answer) == (400, {"error": {"message": "bad temperature", "by": "decode0"}})
+    assert [name for name, _ in cluster.legs] == ["prefill0", "decode0"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("how", BEFORE_THE_FIRST_BYTE)
+async def test_another_decode_takes_over_before_the_first_byte(start_cluster: Any, how: str, stream: bool) -> None:
+    cluster = await start_cluster(1, 2)
+    act(cluster.decodes[0], how)
+    async with cluster.client.post("/v1/completions", json={"stream": stream}) as response:
+        assert response.status == 200
+        answer = await response.read()
+    assert answer.endswith(b"data: [DONE]\n\n") if stream else json.loads(answer)["by"] == "decode1"
+    assert [name for name, _ in cluster.legs] == ["prefill0", "decode0", "decode1"]
+    assert cluster.decodes[1].legs[0].body == cluster.decodes[0].legs[0].body
+    assert cluster.metric("retries_total", phase="decode", reason="broken") == 1
+
+
+async def test_a_decode_that_is_not_there_is_passed_over(start_cluster: Any, closed_port: str) -> None:
+    cluster = await start_cluster(1, 1, decode=(closed_port,))
+    assert (await cluster.complete())[0] == 200
+    assert cluster.metric("retries_total", phase="decode", reason="unreachable") == 1
+
+
+async def test_a_stream_that_does_not_begin_is_begun_elsewhere(start_cluster: Any) -> None:
+    cluster = await start_cluster(0, 2, first_token_timeout=0.3)
+    act(cluster.decodes[0], "hang")
+    async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
+        assert response.status == 200
+        assert (await response.read()).endswith(b"data: [DONE]\n\n")
+    assert cluster.decodes[0].legs[0].cancelled
+
+
+@pytest.mark.parametrize("how", ["answer_500", "answer_400"])
+async def test_a_decodes_error_is_the_answer(start_cluster: Any, how: str) -> None:
+    cluster = await start_cluster(1, 2)
+    act(cluster.decodes[0], how)
+    status, answer = await cluster.complete(stream=True)
+    assert (status, answer["error"]["by"]) == (int(how[-3:]), "decode0")
+    assert [name for name, _ in cluster.legs] == ["prefill0", "decode0"]
+
+
+async def test_no_decode_left_is_a_503_at_once(start_cluster: Any, closed_port: str) -> None:
+    cluster = await start_cluster(1, 1, decode=(closed_port,))
+    act(cluster.decodes[0], "reset")
+    async with cluster.client.post("/v1/completions", json={}) as response:
+        assert (response.status, response.content_type) == (503, "application/json")
+        assert response.headers["Retry-After"] == "1"
+        error = (await response.json())["error"]
+    assert error["type"] == "server_error"
+    assert closed_port in error["message"]
+    assert cluster.decodes[0].address in error["message"]
+    assert cluster.metric("requests_total", path="/v1/completions", code="503", outcome="unserved") == 1
+
+
+async def test_what_may_have_run_is_not_repeated(start_cluster: Any) -> None:
+    cluster = await start_cluster(0, 2)
+    act(cluster.decodes[0], "reset")
+    async with cluster.client.post("/v1/load_lora_adapter", json={}) as response:
+        assert response.status == 502
+        assert "may have run" in (await response.json())["error"]["message"]
+    assert [name for name, _ in cluster.legs] == ["decode0"]
+    act(cluster.decodes[1], "reset")
+    cluster.decodes[0].act = cluster.decodes[0].answer
+    async with cluster.client.get("/v1/models") as response:  # but reading is
+        assert response.status == 200
+
+
+async def test_after_the_first_byte_a_failure_ends_the_stream_with_an_error_event(
+    start_cluster: Any, events: list[bytes]
+) -> None:
+    cluster = await start_cluster(1, 2)
+    act(cluster.decodes[0], "break_off")
+    async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
+        assert response.status == 200
+        content = await response.read()  # whole: the proxy ended the body properly
+    sent = [line for line in content.split(b"\n\n") if line.strip()]
+    assert [line + b"\n\n" for line in sent[:2]] == events[:2]
+    assert len(sent) == 3
+    error = json.loads(sent[2].removeprefix(b"data: "))["error"]
+    assert (error["type"], error["code"]) == ("server_error", 502)
+    assert [name for name, _ in cluster.legs] == ["prefill0", "decode0"]
+    assert cluster.metric("requests_total", path="/v1/completions", code="200", outcome="broken") == 1
+
+
+async def test_half_a_json_body_is_never_taken_for_a_whole_one(cluster: Any) -> None:
+    act(cluster.decodes[0], "break_off_json")
+    async with cluster.client.post("/v1/completions", json={}) as response:
+        assert response.status == 200
+        with pytest.raises((aiohttp.ClientPayloadError, aiohttp.ClientOSError)):
+            await response.read()
+    async with cluster.client.get("/health") as response:
+        assert response.status == 200
+
+
+async def test_a_request_has_a_deadline_before_its_first_byte(start_cluster: Any) -> None:
+    cluster = await start_cluster(1, 1, request_timeout=0.5)
+    act(cluster.decodes[0], "hang")
+    status, answer = await cluster.complete()
+    assert (status, answer["error"]["code"]) == (504, 504)
+    await asyncio.wait_for(cluster.decodes[0].legs[0].ended.wait(), 5)
+    assert cluster.decodes[0].legs[0].cancelled
+    assert cluster.metric("requests_total", path="/v1/completions", code="504", outcome="timed_out") == 1
+
+
+async def test_a_stream_has_a_deadline_after_its_first_byte(start_cluster: Any, events: list[bytes]) -> None:
+    cluster = await start_cluster(1, 1, request_timeout=0.5)
+    cluster.decodes[0].next_event = asyncio.Semaphore(1)
+    async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
+        content = await asyncio.wait_for(response.read(), 5)
+    assert content.startswith(events[0])
+    assert json.loads(content.split(b"data: ")[-1])["error"]["code"] == 504
+    assert cluster.metric("requests_total", path="/v1/completions", code="200", outcome="timed_out") == 1
+
+
+async def test_a_client_that_does_not_read_is_given_up(start_cluster: Any) -> None:
+    cluster = await start_cluster(0, 1, request_timeout=1)
+
+    async def flood(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for _ in range(1_000):
+            await response.write(b"x" * 100_000)
+        return response
+
+    cluster.decodes[0].act = flood
+    host, port = cluster.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    writer.write(b"GET /v1/flood HTTP/1.1\r\nHost: x\r\n\r\n")
+    await cluster.decodes[0].called.wait()
+    await asyncio.wait_for(cluster.decodes[0].legs[0].ended.wait(), 5)
+    assert cluster.decodes[0].legs[0].cancelled
+    for _ in range(100):
+        if cluster.metric("in_flight") == 0:
+            break
+        await asyncio.sleep(0.05)
+    assert cluster.metric("requests_total", path="/v1/{tail}", code="200", outcome="timed_out") == 1
+    writer.close()
+
+
+@pytest.mark.parametrize("stage", ["prefill", "decode", "streaming"])
+async def test_a_client_that_leaves_cancels_the_leg_under_way(cluster: Any, stage: str) -> None:
+    engine = cluster.prefills[0] if stage == "prefill" else cluster.decodes[0]
+    if stage == "streaming":
+        engine.next_event = asyncio.Semaphore(1)
+    else:
+        act(engine, "hang")
+    async with aiohttp.ClientSession(cluster.url) as client:
+        request = asyncio.create_task(client.post("/v1/completions", json={"stream": True}))
+        await engine.called.wait()
+        if stage == "streaming":
+            response = await request
+            await response.content.readany()
+            response.close()
+        request.cancel()
+    left = time.monotonic()
+    await asyncio.wait_for(engine.legs[0].ended.wait(), 5)
+    assert engine.legs[0].cancelled
+    assert time.monotonic() - left < 1
+    assert len(cluster.decodes[0].legs) == (0 if stage == "prefill" else 1)
+    code, outcome = "499", "cancelled"
+    assert cluster.metric("requests_total", path="/v1/completions", code=code, outcome=outcome) == 1
+    assert cluster.metric("in_flight") == 0
+
+
+async def test_an_idle_connection_that_the_engine_closed_costs_no_engine(start_cluster: Any) -> None:
+    """An engine that gives up each connection on its second request, as one does whose idle time just ran out."""
+    served: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for turn in range(2):
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:  # the test is over
+                break
+            length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+            await reader.readexactly(length)
+            served.append(turn)
+            if turn == 0:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+                await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        address = "{}:{}".format(*server.sockets[0].getsockname())
+        cluster = await start_cluster(0, 0, decode=(address,))
+        assert await cluster.complete() == (200, {})
+        assert await cluster.complete() == (200, {})
+    assert served == [0, 1, 0]
+    assert not cluster.metric("retries_total", phase="decode", reason="broken")
+
+
+async def test_a_drain_ends_though_a_request_does_not(
+    cluster: Any, events: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.app.DRAIN_S", 0.3)
+    cluster.decodes[0].next_event = asyncio.Semaphore(1)
+    async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
+        assert await response.content.readany() == events[0]
+        await asyncio.wait_for(cluster.stop(), 5)
+        with pytest.raises((aiohttp.ClientPayloadError, aiohttp.ClientOSError)):
+            await response.read()
+    await asyncio.wait_for(cluster.decodes[0].legs[0].ended.wait(), 5)
+    assert cluster.decodes[0].legs[0].cancelled
+
+
+async def test_nothing_is_left_behind(start_cluster: Any, closed_port: str) -> None:
+    cluster = await start_cluster(2, 2, prefill=(closed_port,), decode=(closed_port,))
+    act(cluster.prefills[0], "reset")
+    act(cluster.decodes[0], "break_off")
+
+    async def counts() -> tuple[int, int]:
+        for n in range(12):
+            async with cluster.client.post("/v1/completions", json={"stream": n % 2 == 0}) as response:
+                await response.read()
+        await asyncio.sleep(0.2)
+        return len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+
+    assert await counts() >= await counts()
+    assert cluster.metric("in_flight") == 0
