@@ -82,7 +82,8 @@ class Adoption:
             )
             if not free:
                 self.state.counters.dropped_claims += 1
-                continue  # the extent is accounted to somebody else; the node is told when that one is recorded there
+                self.node.strays.append((segment.number, offset, claim.write_id))  # the extent is somebody else's
+                continue
             end = stop
             self._adopt(segment, claim)
 

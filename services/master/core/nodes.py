@@ -81,7 +81,7 @@ class Nodes:
         if node is None or node.phase is not Phase.ATTACHING:
             return
         claims, node.inventory = node.inventory, []
-        node.to_forget = []
+        node.to_forget, node.strays = [], []
         Adoption(self.state, self.space, node).run(claims)
         node.phase = Phase.LIVE
         for segment in node.segments:
@@ -174,7 +174,7 @@ class Nodes:
             segment.live = False
             for entry in segment.quarantine.values():
                 self.space.settle_remove(entry)
-        self.puts.not_recorded(node)
+        self.puts.not_recorded(node, list(node.recording))
 
     def _give_up(self, node: Node) -> None:
         """The node's copies are lost. Its objects are seen to a few at a time."""

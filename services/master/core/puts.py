@@ -166,6 +166,7 @@ class Puts:
             command_id = self.state.number()
             node.recording[command_id] = writes
             self.state.effects.append(m.Record(node.stream, command_id, copies[node_id]))
+            self._give_up_later(node, command_id)
         if not command.write_ids:
             self.calls.finish(command.request_id, m.PutEnded([], []))
 
@@ -222,11 +223,14 @@ class Puts:
         for write in node.recording.pop(command_id, ()):
             self._acknowledged(write)
 
-    def not_recorded(self, node: Node) -> None:
-        """The node fell silent or away: what it has not acknowledged is not counted on."""
-        pending, node.recording = node.recording, {}
-        for writes in pending.values():
-            for write in writes:
+    def _give_up_later(self, node: Node, command_id: int) -> None:
+        due = self.state.now + self.state.config.record_timeout_ms
+        self.state.at(due, lambda: self.not_recorded(node, [command_id]))
+
+    def not_recorded(self, node: Node, command_ids: Sequence[int]) -> None:
+        """The node fell silent or away, or refused: what it has not acknowledged is not counted on."""
+        for command_id in command_ids:
+            for write in node.recording.pop(command_id, ()):
                 for part in write.slices:
                     for copy in [c for c in part.copies if self._is_on(c, node)]:
                         part.copies.remove(copy)

@@ -57,13 +57,17 @@ class Space:
             slices.append(Slice(length, 0, placed))
         return slices
 
+    def _could_hold(self, segment: Segment, size: int) -> bool:
+        """Whether eviction could make room here. What is reserved or in long quarantine is not worth waiting for."""
+        return segment.allocator.free_bytes + segment.soon_bytes + segment.live_bytes >= size
+
     def _live(self) -> list[Segment]:
         return [segment for segment in self.state.segments.values() if segment.live]
 
     def _place_slice(self, length: int, copies: int, host_id: str, degraded: bool) -> list[Copy]:
-        segments = self._live()
-        wanted = min(copies, len({segment.node.node_id for segment in segments}))
         size = aligned(length)
+        segments = [segment for segment in self._live() if self._could_hold(segment, size)]
+        wanted = min(copies, len({segment.node.node_id for segment in segments}))
         nodes: list[Node] = []
         placed: list[Copy] = []
 
@@ -241,12 +245,15 @@ class Space:
 
     def make_room(self, size: int) -> None:
         """For a put that waits: evict where what is free or on its way back would not hold it."""
-        segments = self._live()
+        largest = aligned(min(size, self.state.config.slice_bytes))
+        segments = [segment for segment in self._live() if self._could_hold(segment, largest)]
         for segment in segments:
-            need = aligned(max(self.slice_lengths(size))) + size // len(segments)
-            coming = segment.allocator.free_bytes + segment.soon_bytes
+            need = max(largest, size // len(segments))
+            free = segment.allocator.free_bytes
+            if segment.allocator.largest_free_bytes >= largest and free >= need:
+                continue  # the room is short elsewhere
             # Enough bytes but none on their way: they lie in pieces too small, so more has to go.
-            if coming < need or not segment.soon_bytes:
+            if free + segment.soon_bytes < need or not segment.soon_bytes:
                 self._evict(segment, need, self.state.config.evictions_per_step_max)
 
     def _evict(self, segment: Segment, wanted_bytes: int, budget: int) -> int:
@@ -276,12 +283,13 @@ class Space:
     def flush_forgets(self) -> None:
         """One Forget a node and step. A node without a stream is told when it attaches again."""
         for node in self.state.nodes.values():
-            if not node.to_forget or node.stream is None or node.phase is Phase.ATTACHING:
+            if node.stream is None or node.phase is Phase.ATTACHING or not (node.to_forget or node.strays):
                 continue
+            strays, node.strays = node.strays, []
             batch = [entry for entry in node.to_forget if entry.forgetting and not entry.segment.gone]
             node.to_forget = []
-            if batch:
+            if batch or strays:
                 command_id = self.state.number()
                 node.forgetting[command_id] = batch
                 extents = [(entry.segment.number, entry.offset, entry.write_id) for entry in batch]
-                self.state.effects.append(Forget(node.stream, command_id, extents))
+                self.state.effects.append(Forget(node.stream, command_id, strays + extents))

@@ -28,6 +28,7 @@ class Config:
     # Transfers of a write that ended badly may still land: the engine's own time-out is 30 s plus 1 ns a byte.
     late_write_ms: int = 60_000
     heartbeat_ms: int = 500
+    record_timeout_ms: int = 5_000  # a live node that has not recorded by then is done without
     silence_ms: int = 2_000  # a node that says nothing for so long is suspect
     lost_ms: int = 30_000  # a suspect node's copies are given up after so long
     partial_ms: int = 60_000  # an adopted object whose other slices did not turn up is dropped after so long
@@ -168,6 +169,7 @@ class Node:
         self.recording: dict[int, list[Write]] = {}  # command id -> writes, not acknowledged
         self.forgetting: dict[int, list[Quarantined]] = {}  # command id -> extents, not acknowledged
         self.to_forget: list[Quarantined] = []  # goes out at the end of the step
+        self.strays: list[tuple[int, int, int]] = []  # (segment, offset, write id) to forget, accounted to nobody
 
 
 @dataclass(slots=True)

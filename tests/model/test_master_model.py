@@ -1,0 +1,220 @@
+"""Every interleaving hypothesis can think of, against the real core; invariants are derived anew after every step."""
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from services.master.core import messages as m
+from services.master.core.allocator import Allocator
+from services.master.core.space import Space
+from services.master.core.tables import State
+
+from tests.model.world import CONFIG, World
+
+KEYS = [b"a", b"b", b"c", b"d", b"e", b"f"]
+keys = st.sampled_from(KEYS)
+sizes = st.sampled_from([1, 300, 1024, 1025, 2500, 5000])
+node_names = st.sampled_from(["n0", "n1", "n2"])
+
+
+class MasterMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        for node in self.world.nodes.values():
+            self.world.attach(node)
+        self.world.heal()
+        self.waiting: dict[int, tuple[list[bytes], list[int], int]] = {}
+
+    @rule(batch=st.lists(st.tuples(keys, sizes), min_size=1, max_size=3), copies=st.integers(1, 3), wait=st.booleans())
+    def put_start(self, batch: list[tuple[bytes, int]], copies: int, wait: bool) -> None:
+        names, lengths = [key for key, _ in batch], [size for _, size in batch]
+        asked_at = self.world.now
+        call = self.world.start(names, lengths, copies, wait_ms=300 if wait else 0, host="h1")
+        if call not in self.world.replies:
+            self.waiting[call] = (names, lengths, asked_at)
+
+    @invariant()
+    def open_what_waited(self) -> None:
+        for call in [call for call in self.waiting if call in self.world.replies]:
+            answer = self.world.replies[call]
+            names, lengths, asked_at = self.waiting.pop(call)
+            if isinstance(answer, m.PutStarted):
+                self.world.open(answer, names, lengths, asked_at)
+
+    @precondition(lambda self: self.world.puts)
+    @rule(data=st.data())
+    def write_one_copy(self, data: st.DataObject) -> None:
+        put = data.draw(st.sampled_from(self.world.puts))
+        part = data.draw(st.integers(0, len(put.places) - 1))
+        copy = data.draw(st.integers(0, len(put.places[part]) - 1))
+        if self.world.now < put.asked_at + CONFIG.write_ttl_ms:
+            self.world.write(put, part, copy)
+
+    @precondition(lambda self: self.world.puts)
+    @rule(data=st.data(), everything=st.booleans())
+    def put_end(self, data: st.DataObject, everything: bool) -> None:
+        put = data.draw(st.sampled_from(self.world.puts))
+        self.world.puts.remove(put)
+        if everything and self.world.now < put.asked_at + CONFIG.write_ttl_ms:
+            for part, copies in enumerate(put.places):
+                for copy in range(len(copies)):
+                    self.world.write(put, part, copy)
+        self.world.end(put)
+
+    @precondition(lambda self: self.world.puts)
+    @rule(data=st.data())
+    def abandon_then_land_late(self, data: st.DataObject) -> None:
+        """The client gives up, but the engine still delivers what was under way."""
+        put = data.draw(st.sampled_from(self.world.puts))
+        self.world.puts.remove(put)
+        alive = self.world.now < put.asked_at + CONFIG.write_ttl_ms
+        call = self.world.call()
+        self.world.step(m.PutAbort(call, self.world.request_id(), [put.write_id]))
+        if alive:
+            self.world.pass_time(data.draw(st.sampled_from([0, 100, CONFIG.late_write_ms - 1])))
+            self.world.write(put, 0, 0)
+
+    @rule(names=st.lists(keys, min_size=1, max_size=6))
+    def lookup(self, names: list[bytes]) -> None:
+        found = self.world.lookup(names)
+        call = self.world.call()
+        self.world.step(m.Match(call, names))
+        matched = self.world.replies[call]
+        assert isinstance(matched, m.Matched)
+        hits = [result is m.Result.OK for result in found.results]
+        assert matched.matched == (hits.index(False) if False in hits else len(hits))
+
+    @rule(names=st.lists(keys, min_size=1, max_size=3), wait=st.integers(0, 200))
+    def match_waiting(self, names: list[bytes], wait: int) -> None:
+        self.world.step(m.Match(self.world.call(), names, wait))
+
+    @rule(key=keys)
+    def remove(self, key: bytes) -> None:
+        self.world.step(m.Remove(self.world.call(), self.world.request_id(), [key]))
+
+    @rule(key=keys)
+    def report_corrupt(self, key: bytes) -> None:
+        obj = self.world.core.state.objects.get(key)
+        if obj is not None:
+            segment, offset = obj.slices[0].copies[0]
+            self.world.step(m.Report(self.world.call(), [key], [0], [segment], [offset], [m.Fault.CORRUPT]))
+
+    @rule(
+        batch=st.lists(st.tuples(keys, sizes), min_size=1, max_size=3), copies=st.integers(1, 3), deliver=st.booleans()
+    )
+    def put(self, batch: list[tuple[bytes, int]], copies: int, deliver: bool) -> None:
+        """A put as it usually goes; whether the nodes have recorded it yet is another matter."""
+        names, lengths = [key for key, _ in batch], [size for _, size in batch]
+        before = len(self.world.puts)
+        call = self.world.start(names, lengths, copies, host="h1")
+        assert call in self.world.replies
+        for put in self.world.puts[before:]:
+            for part, places in enumerate(put.places):
+                for copy in range(len(places)):
+                    self.world.write(put, part, copy)
+            self.world.end(put)
+        del self.world.puts[before:]
+        if deliver:
+            self.world.deliver_all()
+
+    @rule(name=node_names, to_master=st.booleans())
+    def deliver_one(self, name: str, to_master: bool) -> None:
+        node = self.world.nodes[name]
+        (self.world.deliver_to_master if to_master else self.world.deliver_to_node)(node)
+
+    @rule()
+    def deliver_all(self) -> None:
+        self.world.deliver_all()
+
+    @rule(ms=st.sampled_from([1, 30, 100, 250, 500]))
+    def calm(self, ms: int) -> None:
+        self.world.heal()
+        self.world.run(ms)
+
+    @rule(ms=st.sampled_from([1, 100, 250, 700, 2000]))
+    def silence(self, ms: int) -> None:
+        self.world.pass_time(ms)
+
+    @rule(name=node_names, kind=st.sampled_from(["none"] * 8 + ["cut", "cut", "attach", "die", "leave", "restart"]))
+    def fault(self, name: str, kind: str) -> None:
+        world, node = self.world, self.world.nodes[name]
+        if kind == "cut":
+            world.cut(node)
+        elif kind == "attach":
+            world.attach(node)
+        elif kind == "die":
+            world.die(node)
+        elif kind == "leave" and node.stream is not None:
+            world.step(m.Leave(node.stream))
+        elif kind == "restart":
+            self.waiting.clear()
+            world.restart_master()
+
+    def teardown(self) -> None:
+        """After faults heal: nothing is stuck, nothing leaked, and an allocation that fits succeeds (invariant 11)."""
+        world = self.world
+        world.heal()
+        world.run(3000)
+        state = world.core.state
+        assert not state.writes, "a write is stuck"
+        assert not state.partial, "a partial object is stuck"
+        assert not world.core.puts.waiting, "a put is stuck"
+        assert not world.ended, "a PutEnd was never answered"
+        for segment in state.segments.values():
+            assert segment.live
+            assert segment.quarantined_bytes == 0
+            node, _ = world.memory_of[segment.number]
+            assert len(node.index) == segment.copies, "node and master disagree"
+        call = world.start([b"fits"], [1024], 3, wait_ms=100)
+        world.run(400)
+        assert isinstance(world.replies[call], m.PutStarted)
+        assert world.replies[call].results == [m.Result.OK]
+
+
+SETTINGS = settings(
+    max_examples=400,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    report_multiple_bugs=False,
+)
+MUTANT_SETTINGS = settings(SETTINGS, max_examples=2000, database=None, phases=[Phase.generate])
+
+
+def test_the_core_keeps_its_invariants() -> None:
+    run_state_machine_as_test(MasterMachine, settings=SETTINGS)
+
+
+def skip_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Space.quarantine
+
+    def quarantine(self: Space, *args: object, **kwargs: object) -> object:
+        return original(self, *args, **{**kwargs, "not_before": 0})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Space, "quarantine", quarantine)
+
+
+def overlap_extents(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Allocator.free
+
+    def free(self: Allocator, offset: int, length: int) -> None:
+        original(self, offset, length + 256)
+
+    monkeypatch.setattr(Allocator, "free", free)
+
+
+def offer_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(State, "readable", lambda self, obj: True)
+
+
+def forget_to_forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Space, "flush_forgets", lambda self: None)
+
+
+@pytest.mark.parametrize("mutate", [skip_quarantine, overlap_extents, offer_the_dead, forget_to_forget])
+def test_the_model_catches(mutate: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each property has a mutant that breaks it; a model that does not notice is decoration."""
+    mutate(monkeypatch)  # type: ignore[operator]
+    with pytest.raises((AssertionError, KeyError, ValueError)):
+        run_state_machine_as_test(MasterMachine, settings=MUTANT_SETTINGS)

@@ -1,0 +1,360 @@
+"""A small world around the real core: real node indexes, memory as bytearrays, messages that wait until they are delivered.
+
+Time is a number, hosts are objects. The world knows which bytes each put meant, so it can tell after every step whether what
+the master offers, and what a lease still promises, is what some accepted put wrote.
+"""
+
+import itertools
+from collections import deque
+from dataclasses import dataclass, field
+
+from services.master.core import messages as m
+from services.master.core.check import check
+from services.master.core.master import Master
+from services.master.core.tables import Config
+from services.storage_node.core.index import Copy, Index, Outcome, Place, SegmentNumber
+
+CONFIG = Config(
+    slice_bytes=1024,
+    lease_ms=200,
+    write_ttl_ms=400,
+    late_write_ms=300,
+    heartbeat_ms=50,
+    silence_ms=200,
+    lost_ms=1000,
+    partial_ms=1500,
+    record_timeout_ms=500,
+    waiting_max=8,
+    remembered_max=64,
+)
+
+
+def content(key: bytes, write_id: int, size: int) -> bytes:
+    """Bytes that name the put they are of."""
+    pattern = b"<%s:%d>" % (key, write_id)
+    return (pattern * (size // len(pattern) + 1))[:size]
+
+
+@dataclass
+class Node:
+    name: str
+    capacity: int
+    incarnation: int = 1
+    stream: int | None = None
+    index: Index = field(init=False)
+    memory: bytearray = field(init=False, repr=False)
+    segments: list[int] = field(default_factory=list)  # the master's numbers, from Welcome
+    to_node: deque[m.Effect] = field(default_factory=deque)
+    to_master: deque[m.NodeCommand] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.index = Index([self.capacity])
+        self.memory = bytearray(self.capacity)
+
+
+@dataclass
+class Spot:
+    """Where a copy lies, as a client sees it: in a node's memory of then, whatever number a later master gives it."""
+
+    node: Node = field(repr=False)
+    memory: bytearray = field(repr=False)
+    offset: int
+
+
+@dataclass
+class Put:
+    """A put between start and end, as its client sees it."""
+
+    write_id: int
+    key: bytes
+    size: int
+    lengths: list[int]
+    places: list[list[Spot]]  # per slice its copies
+    asked_at: int
+    written: set[tuple[int, int]] = field(default_factory=set)  # (slice, copy)
+
+
+@dataclass
+class Grant:
+    """What a lookup promised: these bytes there until then."""
+
+    until: int
+    places: list[tuple[Spot, bytes]]
+
+
+class World:
+    def __init__(self, nodes: int = 3, capacity: int = 8192, config: Config = CONFIG) -> None:
+        self.config = config
+        self.now = 1000
+        self.numbers = itertools.count(1)
+        self.core = Master(config, epoch=1, now=self.now)
+        self.nodes = {f"n{i}": Node(f"n{i}", capacity) for i in range(nodes)}
+        self.memory_of: dict[int, tuple[Node, bytearray]] = {}  # master's segment number -> memory it stood for
+        self.replies: dict[int, m.Answer] = {}
+        self.puts: list[Put] = []
+        self.grants: list[Grant] = []
+        self.finished: dict[bytes, set[int]] = {}  # key -> write ids of puts their clients ended
+        self.ended: dict[int, list[Put]] = {}  # call -> puts of an unanswered PutEnd
+
+    # ---- steps -----------------------------------------------------------------------------------
+
+    def step(self, command: m.Command) -> None:
+        evicted = self.core.state.counters.evicted_objects
+        effects = self.core.step(self.now, command)
+        calm = self.core.state.counters.evicted_objects == evicted
+        for effect in effects:
+            if isinstance(effect, m.Reply):
+                assert effect.call not in self.replies, "answered twice"
+                self.replies[effect.call] = effect.answer
+                self._note(effect.call, effect.answer, calm)
+                continue
+            node = next((node for node in self.nodes.values() if node.stream == effect.stream), None)
+            if node is not None:
+                node.to_node.append(effect)
+        check(self.core)
+        self.verify()
+
+    def pass_time(self, ms: int) -> None:
+        end = self.now + ms
+        while (due := self.core.next_deadline_ms()) is not None and due <= end:
+            self.now = max(self.now, due)
+            self.step(m.Tick())
+        self.now = end
+        self.step(m.Tick())
+
+    def verify(self) -> None:
+        """Every offered copy, and every copy under a lease, holds the bytes of its put."""
+        for key, obj in self.core.state.objects.items():
+            whole = content(key, obj.write_id, obj.size)
+            start = 0
+            for part in obj.slices:
+                for copy in part.copies:
+                    segment = self.core.state.segments[copy.segment]
+                    if segment.live:
+                        found = self.read(copy.segment, copy.offset, part.length)
+                        assert found == whole[start : start + part.length], f"{key!r} at {copy}"
+                start += part.length
+        self.grants = [grant for grant in self.grants if grant.until > self.now]
+        for grant in self.grants:
+            for spot, expected in grant.places:
+                if spot.node.memory is spot.memory:
+                    found = spot.memory[spot.offset : spot.offset + len(expected)]
+                    assert found == expected, "bytes changed under a lease"
+
+    def spot(self, segment: int, offset: int) -> Spot:
+        return Spot(*self.memory_of[segment], offset)
+
+    def read(self, segment: int, offset: int, length: int) -> bytes:
+        return bytes(self.memory_of[segment][1][offset : offset + length])
+
+    def call(self) -> int:
+        return next(self.numbers)
+
+    def request_id(self) -> bytes:
+        return next(self.numbers).to_bytes(16, "big")
+
+    # ---- clients ---------------------------------------------------------------------------------
+
+    def start(self, keys: list[bytes], sizes: list[int], copies: int, wait_ms: int = 0, host: str = "") -> int:
+        call, asked_at = self.call(), self.now
+        self.step(m.PutStart(call, self.request_id(), keys, sizes, copies, (), host, wait_ms))
+        answer = self.replies.get(call)
+        if isinstance(answer, m.PutStarted):
+            self.open(answer, keys, sizes, asked_at)
+        return call
+
+    def open(self, answer: m.PutStarted, keys: list[bytes], sizes: list[int], asked_at: int) -> None:
+        """The client's side of an answer. It counts the write's time from before it asked."""
+        part = copy = 0
+        places = answer.places
+        for key, size, write_id, count in zip(keys, sizes, answer.write_ids, places.slice_counts, strict=True):
+            put = Put(write_id, key, size, [], [], asked_at)
+            for _ in range(count):
+                put.lengths.append(places.slice_lengths[part])
+                copies = range(copy, copy + places.copy_counts[part])
+                put.places.append(
+                    [self.spot(places.segments[places.copy_segments[c]], places.copy_offsets[c]) for c in copies]
+                )
+                copy += places.copy_counts[part]
+                part += 1
+            if write_id:
+                assert sum(put.lengths) == size
+                self.puts.append(put)
+
+    def write(self, put: Put, part: int, copy: int) -> None:
+        """One copy of one slice lands in memory. A client writes only before the write's end, an engine a little later."""
+        assert self.now < put.asked_at + self.config.write_ttl_ms + self.config.late_write_ms
+        spot = put.places[part][copy]
+        start = sum(put.lengths[:part])
+        data = content(put.key, put.write_id, put.size)[start : start + put.lengths[part]]
+        spot.memory[spot.offset : spot.offset + len(data)] = data
+        put.written.add((part, copy))
+        self.verify()
+
+    def end(self, put: Put) -> int:
+        """End a put; copies that were not written are reported as failed."""
+        failed = [
+            (0, part, copy)
+            for part, copies in enumerate(put.places)
+            for copy in range(len(copies))
+            if (part, copy) not in put.written
+        ]
+        call = self.call()
+        self.ended[call] = [put]
+        # Whatever the answer will be: one that is lost may have taken effect, as after any cut line.
+        self.finished.setdefault(put.key, set()).add(put.write_id)
+        checksums = [put.write_id * 100 + part for part in range(len(put.lengths))]
+        self.step(m.PutEnd(call, self.request_id(), [put.write_id], [len(put.lengths)], checksums, failed))
+        return call
+
+    def lookup(self, keys: list[bytes]) -> m.Found:
+        call = self.call()
+        self.step(m.Lookup(call, keys, "h0"))
+        answer = self.replies[call]
+        assert isinstance(answer, m.Found)
+        part = copy = 0
+        places = answer.places
+        for key, result, size, count in zip(keys, answer.results, answer.sizes, places.slice_counts, strict=True):
+            spots: list[tuple[Spot, bytes]] = []
+            start = 0
+            whole = content(key, self.core.state.objects[key].write_id, size) if result is m.Result.OK else b""
+            for _ in range(count):
+                length = places.slice_lengths[part]
+                assert places.copy_counts[part] > 0
+                for c in range(copy, copy + places.copy_counts[part]):
+                    spot = self.spot(places.segments[places.copy_segments[c]], places.copy_offsets[c])
+                    spots.append((spot, whole[start : start + length]))
+                copy += places.copy_counts[part]
+                start += length
+                part += 1
+            assert start == size
+            if result is m.Result.OK:
+                assert self.core.state.objects[key].write_id in self.finished.get(key, set()), "never ended"
+                self.grants.append(Grant(self.now + self.config.lease_ms, spots))
+        return answer
+
+    def _note(self, call: int, answer: m.Answer, calm: bool) -> None:
+        if isinstance(answer, m.PutEnded):
+            for put, result, copies in zip(self.ended.pop(call, []), answer.results, answer.copies, strict=True):
+                obj = self.core.state.objects.get(put.key)
+                if (
+                    result is m.Result.OK and calm
+                ):  # answered OK means readable now (invariant 2), unless evicted at once
+                    assert obj is not None
+                    assert self.core.state.readable(obj)
+                assert (result is m.Result.OK) == (copies > 0)
+
+    # ---- nodes -----------------------------------------------------------------------------------
+
+    def attach(self, node: Node) -> None:
+        if node.stream is not None:
+            self.cut(node)
+        node.stream = next(self.numbers)
+        node.to_node.clear()
+        node.to_master.clear()
+        info = m.SegmentInfo(node.capacity, shm_path=node.name, shm_token=b"%d" % node.incarnation)
+        host = f"h{node.name[1:]}"
+        self.step(m.Hello(node.stream, node.name, node.incarnation, node.index.epoch, host, [info]))
+
+    def cut(self, node: Node) -> None:
+        """The stream breaks: what was on the way is gone."""
+        stream, node.stream = node.stream, None
+        node.to_node.clear()
+        node.to_master.clear()
+        if stream is not None:
+            self.step(m.Broken(stream))
+
+    def die(self, node: Node) -> None:
+        """SIGKILL and a new life with an empty pool."""
+        self.cut(node)
+        node.incarnation += 1
+        node.reset()
+
+    def deliver_to_node(self, node: Node) -> None:
+        if not node.to_node:
+            return
+        effect = node.to_node.popleft()
+        epoch = self.core.state.epoch
+        if isinstance(effect, m.Close | m.Farewell):
+            self.cut(node)
+        elif isinstance(effect, m.Welcome):
+            assert node.stream is not None
+            node.index.obey(epoch)
+            node.segments = effect.segments
+            self.memory_of[effect.segments[0]] = (node, node.memory)
+            held = [copy for chunk in node.index.inventory(100) for copy in chunk]
+            node.to_master.append(m.Inventory(node.stream, [self._claim(node, copy) for copy in held]))
+            node.to_master.append(m.InventoryEnd(node.stream))
+        elif isinstance(effect, m.Record):
+            answer = node.index.record(epoch, [self._copy(held) for held in effect.copies])
+            assert answer.outcome is Outcome.DONE, answer.reason
+            node.to_master.append(m.Ack(effect.stream, epoch, [effect.command_id]))
+        elif isinstance(effect, m.Forget):
+            zero = SegmentNumber(0)
+            node.index.forget(epoch, [Place(zero, offset, write_id) for _, offset, write_id in effect.extents])
+            node.to_master.append(m.Ack(effect.stream, epoch, [effect.command_id]))
+        node.index.check()
+
+    def deliver_to_master(self, node: Node) -> None:
+        if node.to_master:
+            self.step(node.to_master.popleft())
+
+    def _claim(self, node: Node, copy: Copy) -> m.HeldCopy:
+        return m.HeldCopy(
+            copy.key, copy.write_id, copy.object_size, copy.slice_count, copy.slice, node.segments[0],
+            copy.offset, copy.length, copy.checksum, copy.depth,
+        )  # fmt: skip
+
+    def _copy(self, held: m.HeldCopy) -> Copy:
+        return Copy(
+            held.key, held.write_id, held.object_size, held.slice_count, held.slice_index, SegmentNumber(0),
+            held.offset, held.length, held.checksum, held.depth,
+        )  # fmt: skip
+
+    def restart_master(self) -> None:
+        """The master crashes and another begins, knowing nothing. Calls in flight are never answered."""
+        for node in self.nodes.values():
+            node.stream = None
+            node.to_node.clear()
+            node.to_master.clear()
+        self.ended.clear()
+        self.core = Master(self.config, epoch=self.core.state.epoch + 1, now=self.now)
+        check(self.core)
+
+    # ---- healing ---------------------------------------------------------------------------------
+
+    def heal(self, rounds: int = 200) -> None:
+        """Everybody is back, and every message is delivered."""
+        for node in self.nodes.values():
+            if node.stream is None or self.core.state.streams.get(node.stream) is None:
+                self.attach(node)
+        for _ in range(rounds):
+            self.deliver_all()
+            gone = [node for node in self.nodes.values() if node.stream is None]
+            for node in gone:
+                self.attach(node)
+            if not gone:
+                return
+        raise AssertionError("nodes never stay")
+
+    def deliver_all(self) -> None:
+        for _ in range(1000):
+            nodes = [node for node in self.nodes.values() if node.to_node or node.to_master]
+            if not nodes:
+                return
+            for node in nodes:
+                self.deliver_to_node(node)
+                self.deliver_to_master(node)
+        raise AssertionError("messages never end")
+
+    def run(self, ms: int, every_ms: int = 25) -> None:
+        """Let healthy time pass."""
+        for _ in range(ms // every_ms):
+            for node in self.nodes.values():
+                if node.stream is not None:
+                    self.step(m.Heartbeat(node.stream))
+            self.pass_time(every_ms)
+            self.heal()
