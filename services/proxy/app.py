@@ -144,21 +144,23 @@ class Proxy:
         resource = request.match_info.route.resource
         path = resource.canonical if resource is not None else "other"
         outcome, code = "cancelled", 499
-        self._in_flight += 1
-        self._idle.clear()
+        weight = 1 if path.startswith("/v1/") else 0  # operators' requests are never too many, nor waited for
+        self._in_flight += weight
+        if self._in_flight:
+            self._idle.clear()
         try:
             response = await self._answered(request, handler)
             outcome, code = request.get(_OUTCOME, "ok" if response.status < 400 else "refused"), response.status
             return response
         finally:
-            self._in_flight -= 1
+            self._in_flight -= weight
             if self._in_flight == 0:
                 self._idle.set()
             self._metrics.requests.labels(path, str(code), outcome).inc()
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            if self._in_flight > IN_FLIGHT_MAX:
+            if self._in_flight > IN_FLIGHT_MAX and request.path.startswith("/v1/"):
                 return _error(request, 429, f"{IN_FLIGHT_MAX} requests are being answered already; retry later")
             return await handler(request)
         except BadRequest as refusal:
