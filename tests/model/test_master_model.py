@@ -4,11 +4,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
 from services.master.core import messages as m
 from services.master.core.allocator import Allocator
 from services.master.core.space import Space
 from services.master.core.tables import State
-
 from tests.model.world import CONFIG, World
 
 KEYS = [b"a", b"b", b"c", b"d", b"e", b"f"]

@@ -1,7 +1,7 @@
-"""A small world around the real core: real node indexes, memory as bytearrays, messages that wait until they are delivered.
+"""A small world around the real core: real node indexes, memory as bytearrays, messages that wait to be delivered.
 
-Time is a number, hosts are objects. The world knows which bytes each put meant, so it can tell after every step whether what
-the master offers, and what a lease still promises, is what some accepted put wrote.
+Time is a number, hosts are objects. The world knows which bytes each put meant, so it can tell after every step whether
+what the master offers, and what a lease still promises, is what some accepted put wrote.
 """
 
 import itertools
@@ -185,7 +185,7 @@ class World:
                 self.puts.append(put)
 
     def write(self, put: Put, part: int, copy: int) -> None:
-        """One copy of one slice lands in memory. A client writes only before the write's end, an engine a little later."""
+        """One copy of one slice lands in memory: from the client before the write's end, from an engine a little later."""
         assert self.now < put.asked_at + self.config.write_ttl_ms + self.config.late_write_ms
         spot = put.places[part][copy]
         start = sum(put.lengths[:part])

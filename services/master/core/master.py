@@ -51,10 +51,10 @@ class Master:
     def step(self, now: int, command: m.Command) -> list[m.Effect]:
         state = self.state
         assert now >= state.now, (now, state.now)
-        stalled_ms = now - state.now - 2 * state.config.heartbeat_ms
+        gap_ms = now - state.now
         state.now = now
-        if stalled_ms > 0:
-            self.nodes.excuse(stalled_ms)
+        if gap_ms > 2 * state.config.heartbeat_ms:
+            self.nodes.excuse(gap_ms)
         # What has arrived counts before the time that has passed: a heartbeat that waited its turn is no silence.
         if not isinstance(command, m.Tick):
             self._handle(command)

@@ -127,10 +127,10 @@ class Nodes:
             self.state.space_freed = True
         return node
 
-    def excuse(self, stalled_ms: int) -> None:
+    def excuse(self, gap_ms: int) -> None:
         """The master itself did not run for a while: that is nobody's silence."""
         for node in self.state.nodes.values():
-            node.heard_at += stalled_ms
+            node.heard_at = min(node.heard_at + gap_ms, self.state.now)
 
     # ---- silence and death -----------------------------------------------------------------------
 

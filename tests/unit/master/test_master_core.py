@@ -1,0 +1,525 @@
+"""Transcripts of the core: commands in, effects out, at given times. Each test tells one story of an object's life."""
+
+from services.master.core import messages as m
+from services.master.core.check import check
+from services.master.core.master import Master
+from services.master.core.messages import Result
+from services.master.core.tables import Config
+
+KIB = 1024
+CONFIG = Config(
+    slice_bytes=4 * KIB,
+    lease_ms=1000,
+    write_ttl_ms=3000,
+    late_write_ms=2000,
+    heartbeat_ms=50,
+    silence_ms=200,
+    lost_ms=1000,
+)
+
+
+class Cluster:
+    """The core with nodes that acknowledge at once, unless they are told to hold."""
+
+    def __init__(self, nodes: int = 2, capacity: int = 16 * KIB, config: Config = CONFIG) -> None:
+        self.core = Master(config, epoch=7)
+        self.now = 0
+        self.calls = 0
+        self.hold = False
+        self.held: list[m.Record | m.Forget] = []
+        self.sent: list[m.Effect] = []
+        self.answers: dict[int, m.Answer] = {}
+        self.infos = [m.SegmentInfo(capacity, shm_token=b"%d" % i) for i in range(nodes)]
+        for i in range(nodes):
+            self.attach(i)
+
+    def attach(self, i: int, stream: int | None = None, held: tuple[m.HeldCopy, ...] = (), epoch: int = 0) -> None:
+        number = stream or i + 1
+        self.step(m.Hello(number, f"n{i}", 1, epoch, f"h{i}", [self.infos[i]]))
+        self.step(m.Inventory(number, held))
+        self.step(m.InventoryEnd(number))
+
+    def step(self, command: m.Command) -> list[m.Effect]:
+        effects = self.core.step(self.now, command)
+        check(self.core)
+        self.sent += effects
+        for effect in effects:
+            if isinstance(effect, m.Reply):
+                self.answers[effect.call] = effect.answer
+            elif isinstance(effect, m.Record | m.Forget):
+                self.held.append(effect)
+        if not self.hold:
+            self.acknowledge()
+        return effects
+
+    def acknowledge(self) -> None:
+        held, self.held = self.held, []
+        for effect in held:
+            self.step(m.Ack(effect.stream, 7, [effect.command_id]))
+
+    def pass_time(self, ms: int, *, silent: tuple[int, ...] = ()) -> None:
+        for _ in range(ms // 50):
+            self.now += 50
+            for stream, node in list(self.core.state.streams.items()):
+                if int(node.node_id[1:]) not in silent:
+                    self.step(m.Heartbeat(stream))
+            self.step(m.Tick())
+
+    def call(self) -> int:
+        self.calls += 1
+        return self.calls
+
+    def start(self, key: bytes, size: int, copies: int = 1, wait_ms: int = 0, host: str = "") -> m.PutStarted | None:
+        call = self.call()
+        self.step(m.PutStart(call, call.to_bytes(16, "big"), [key], [size], copies, (), host, wait_ms))
+        answer = self.answers.get(call)
+        assert answer is None or isinstance(answer, m.PutStarted)
+        return answer
+
+    def end(self, started: m.PutStarted, failed: tuple[tuple[int, int, int], ...] = ()) -> int:
+        call = self.call()
+        counts = [count for count in started.places.slice_counts if count]
+        checksums = list(range(1, sum(counts) + 1))
+        self.step(m.PutEnd(call, call.to_bytes(16, "big"), started.write_ids, counts, checksums, failed))
+        return call
+
+    def put(self, key: bytes, size: int, copies: int = 1) -> m.PutEnded:
+        started = self.start(key, size, copies)
+        assert started is not None
+        assert started.results == [Result.OK]
+        answer = self.answers[self.end(started)]
+        assert isinstance(answer, m.PutEnded)
+        return answer
+
+    def found(self, key: bytes) -> bool:
+        call = self.call()
+        self.step(m.Exists(call, [key]))
+        answer = self.answers[call]
+        assert isinstance(answer, m.Existing)
+        return answer.exists[0]
+
+    def lookup(self, key: bytes, host: str = "") -> m.Found:
+        call = self.call()
+        self.step(m.Lookup(call, [key], host))
+        answer = self.answers[call]
+        assert isinstance(answer, m.Found)
+        return answer
+
+    def match(self, keys: list[bytes], wait_ms: int = 0) -> int:
+        call = self.call()
+        self.step(m.Match(call, keys, wait_ms))
+        return call
+
+
+def rejected(answer: m.Answer) -> m.Rejected:
+    assert isinstance(answer, m.Rejected)
+    return answer
+
+
+def test_a_put_is_readable_once_its_holders_have_recorded_it() -> None:
+    cluster = Cluster()
+    cluster.hold = True
+    started = cluster.start(b"k", 10 * KIB, copies=2)
+    assert started is not None
+    assert started.places.slice_lengths == [4 * KIB, 4 * KIB, 2 * KIB]
+    assert started.places.copy_counts == [2, 2, 2]
+    call = cluster.end(started)
+    assert call not in cluster.answers
+    assert not cluster.found(b"k")
+    cluster.acknowledge()
+    assert cluster.answers[call] == m.PutEnded([Result.OK], [2])
+    found = cluster.lookup(b"k")
+    assert found.sizes == [10 * KIB]
+    assert found.places.checksums == [1, 2, 3]
+
+
+def test_slices_of_a_large_object_are_striped_over_the_nodes() -> None:
+    cluster = Cluster(nodes=4, capacity=64 * KIB)
+    started = cluster.start(b"large", 32 * KIB, host="h0")
+    assert started is not None
+    assert sorted(started.places.copy_segments) == sorted(list(range(4)) * 2)
+
+
+def test_the_callers_host_comes_first() -> None:
+    cluster = Cluster(nodes=3)
+    started = cluster.start(b"k", KIB, copies=2, host="h2")
+    assert started is not None
+    first = started.places.segments[started.places.copy_segments[0]]
+    assert cluster.core.state.segments[first].node.host_id == "h2"
+    cluster.end(started)
+    places = cluster.lookup(b"k", host="h2").places
+    assert cluster.core.state.segments[places.segments[places.copy_segments[0]]].node.host_id == "h2"
+
+
+def test_an_existing_key_moves_no_bytes() -> None:
+    cluster = Cluster()
+    cluster.put(b"k", KIB)
+    again = cluster.start(b"k", KIB)
+    assert again is not None
+    assert (again.results, again.write_ids, again.places.slice_counts) == ([Result.EXISTS], [0], [0])
+
+
+def test_of_two_writers_the_first_to_end_wins() -> None:
+    cluster = Cluster()
+    first, second = cluster.start(b"k", KIB), cluster.start(b"k", KIB)
+    assert first is not None
+    assert second is not None
+    assert cluster.answers[cluster.end(second)] == m.PutEnded([Result.OK], [1])
+    assert cluster.answers[cluster.end(first)] == m.PutEnded([Result.EXISTS], [0])
+    reserved = sum(segment.reserved_bytes for segment in cluster.core.state.segments.values())
+    assert reserved == 0
+
+
+def test_a_copy_that_failed_is_reported_not_hidden() -> None:
+    cluster = Cluster()
+    started = cluster.start(b"k", KIB, copies=2)
+    assert started is not None
+    assert cluster.answers[cluster.end(started, failed=((0, 0, 1),))] == m.PutEnded([Result.OK], [1])
+    segments = cluster.core.state.segments
+    assert sum(s.quarantined_bytes for s in segments.values()) == KIB, "it may still land: its extent rests"
+    cluster.pass_time(CONFIG.late_write_ms)
+    assert sum(s.quarantined_bytes for s in segments.values()) == 0
+
+
+def test_a_put_without_any_copy_is_lost_and_leaves_nothing() -> None:
+    cluster = Cluster()
+    started = cluster.start(b"k", KIB)
+    assert started is not None
+    assert cluster.answers[cluster.end(started, failed=((0, 0, 0),))] == m.PutEnded([Result.LOST], [0])
+    assert not cluster.found(b"k")
+
+
+def test_ending_twice_is_an_unknown_write() -> None:
+    cluster = Cluster()
+    started = cluster.start(b"k", KIB)
+    assert started is not None
+    cluster.end(started)
+    assert cluster.answers[cluster.end(started)] == m.PutEnded([Result.UNKNOWN_WRITE], [0])
+    assert cluster.found(b"k")
+
+
+def test_a_retry_has_the_same_answer_and_no_second_effect() -> None:
+    cluster = Cluster()
+    request = m.PutStart(1, b"r" * 16, [b"k"], [KIB])
+    cluster.step(request)
+    reserved = [s.reserved_bytes for s in cluster.core.state.segments.values()]
+    cluster.step(m.PutStart(2, b"r" * 16, [b"k"], [KIB]))
+    assert cluster.answers[1] == cluster.answers[2]
+    assert [s.reserved_bytes for s in cluster.core.state.segments.values()] == reserved
+
+
+def test_retries_of_a_put_end_wait_for_the_same_nodes() -> None:
+    cluster = Cluster()
+    started = cluster.start(b"k", KIB)
+    assert started is not None
+    cluster.hold = True
+    for call in (100, 101):
+        cluster.step(m.PutEnd(call, b"e" * 16, started.write_ids, [1], [1]))
+    assert len(cluster.held) == 1
+    cluster.acknowledge()
+    assert cluster.answers[100] == cluster.answers[101] == m.PutEnded([Result.OK], [1])
+
+
+def test_a_write_that_never_ends_expires_and_its_space_rests() -> None:
+    cluster = Cluster()
+    started = cluster.start(b"k", KIB)
+    assert started is not None
+    cluster.pass_time(CONFIG.write_ttl_ms)
+    assert cluster.core.state.counters.expired_writes == 1
+    assert cluster.answers[cluster.end(started)] == m.PutEnded([Result.UNKNOWN_WRITE], [0])
+    assert sum(s.quarantined_bytes for s in cluster.core.state.segments.values()) == KIB
+    cluster.pass_time(CONFIG.late_write_ms)
+    assert sum(s.quarantined_bytes for s in cluster.core.state.segments.values()) == 0
+
+
+def test_eviction_takes_the_least_recently_used_by_bytes() -> None:
+    cluster = Cluster(nodes=1)
+    for i in range(12):
+        cluster.put(b"k%d" % i, KIB)
+    cluster.lookup(b"k0")
+    cluster.pass_time(CONFIG.lease_ms + 50)
+    for i in range(12, 18):
+        cluster.put(b"k%d" % i, KIB)
+    assert cluster.found(b"k0"), "used since"
+    assert not cluster.found(b"k1")
+    segment = next(iter(cluster.core.state.segments.values()))
+    assert segment.live_bytes <= CONFIG.high_watermark * segment.capacity
+
+
+def test_a_put_waits_for_leases_then_has_room() -> None:
+    cluster = Cluster(nodes=1)
+    for i in range(15):
+        cluster.put(b"k%d" % i, KIB)
+        cluster.lookup(b"k%d" % i)
+    assert cluster.start(b"big", 4 * KIB, wait_ms=5000) is None
+    call = cluster.calls
+    cluster.pass_time(CONFIG.lease_ms + 100)
+    answer = cluster.answers[call]
+    assert isinstance(answer, m.PutStarted)
+    assert answer.results == [Result.OK]
+
+
+def test_a_put_without_room_fails_at_its_deadline() -> None:
+    cluster = Cluster(nodes=1)
+    for i in range(15):
+        cluster.put(b"k%d" % i, KIB)
+        cluster.lookup(b"k%d" % i)
+    assert cluster.start(b"big", 4 * KIB, wait_ms=300) is None
+    call = cluster.calls
+    cluster.pass_time(300)
+    answer = cluster.answers[call]
+    assert isinstance(answer, m.PutStarted)
+    assert answer.results == [Result.NO_SPACE]
+
+
+def test_what_could_never_fit_is_told_at_once() -> None:
+    cluster = Cluster(nodes=2)
+    exact, above = cluster.start(b"all", 32 * KIB, wait_ms=5000), cluster.start(b"more", 32 * KIB + 1, wait_ms=5000)
+    assert exact is not None
+    assert exact.results == [Result.OK]
+    assert above is not None
+    assert above.results == [Result.TOO_LARGE]
+
+
+def test_a_lease_keeps_bytes_where_they_are_after_a_remove() -> None:
+    cluster = Cluster(nodes=1)
+    cluster.put(b"k", KIB)
+    cluster.lookup(b"k")
+    call = cluster.call()
+    cluster.step(m.Remove(call, b"d" * 16, [b"k", b"none"]))
+    assert cluster.answers[call] == m.Removed([Result.OK, Result.MISS])
+    segment = next(iter(cluster.core.state.segments.values()))
+    assert segment.quarantined_bytes == KIB
+    cluster.pass_time(CONFIG.lease_ms)
+    assert segment.quarantined_bytes == 0
+
+
+def test_remove_is_answered_when_the_node_has_forgotten() -> None:
+    cluster = Cluster(nodes=1)
+    cluster.put(b"k", KIB)
+    cluster.hold = True
+    call = cluster.call()
+    cluster.step(m.Remove(call, b"d" * 16, [b"k"]))
+    assert call not in cluster.answers
+    cluster.acknowledge()
+    assert call in cluster.answers
+
+
+def test_match_waits_for_the_write_of_the_key_it_missed() -> None:
+    cluster = Cluster()
+    cluster.put(b"a", KIB)
+    started = cluster.start(b"b", KIB)
+    assert started is not None
+    waiting = cluster.match([b"a", b"b", b"c"], wait_ms=500)
+    assert waiting not in cluster.answers
+    cluster.end(started)
+    assert cluster.answers[waiting] == m.Matched(2)
+    late = cluster.start(b"c", KIB)
+    assert late is not None
+    bounded = cluster.match([b"a", b"b", b"c"], wait_ms=100)
+    cluster.pass_time(100)
+    assert cluster.answers[bounded] == m.Matched(2)
+    assert cluster.answers[cluster.match([b"x"], wait_ms=500)] == m.Matched(0), "nobody writes it: no wait"
+
+
+def test_match_and_exists_do_not_prolong_life() -> None:
+    cluster = Cluster(nodes=1)
+    for i in range(15):
+        cluster.put(b"k%d" % i, KIB)
+    for _ in range(20):
+        cluster.found(b"k0")
+        cluster.match([b"k0"])
+    cluster.put(b"new", KIB)
+    cluster.put(b"newer", KIB)
+    assert not cluster.found(b"k0")
+
+
+def test_a_broken_stream_hides_a_nodes_copies_at_once_and_its_return_shows_them() -> None:
+    cluster = Cluster(nodes=1)
+    cluster.put(b"k", KIB)
+    record = next(effect for effect in cluster.sent if isinstance(effect, m.Record))
+    cluster.step(m.Broken(1))
+    assert not cluster.found(b"k")
+    assert cluster.lookup(b"k").results == [Result.MISS]
+    cluster.attach(0, stream=11, held=tuple(record.copies), epoch=7)
+    assert cluster.found(b"k")
+
+
+def test_silence_makes_suspect_and_a_word_ends_it() -> None:
+    cluster = Cluster(nodes=2)
+    cluster.put(b"k", KIB, copies=1)
+    holder = next(iter(cluster.core.state.objects.values())).slices[0].copies[0].segment
+    node = int(cluster.core.state.segments[holder].node.node_id[1:])
+    cluster.pass_time(CONFIG.silence_ms + 600, silent=(node,))
+    assert not cluster.found(b"k")
+    cluster.pass_time(50)
+    assert cluster.found(b"k")
+
+
+def test_a_put_does_not_wait_for_a_node_that_falls_silent() -> None:
+    cluster = Cluster(nodes=2)
+    started = cluster.start(b"k", KIB, copies=2)
+    assert started is not None
+    cluster.hold = True
+    call = cluster.end(started)
+    record = next(effect for effect in cluster.held if isinstance(effect, m.Record) and effect.stream == 1)
+    cluster.step(m.Ack(1, 7, [record.command_id]))
+    cluster.step(m.Broken(2))
+    assert cluster.answers[call] == m.PutEnded([Result.OK], [1])
+
+
+def test_a_lost_nodes_copies_are_given_up() -> None:
+    cluster = Cluster(nodes=2)
+    cluster.put(b"one", KIB)
+    cluster.put(b"two", KIB, copies=2)
+    lone = next(iter(cluster.core.state.objects[b"one"].slices[0].copies)).segment
+    node = int(cluster.core.state.segments[lone].node.node_id[1:])
+    cluster.step(m.Broken(node + 1))
+    cluster.pass_time(CONFIG.lost_ms + 1000)
+    assert b"one" not in cluster.core.state.objects
+    assert cluster.found(b"two")
+    assert len(cluster.core.state.nodes) == 1
+
+
+def test_a_stall_of_the_master_is_nobodys_silence() -> None:
+    cluster = Cluster(nodes=2)
+    cluster.put(b"k", KIB)
+    cluster.now += 60_000
+    cluster.step(m.Tick())
+    assert cluster.found(b"k")
+
+
+def test_a_new_master_learns_everything_from_the_nodes() -> None:
+    old = Cluster(nodes=2)
+    old.put(b"k", 10 * KIB, copies=2)
+    old.put(b"l", 3 * KIB)
+    held: dict[int, list[m.HeldCopy]] = {0: [], 1: []}
+    for effect in old.sent:
+        if isinstance(effect, m.Record):
+            held[effect.stream - 1] += effect.copies
+    new = Cluster(nodes=0)
+    new.infos = old.infos
+    for i, copies in held.items():
+        segment = i * 2 + 1
+        new.step(m.Hello(i + 1, f"n{i}", 1, 7, f"h{i}", [new.infos[i]]))
+        segment = new.core.state.nodes[f"n{i}"].segments[0].number
+        moved = [
+            m.HeldCopy(
+                c.key,
+                c.write_id,
+                c.object_size,
+                c.slice_count,
+                c.slice_index,
+                segment,
+                c.offset,
+                c.length,
+                c.checksum,
+                0,
+            )
+            for c in copies
+        ]
+        new.step(m.Inventory(i + 1, moved))
+        new.step(m.InventoryEnd(i + 1))
+    assert new.found(b"k")
+    assert new.found(b"l")
+    assert new.lookup(b"k").places.checksums == [1, 2, 3]
+    free = sum(segment.allocator.free_bytes for segment in new.core.state.segments.values())
+    assert free == 0, "writes of the old master's time may still land in what looks free"
+    new.pass_time(CONFIG.write_ttl_ms + CONFIG.late_write_ms)
+    new.put(b"n", KIB)
+
+
+def test_claims_that_overlap_are_dropped_and_forgotten() -> None:
+    def claim(key: bytes, write_id: int, offset: int) -> m.HeldCopy:
+        return m.HeldCopy(key, write_id, KIB, 1, 0, 1, offset, KIB, 9, 0)
+
+    cluster = Cluster(nodes=0)
+    cluster.infos = [m.SegmentInfo(16 * KIB)]
+    cluster.attach(0, held=(claim(b"a", 5, 0), claim(b"b", 6, 512), claim(b"c", 7, 15 * KIB + 512)))
+    assert cluster.found(b"a")
+    assert not cluster.found(b"b")
+    assert not cluster.found(b"c")
+    assert cluster.core.state.counters.dropped_claims == 2
+    forgotten = [extent for effect in cluster.sent if isinstance(effect, m.Forget) for extent in effect.extents]
+    assert (1, 512, 6) in forgotten
+
+
+def test_an_older_incarnation_is_refused() -> None:
+    cluster = Cluster(nodes=1)
+    cluster.step(m.Hello(5, "n0", 0, 0, "h0", cluster.infos))
+    assert any(isinstance(effect, m.Close) and effect.stream == 5 for effect in cluster.sent)
+    cluster.put(b"k", KIB)
+
+
+def test_a_master_whose_clock_was_set_back_is_later_than_the_epochs_it_meets() -> None:
+    cluster = Cluster(nodes=0)
+    cluster.infos = [m.SegmentInfo(16 * KIB)]
+    cluster.attach(0, epoch=1000)
+    assert cluster.core.state.epoch == 1001
+
+
+def test_a_corrupt_copy_is_dropped_and_the_last_one_takes_the_object_along() -> None:
+    cluster = Cluster()
+    cluster.put(b"k", KIB, copies=2)
+    for left in (1, 0):
+        segment, offset = cluster.core.state.objects[b"k"].slices[0].copies[0]
+        call = cluster.call()
+        cluster.step(m.Report(call, [b"k"], [0], [segment], [offset], [m.Fault.CORRUPT]))
+        assert cluster.answers[call] == m.Reported(1)
+        assert cluster.found(b"k") == bool(left)
+
+
+def test_bad_arguments_change_nothing() -> None:
+    cluster = Cluster()
+    cases: list[tuple[m.ClientCommand, str]] = [
+        (m.PutStart(900, b"p" * 16, [b""], [1]), "key 0 has 0 bytes"),
+        (m.PutStart(900, b"p" * 16, [b"k" * 1025], [1]), "key 0 has 1025 bytes"),
+        (m.PutStart(900, b"p" * 16, [b"k"], [0]), "has 0 bytes: give 1"),
+        (m.PutStart(900, b"p" * 16, [b"k"], [1, 2]), "column sizes has 2 entries"),
+        (m.PutStart(900, b"p" * 16, [b"k"], [1], copies=17), "copies is 17"),
+        (m.PutStart(900, b"short", [b"k"], [1]), "request_id has 5 bytes"),
+        (m.PutStart(900, b"p" * 16, [b"k"] * 16_385, [1] * 16_385), "the limit is 16384"),
+        (m.PutEnd(900, b"p" * 16, [1], [1], []), "column checksums has 0 entries: 1 are due"),
+        (m.PutEnd(900, b"p" * 16, [1, 1], [1, 1], [1, 1]), "twice"),
+        (m.List(900, limit=10_001), "limit is 10001"),
+    ]
+    for command, reason in cases:
+        before = len(cluster.core.state.writes)
+        cluster.step(command)
+        answer = rejected(cluster.answers.pop(900))
+        assert not answer.overloaded
+        assert reason in answer.reason
+        assert len(cluster.core.state.writes) == before
+
+
+def test_too_many_waiting_puts_are_told_to_retry() -> None:
+    config = Config(slice_bytes=4 * KIB, waiting_max=1)
+    cluster = Cluster(nodes=1, capacity=4 * KIB, config=config)
+    started = cluster.start(b"a", 4 * KIB)
+    assert started is not None
+    assert cluster.start(b"b", 4 * KIB, wait_ms=1000) is None
+    cluster.step(m.PutStart(900, b"o" * 16, [b"c"], [4 * KIB], wait_ms=1000))
+    assert rejected(cluster.answers[900]).overloaded
+
+
+def test_list_pages_in_order() -> None:
+    cluster = Cluster()
+    for key in (b"b2", b"a", b"b1", b"b3", b"c"):
+        cluster.put(key, 256)
+    cluster.step(m.List(900, prefix=b"b", limit=2))
+    first = cluster.answers[900]
+    assert isinstance(first, m.Listed)
+    assert (first.keys, first.more) == ([b"b1", b"b2"], True)
+    cluster.step(m.List(901, prefix=b"b", after=b"b2", limit=2))
+    rest = cluster.answers[901]
+    assert isinstance(rest, m.Listed)
+    assert (rest.keys, rest.more) == ([b"b3"], False)
+
+
+def test_a_leaving_node_is_let_go() -> None:
+    cluster = Cluster(nodes=2)
+    cluster.put(b"k", KIB, copies=2)
+    cluster.step(m.Leave(1))
+    assert any(isinstance(effect, m.Farewell) for effect in cluster.sent)
+    assert cluster.found(b"k")
+    assert list(cluster.core.state.nodes) == ["n1"]
