@@ -185,7 +185,7 @@ class World:
                 self.puts.append(put)
 
     def write(self, put: Put, part: int, copy: int) -> None:
-        """One copy of one slice lands in memory: from the client before the write's end, from an engine a little later."""
+        """A copy of a slice lands in memory: from the client before the write's end, from an engine somewhat later."""
         assert self.now < put.asked_at + self.config.write_ttl_ms + self.config.late_write_ms
         spot = put.places[part][copy]
         start = sum(put.lengths[:part])
