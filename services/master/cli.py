@@ -49,8 +49,12 @@ async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
     try:
         metrics_port = await ops.start()
         announce(f"master ready: grpc {settings.host}:{port}, metrics http://{settings.host}:{metrics_port}/metrics")
-        await stop.wait()
+        async with asyncio.TaskGroup() as tasks:
+            failing = tasks.create_task(driver.failure())
+            await stop.wait()
+            failing.cancel()
     finally:
+        driver.end_streams("the master is stopping")
         await rpc.close(DRAIN_S)
         await ops.close()
         driver.close()

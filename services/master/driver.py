@@ -35,6 +35,7 @@ class Driver:
         self._streams: dict[int, asyncio.Queue[ToNode]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: int | None = None
+        self.broken: asyncio.Future[None] | None = None
 
     async def call(self, command: Callable[[int], m.ClientCommand]) -> m.Answer:
         """The core's answer; `command` is made with the number of this call."""
@@ -56,12 +57,30 @@ class Driver:
         del self._streams[number]
         self.step(m.Broken(number))
 
+    async def failure(self) -> None:
+        """Returns never; raises what broke the core. A core that contradicts itself must not go on: the nodes hold the
+        log, and the next master learns everything from them."""
+        self.broken = asyncio.get_running_loop().create_future()
+        await self.broken
+
+    def end_streams(self, reason: str) -> None:
+        """Tell every node to look for a master elsewhere, or later."""
+        for number, queue in self._streams.items():
+            if not queue.full():
+                queue.put_nowait(m.Close(number, reason))
+
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
     def step(self, command: m.Command) -> None:
-        for effect in self.core.step(self._clock_ms(), command):
+        try:
+            effects = self.core.step(self._clock_ms(), command)
+        except Exception as error:
+            if self.broken is not None and not self.broken.done():
+                self.broken.set_exception(error)
+            raise
+        for effect in effects:
             if isinstance(effect, m.Reply):
                 future = self._calls.get(effect.call)
                 if future is not None and not future.done():

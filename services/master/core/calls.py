@@ -12,6 +12,7 @@ from services.master.core.tables import PendingRemove, State
 
 REQUEST_ID_BYTES = 16
 Remembered = PutStarted | PutEnded | PutAborted | Removed
+Request = tuple[type[Remembered], bytes]  # what is asked for, and the caller's id
 
 
 class Invalid(Exception):
@@ -25,36 +26,36 @@ class Overloaded(Exception):
 class Calls:
     def __init__(self, state: State) -> None:
         self.state = state
-        self._waiting: dict[bytes, list[int]] = {}
-        self._answered: OrderedDict[bytes, Remembered] = OrderedDict()
+        self._waiting: dict[Request, list[int]] = {}
+        self._answered: OrderedDict[Request, Remembered] = OrderedDict()
         self._remembered_keys = 0
 
     def reply(self, call: int, answer: Answer) -> None:
         self.state.effects.append(Reply(call, answer))
 
-    def begin(self, call: int, request_id: bytes) -> bool:
+    def begin(self, call: int, request_id: bytes, kind: type[Remembered]) -> bool:
         """Whether the request is new. A retry waits for the answer of the first, or has it at once."""
         if len(request_id) != REQUEST_ID_BYTES:
             raise Invalid(f"request_id has {len(request_id)} bytes: give {REQUEST_ID_BYTES} random ones")
-        if request_id in self._waiting:
-            self._waiting[request_id].append(call)
+        request = (kind, request_id)
+        if request in self._waiting:
+            self._waiting[request].append(call)
             return False
-        if request_id in self._answered:
-            self.reply(call, self._answered[request_id])
+        if request in self._answered:
+            self.reply(call, self._answered[request])
             return False
-        self._waiting[request_id] = [call]
+        self._waiting[request] = [call]
         return True
 
-    def refuse(self, call: int, request_id: bytes, error: Invalid | Overloaded) -> None:
+    def refuse(self, call: int, error: Invalid | Overloaded) -> None:
         """A refusal is not remembered: the same request may pass later."""
-        calls = self._waiting.pop(request_id, [call])
-        for each in calls:
-            self.reply(each, Rejected(isinstance(error, Overloaded), str(error)))
+        self.reply(call, Rejected(isinstance(error, Overloaded), str(error)))
 
     def finish(self, request_id: bytes, answer: Remembered) -> None:
-        for call in self._waiting.pop(request_id):
+        request = (type(answer), request_id)
+        for call in self._waiting.pop(request):
             self.reply(call, answer)
-        self._answered[request_id] = answer
+        self._answered[request] = answer
         self._remembered_keys += len(answer.results)
         while self._remembered_keys > self.state.config.remembered_max:
             _, oldest = self._answered.popitem(last=False)

@@ -76,7 +76,7 @@ class Master:
             self._handlers[type(command)](command)  # type: ignore[operator]
         except (Invalid, Overloaded) as error:
             assert not isinstance(command, m.NodeCommand | m.Tick), "only callers make mistakes that are theirs"
-            self.calls.refuse(command.call, getattr(command, "request_id", b""), error)
+            self.calls.refuse(command.call, error)
 
     def _settle(self) -> None:
         """What follows from the step. Room that was made may let a put end, whose keys a match waits for."""

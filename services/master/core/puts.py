@@ -43,10 +43,10 @@ class Puts:
     def start(self, command: m.PutStart) -> None:
         config = self.state.config
         self._check_start(command)
-        if not self.calls.begin(command.call, command.request_id):
-            return
         if len(self.state.writes) + len(command.keys) > config.writes_max or len(self.waiting) >= config.waiting_max:
             raise Overloaded("too many puts in flight: retry later")
+        if not self.calls.begin(command.call, command.request_id, m.PutStarted):
+            return
         wait_ms = min(command.wait_ms, config.wait_ms_max)
         pending = PendingStart(command, command.copies or config.copies, self.state.now + wait_ms)
         if self.waiting or not self._advance(pending):
@@ -81,7 +81,7 @@ class Puts:
                 if slices is None:
                     return False
                 depth = command.depths[index] if command.depths else 0
-                pending.write_ids[index] = self._open(key, size, depth, slices)
+                pending.write_ids[index] = self._open(key, size, depth, slices, pending.copies)
             pending.todo.popleft()
         self._started(pending)
         return True
@@ -91,9 +91,9 @@ class Puts:
         obj = self.state.objects.get(key)
         return obj is not None and self.state.readable(obj)
 
-    def _open(self, key: bytes, size: int, depth: int, slices: list[Slice]) -> int:
+    def _open(self, key: bytes, size: int, depth: int, slices: list[Slice], wanted: int) -> int:
         self.state.next_write_id += 1
-        write = Write(self.state.next_write_id, key, size, depth, slices)
+        write = Write(self.state.next_write_id, key, size, depth, slices, wanted)
         self.state.writes[write.write_id] = write
         self.state.writing[key] = self.state.writing.get(key, 0) + 1
         return write.write_id
@@ -143,7 +143,7 @@ class Puts:
 
     def end(self, command: m.PutEnd) -> None:
         self._check_end(command)
-        if not self.calls.begin(command.call, command.request_id):
+        if not self.calls.begin(command.call, command.request_id, m.PutEnded):
             return
         failed = {(index, part, copy) for index, part, copy in command.failed}
         pending = PendingEnd(command.request_id, len(command.write_ids))
@@ -258,6 +258,7 @@ class Puts:
         else:
             self._become_object(write)
             result, copies = Result.OK, min(len(part.copies) for part in write.slices)
+            self.state.counters.degraded_puts += copies < write.wanted
         if result is not Result.OK:
             for part in write.slices:
                 for copy in part.copies:
@@ -296,7 +297,7 @@ class Puts:
 
     def abort(self, command: m.PutAbort) -> None:
         self.calls.check_batch(len(command.write_ids))
-        if not self.calls.begin(command.call, command.request_id):
+        if not self.calls.begin(command.call, command.request_id, m.PutAborted):
             return
         results = [Result.OK if self._drop(write_id) else Result.UNKNOWN_WRITE for write_id in command.write_ids]
         self.calls.finish(command.request_id, m.PutAborted(results))

@@ -140,7 +140,7 @@ class Reads:
 
     def remove(self, command: m.Remove) -> None:
         self.calls.check_keys(command.keys)
-        if not self.calls.begin(command.call, command.request_id):
+        if not self.calls.begin(command.call, command.request_id, m.Removed):
             return
         pending = PendingRemove(command.request_id)
         for key in command.keys:

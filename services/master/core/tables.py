@@ -24,9 +24,9 @@ class Config:
     copies: int = 1
     lease_ms: int = 10_000
     high_watermark: float = 0.95  # share of a segment that live and reserved bytes may take before eviction begins
-    write_ttl_ms: int = 30_000  # a put that has not ended by then has failed
+    write_ttl_ms: int = 15_000  # a put that has not ended by then has failed
     # Transfers of a write that ended badly may still land: the engine's own time-out is 30 s plus 1 ns a byte.
-    late_write_ms: int = 60_000
+    late_write_ms: int = 35_000
     heartbeat_ms: int = 500
     record_timeout_ms: int = 5_000  # a live node that has not recorded by then is done without
     silence_ms: int = 2_000  # a node that says nothing for so long is suspect
@@ -74,14 +74,15 @@ class Object:
 class Write:
     """A put between its start and its end: its extents are reserved, its bytes promise nothing."""
 
-    __slots__ = ("awaiting", "depth", "end", "end_index", "host_id", "key", "size", "slices", "write_id")
+    __slots__ = ("awaiting", "depth", "end", "end_index", "host_id", "key", "size", "slices", "wanted", "write_id")
 
-    def __init__(self, write_id: int, key: bytes, size: int, depth: int, slices: list[Slice]) -> None:
+    def __init__(self, write_id: int, key: bytes, size: int, depth: int, slices: list[Slice], wanted: int) -> None:
         self.write_id = write_id
         self.key = key
         self.size = size
         self.depth = depth
         self.slices = slices
+        self.wanted = wanted  # copies
         self.end: PendingEnd | None = None  # set once the client has ended it: then nodes are recording it
         self.end_index = 0
         self.awaiting = 0  # records not acknowledged yet

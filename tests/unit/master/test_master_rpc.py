@@ -189,3 +189,14 @@ def test_the_cores_results_are_the_wires() -> None:
     assert {fault.name: int(fault) for fault in m.Fault} == {
         name.removeprefix("FAULT_"): number for name, number in pb.Fault.items() if number
     }
+
+
+async def test_a_core_that_contradicts_itself_ends_the_master(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crash, and let the next master learn from the nodes, rather than go on with tables that are wrong."""
+    failing = asyncio.create_task(driver.failure())
+    await asyncio.sleep(0)
+    monkeypatch.setattr(driver.core, "step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        driver.step(m.Tick())
+    with pytest.raises(ZeroDivisionError):
+        await failing
