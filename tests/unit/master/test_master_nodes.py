@@ -1,0 +1,138 @@
+"""Transcripts of the core: each test tells one story of a node's life, or of a master's."""
+
+from services.master.core import messages as m
+from services.master.core.messages import Result
+from tests.unit.master.transcript import CONFIG, KIB, Cluster
+
+
+def test_a_broken_stream_hides_a_nodes_copies_at_once_and_its_return_shows_them() -> None:
+    cluster = Cluster(nodes=1)
+    cluster.put(b"k", KIB)
+    record = next(effect for effect in cluster.sent if isinstance(effect, m.Record))
+    cluster.step(m.Broken(1))
+    assert not cluster.found(b"k")
+    assert cluster.lookup(b"k").results == [Result.MISS]
+    cluster.attach(0, stream=11, held=tuple(record.copies), epoch=7)
+    assert cluster.found(b"k")
+
+
+def test_silence_makes_suspect_and_a_word_ends_it() -> None:
+    cluster = Cluster(nodes=2)
+    cluster.put(b"k", KIB, copies=1)
+    holder = next(iter(cluster.core.state.objects.values())).slices[0].copies[0].segment
+    node = int(cluster.core.state.segments[holder].node.node_id[1:])
+    cluster.pass_time(CONFIG.silence_ms + 600, silent=(node,))
+    assert not cluster.found(b"k")
+    cluster.pass_time(50)
+    assert cluster.found(b"k")
+
+
+def test_a_put_does_not_wait_for_a_node_that_falls_silent() -> None:
+    cluster = Cluster(nodes=2)
+    started = cluster.start(b"k", KIB, copies=2)
+    assert started is not None
+    cluster.hold = True
+    call = cluster.end(started)
+    record = next(effect for effect in cluster.held if isinstance(effect, m.Record) and effect.stream == 1)
+    cluster.step(m.Ack(1, 7, [record.command_id]))
+    cluster.step(m.Broken(2))
+    assert cluster.answers[call] == m.PutEnded([Result.OK], [1])
+
+
+def test_a_lost_nodes_copies_are_given_up() -> None:
+    cluster = Cluster(nodes=2)
+    cluster.put(b"one", KIB)
+    cluster.put(b"two", KIB, copies=2)
+    lone = next(iter(cluster.core.state.objects[b"one"].slices[0].copies)).segment
+    node = int(cluster.core.state.segments[lone].node.node_id[1:])
+    cluster.step(m.Broken(node + 1))
+    cluster.pass_time(CONFIG.lost_ms + 1000)
+    assert b"one" not in cluster.core.state.objects
+    assert cluster.found(b"two")
+    assert len(cluster.core.state.nodes) == 1
+
+
+def test_a_stall_of_the_master_is_nobodys_silence() -> None:
+    cluster = Cluster(nodes=2)
+    cluster.put(b"k", KIB)
+    cluster.now += 60_000
+    cluster.step(m.Tick())
+    assert cluster.found(b"k")
+
+
+def test_a_new_master_learns_everything_from_the_nodes() -> None:
+    old = Cluster(nodes=2)
+    old.put(b"k", 10 * KIB, copies=2)
+    old.put(b"l", 3 * KIB)
+    held: dict[int, list[m.HeldCopy]] = {0: [], 1: []}
+    for effect in old.sent:
+        if isinstance(effect, m.Record):
+            held[effect.stream - 1] += effect.copies
+    new = Cluster(nodes=0)
+    new.infos = old.infos
+    for i, copies in held.items():
+        segment = i * 2 + 1
+        new.step(m.Hello(i + 1, f"n{i}", 1, 7, f"h{i}", [new.infos[i]]))
+        segment = new.core.state.nodes[f"n{i}"].segments[0].number
+        moved = [
+            m.HeldCopy(
+                c.key,
+                c.write_id,
+                c.object_size,
+                c.slice_count,
+                c.slice_index,
+                segment,
+                c.offset,
+                c.length,
+                c.checksum,
+                0,
+            )
+            for c in copies
+        ]
+        new.step(m.Inventory(i + 1, moved))
+        new.step(m.InventoryEnd(i + 1))
+    assert new.found(b"k")
+    assert new.found(b"l")
+    assert new.lookup(b"k").places.checksums == [1, 2, 3]
+    free = sum(segment.allocator.free_bytes for segment in new.core.state.segments.values())
+    assert free == 0, "writes of the old master's time may still land in what looks free"
+    new.pass_time(CONFIG.write_ttl_ms + CONFIG.late_write_ms)
+    new.put(b"n", KIB)
+
+
+def test_claims_that_overlap_are_dropped_and_forgotten() -> None:
+    def claim(key: bytes, write_id: int, offset: int) -> m.HeldCopy:
+        return m.HeldCopy(key, write_id, KIB, 1, 0, 1, offset, KIB, 9, 0)
+
+    cluster = Cluster(nodes=0)
+    cluster.infos = [m.SegmentInfo(16 * KIB)]
+    cluster.attach(0, held=(claim(b"a", 5, 0), claim(b"b", 6, 512), claim(b"c", 7, 15 * KIB + 512)))
+    assert cluster.found(b"a")
+    assert not cluster.found(b"b")
+    assert not cluster.found(b"c")
+    assert cluster.core.state.counters.dropped_claims == 2
+    forgotten = [extent for effect in cluster.sent if isinstance(effect, m.Forget) for extent in effect.extents]
+    assert (1, 512, 6) in forgotten
+
+
+def test_an_older_incarnation_is_refused() -> None:
+    cluster = Cluster(nodes=1)
+    cluster.step(m.Hello(5, "n0", 0, 0, "h0", cluster.infos))
+    assert any(isinstance(effect, m.Close) and effect.stream == 5 for effect in cluster.sent)
+    cluster.put(b"k", KIB)
+
+
+def test_a_master_whose_clock_was_set_back_is_later_than_the_epochs_it_meets() -> None:
+    cluster = Cluster(nodes=0)
+    cluster.infos = [m.SegmentInfo(16 * KIB)]
+    cluster.attach(0, epoch=1000)
+    assert cluster.core.state.epoch == 1001
+
+
+def test_a_leaving_node_is_let_go() -> None:
+    cluster = Cluster(nodes=2)
+    cluster.put(b"k", KIB, copies=2)
+    cluster.step(m.Leave(1))
+    assert any(isinstance(effect, m.Farewell) for effect in cluster.sent)
+    assert cluster.found(b"k")
+    assert list(cluster.core.state.nodes) == ["n1"]
