@@ -1,0 +1,266 @@
+"""The client's one implementation, for asyncio. `larder.connect` gives the same by plain calls.
+
+    async with larder.aio.connect("127.0.0.1:50001") as store:
+        await store.put("key", b"bytes", copies=2)
+
+Arguments are checked before anything is sent. In a batch an error stands in its key's place; what concerns the whole
+call (no master: Unavailable) is raised. A store belongs to one event loop and one process.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import numpy as np
+
+from larder import tensors
+from larder.arguments import check_get_into, check_length, check_put, or_raise
+from larder.background import Background
+from larder.errors import InvalidArgument, LarderError, LeaseExpired, StoreClosed, Unavailable
+from larder.gets import Getter, Landing
+from larder.keys import Key, batches, encode_key, encode_keys
+from larder.memory import destination, fresh_bytes
+from larder.mover import Mover
+from larder.options import Options, resolve
+from larder.puts import PutResult, Putter
+from larder.rpc import MasterClient
+from larder.stats import Stats
+
+
+def connect(
+    master: str | None = None,
+    *,
+    timeout_s: float | None = None,
+    verify: bool | None = None,
+    transports: Sequence[str] | None = None,
+) -> "Store":
+    """A store; nothing is sent before its first call. It may be awaited, and is an async context manager.
+
+    master: HOST:PORT, or several with commas between them. timeout_s: of every call (default 5). verify: checksums are
+    made and checked (default True). transports: which of "shm" and "engine" may be used (default both). What is not
+    given is taken from the file that LARDER_CONFIG_FILE names; the master also from MOONCAKE_CONFIG_PATH's.
+    Raises InvalidArgument.
+    """
+    return Store(resolve(master, timeout_s=timeout_s, verify=verify, transports=transports))
+
+
+class Store:
+    """A connection to a Larder cluster. Coroutines may call it concurrently."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._stats = Stats()
+        self._parts: _Parts | None = None
+        self._closed = False
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        yield from ()
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # ---- put -------------------------------------------------------------------------------------
+
+    async def put(self, key: Key, buffer: Any, *, copies: int = 1) -> PutResult:
+        """Stores the bytes of a bytes-like object or a CPU tensor. A key that exists stays as it is.
+
+        Raises NoSpace, TooLarge, WriteFailed, DeadlineExceeded, Unavailable, InvalidArgument.
+        """
+        (answer,) = await self.put_many([key], [buffer], copies=copies)
+        return or_raise(answer)
+
+    async def put_many(
+        self,
+        keys: Sequence[Key],
+        buffers: Sequence[Any],
+        *,
+        copies: int = 1,
+        depths: Sequence[int] | None = None,
+        started: Callable[[], None] | None = None,
+    ) -> list[PutResult | LarderError]:
+        """Stores many objects; a buffer may be a list of buffers, whose bytes are joined.
+
+        depths: each block's position in its prompt's chain, for eviction. started: called once, when the master knows
+        of all keys as being written. Answers per key a PutResult, or the error.
+        """
+        names, memories = check_put(keys, buffers, copies, depths)
+        parts = self._open()
+        return await parts.putter.put(
+            names, memories, copies=copies, depths=depths or (), started=started, deadline=self._deadline()
+        )
+
+    async def put_tensor(self, key: Key, tensor: Any, *, copies: int = 1) -> PutResult:
+        """Stores a CPU torch tensor with its dtype and shape."""
+        return await self.put(key, [tensors.header(tensor), tensor], copies=copies)
+
+    # ---- get -------------------------------------------------------------------------------------
+
+    async def get(self, key: Key) -> bytes | None:
+        """The object's bytes, or None for a miss, and only for a miss.
+
+        Raises DataLost, DeadlineExceeded, Unavailable, InvalidArgument.
+        """
+        (answer,) = await self.get_many([key])
+        return or_raise(answer)
+
+    async def get_many(self, keys: Sequence[Key]) -> list[bytes | LarderError | None]:
+        """Per key the bytes, None for a miss, or the error."""
+        answers = await self._get(encode_keys(keys), _bytes_landing)
+        return [bytes(answer) if isinstance(answer, bytearray) else answer for answer in answers]
+
+    async def get_into(self, key: Key, buffer: Any) -> int | None:
+        """Fills a writable buffer of the object's length; the bytes written, or None for a miss.
+
+        After an error the buffer's bytes are undefined, but nothing changes them any more.
+        """
+        (answer,) = await self.get_many_into([key], [buffer])
+        return or_raise(answer)
+
+    async def get_many_into(self, keys: Sequence[Key], buffers: Sequence[Any]) -> list[int | LarderError | None]:
+        """Fills many buffers; a buffer may be a list of buffers, which are filled in order.
+
+        Answers per key the bytes written, None for a miss, or the error. Memory given to register_buffer is written by
+        the engine itself; then the call lasts until the engine has answered, which a frozen node may delay beyond the
+        deadline.
+        """
+        names, memories = check_get_into(keys, buffers)
+
+        def prepare(index: int, size: int) -> Landing:
+            memory = memories[index]
+            check_length(memory, size, names[index])
+            return Landing(memory, size, private=False)
+
+        return await self._get(names, prepare)
+
+    async def get_tensor(self, key: Key) -> Any:
+        """The torch tensor that put_tensor stored, on the CPU, or None for a miss."""
+        name = encode_key(key)
+        (answer,) = await self._get([name], _array_landing)
+        array = or_raise(answer)
+        return None if array is None else tensors.unpack(array, name)
+
+    @asynccontextmanager
+    async def view(self, key: Key) -> AsyncIterator[memoryview | None]:
+        """The object as a read-only memoryview, or None for a miss; no copy where it lies on this host in one slice.
+
+        Valid inside the block only, and as long as the lease. Leaving the block raises LeaseExpired where the lease ran
+        out meanwhile: then what was read may be another object's bytes and is to be thrown away.
+        """
+        name = encode_key(key)
+        found = await self._open().getter.view(name, self._deadline())
+        if found is None:
+            data = await self.get(name)
+            yield None if data is None else memoryview(data)
+            return
+        memory, until = found
+        with memory:
+            yield memory
+        if time.monotonic() >= until:
+            raise LeaseExpired("the view outlived its lease", key=name)
+
+    # ---- what is there ---------------------------------------------------------------------------
+
+    async def match(self, keys: Sequence[Key], wait_s: float = 0.0) -> int:
+        """How many leading keys are present. Where the run ends at a key that is being written, waits up to wait_s."""
+        names, master = encode_keys(keys), self._open().master
+        until = time.monotonic() + wait_s
+        deadline = self._deadline() + wait_s
+        matched = 0
+        for batch in batches(len(names)):
+            left_s = max(0.0, until - time.monotonic())
+            found = await master.match(names[batch], wait_s=left_s, deadline=deadline)
+            matched += found
+            if found < batch.stop - batch.start:
+                break
+        return matched
+
+    async def exists(self, keys: Sequence[Key]) -> list[bool]:
+        """Per key whether it is present."""
+        names, master, deadline = encode_keys(keys), self._open().master, self._deadline()
+        answers: list[bool] = []
+        for batch in batches(len(names)):
+            answers += await master.exists(names[batch], deadline=deadline)
+        return answers
+
+    async def remove(self, key: Key) -> bool:
+        """Forgets an object; whether there was one."""
+        name = encode_key(key)
+        (answer,) = await self._open().master.remove([name], deadline=self._deadline())
+        return answer
+
+    # ---- the store itself ------------------------------------------------------------------------
+
+    async def register_buffer(self, buffer: Any) -> None:
+        """Lets the transfer engine read and write this memory directly, until unregister_buffer or close."""
+        engine, memory = self._open().mover.engine, destination(buffer)
+        if engine is not None:
+            engine.register(memory)
+
+    async def unregister_buffer(self, buffer: Any) -> None:
+        """The reverse; no call that uses the buffer may be under way."""
+        engine, memory = self._open().mover.engine, destination(buffer)
+        if engine is not None:
+            engine.unregister(memory)
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the store was made: keys, bytes by transport, failovers, faults, seconds."""
+        return self._stats.as_dict()
+
+    async def close(self) -> None:
+        """Ends calls under way and lets go of all memory. May be called twice."""
+        self._closed = True
+        parts, self._parts = self._parts, None
+        if parts is not None and parts.pid == os.getpid():
+            await parts.background.close()
+            await parts.mover.close()
+            await parts.master.close()
+
+    async def _get(self, names: list[bytes], prepare: Callable[[int, int], Landing]) -> list[Any]:
+        return await self._open().getter.get(names, prepare, self._deadline())
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._options.timeout_s
+
+    def _open(self) -> "_Parts":
+        if self._closed:
+            raise StoreClosed("the store is closed")
+        if self._parts is None:
+            self._parts = _Parts(self._options, self._stats)
+        if self._parts.pid != os.getpid():
+            raise Unavailable("this store was used before the process forked, and its threads stayed behind")
+        if self._parts.loop is not asyncio.get_running_loop():
+            raise InvalidArgument("this store belongs to another event loop: connect once in each")
+        return self._parts
+
+
+class _Parts:
+    """What a store is made of once it is used."""
+
+    def __init__(self, options: Options, stats: Stats) -> None:
+        self.pid = os.getpid()
+        self.loop = asyncio.get_running_loop()
+        self.master = MasterClient(options.masters, stats)
+        self.mover = Mover(options.transports, stats)
+        self.background = Background(self.master, stats)
+        self.getter = Getter(self.master, self.mover, self.background, verify=options.verify)
+        self.putter = Putter(self.master, self.mover, self.background, verify=options.verify)
+
+
+def _bytes_landing(index: int, size: int) -> Landing:
+    if size < 2:
+        tiny = bytearray(size)
+        return Landing(destination(tiny), tiny, private=True)
+    data, memory = fresh_bytes(size)
+    return Landing(memory, data, private=True)
+
+
+def _array_landing(index: int, size: int) -> Landing:
+    array = np.empty(size, dtype=np.uint8)
+    return Landing(destination(array), array, private=True)

@@ -1,0 +1,81 @@
+"""Work that nobody waits for: reports of bad copies, and aborts of puts that were given up.
+
+Bounded, and owned by the store.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+from larder.errors import LarderError
+from larder.keys import BATCH_KEYS_MAX
+from larder.rpc import BadCopy, MasterClient
+from larder.stats import Stats
+
+logger = logging.getLogger(__name__)
+
+REPORTS_MAX: Final = 4096
+TASKS_MAX: Final = 64
+CALL_S: Final = 2.0
+
+
+class Background:
+    """The store's own tasks."""
+
+    def __init__(self, master: MasterClient, stats: Stats) -> None:
+        self._master = master
+        self._stats = stats
+        self._reports: deque[BadCopy] = deque(maxlen=REPORTS_MAX)
+        self._reporting = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def report(self, bad: BadCopy) -> None:
+        """Tells the master of a bad copy, soon."""
+        self._reports.append(bad)
+        if not self._reporting:
+            self._reporting = self._start(self._report())
+
+    def abort(self, write_ids: Sequence[int]) -> None:
+        """Gives up writes. Where that fails they expire by themselves."""
+        for start in range(0, len(write_ids), BATCH_KEYS_MAX):
+            self._start(self._abort(write_ids[start : start + BATCH_KEYS_MAX]))
+
+    async def close(self) -> None:
+        """Gives what is under way a moment, then cancels it."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=0.2)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> bool:
+        if len(self._tasks) >= TASKS_MAX:
+            self._stats.add("background_dropped")
+            work.close()
+            return False
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def _report(self) -> None:
+        try:
+            while self._reports:
+                await asyncio.sleep(0)  # whatever fails in this turn of the loop goes into one call
+                bad = [self._reports.popleft() for _ in range(len(self._reports))]
+                await self._master.report(bad, deadline=time.monotonic() + CALL_S)
+        except LarderError as error:
+            self._stats.add("background_failures")
+            logger.warning("bad copies could not be reported: %s", error)
+        finally:
+            self._reporting = False
+
+    async def _abort(self, write_ids: Sequence[int]) -> None:
+        try:
+            await self._master.put_abort(write_ids, deadline=time.monotonic() + CALL_S)
+        except LarderError as error:
+            self._stats.add("background_failures")
+            logger.info("%d writes could not be aborted, they expire by themselves: %s", len(write_ids), error)

@@ -1,0 +1,134 @@
+"""The caller's memory as addresses: what a copy loop and a transfer engine need, and nothing else.
+
+Bytes-like objects, numpy arrays and CPU torch tensors (torch is not imported: a tensor is known by what it can do), or
+a list of them, become a Memory: pieces (address, length) in order, and whatever keeps them alive. Nothing here copies.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from larder.errors import InvalidArgument
+
+_PYBUF_READ: Final = 0x100
+_PYBUF_WRITE: Final = 0x200
+
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, [ctypes.c_char_p, ctypes.c_ssize_t]
+_bytes_address = ctypes.pythonapi.PyBytes_AsString
+_bytes_address.restype, _bytes_address.argtypes = ctypes.c_void_p, [ctypes.py_object]
+_memoryview_at = ctypes.pythonapi.PyMemoryView_FromMemory
+_memoryview_at.restype, _memoryview_at.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
+
+Piece = tuple[int, int]
+"""Address and length."""
+
+
+class Memory:
+    """Pieces of memory in order. `owner` keeps them alive as long as the Memory lives."""
+
+    __slots__ = ("length", "owner", "pieces")
+
+    def __init__(self, pieces: Sequence[Piece], length: int, owner: Any) -> None:
+        self.pieces = pieces
+        self.length = length
+        self.owner = owner
+
+    def cut(self, start: int, length: int) -> "Memory":
+        """The part of `length` bytes from `start`."""
+        if start == 0 and length == self.length:
+            return self
+        if not 0 <= start <= start + length <= self.length:
+            raise ValueError(f"bytes {start} to {start + length} of {self.length}")
+        pieces: list[Piece] = []
+        wanted = length
+        for address, size in self.pieces:
+            if start >= size:
+                start -= size
+                continue
+            taken = min(size - start, wanted)
+            pieces.append((address + start, taken))
+            start, wanted = 0, wanted - taken
+            if not wanted:
+                break
+        return Memory(pieces, length, self.owner)
+
+
+def view_at(address: int, length: int, *, writable: bool = False) -> memoryview:
+    """A memoryview of bare memory; the caller sees to it that the memory outlives it."""
+    view: memoryview = _memoryview_at(address, length, _PYBUF_WRITE if writable else _PYBUF_READ)
+    return view
+
+
+def fresh_bytes(length: int) -> tuple[bytes, Memory]:
+    """A new bytes object to be filled through its Memory before anybody else sees it, as CPython itself does it."""
+    if length < 2:  # the interpreter shares objects of 0 and 1 bytes
+        raise ValueError("shorter objects are not fresh")
+    data: bytes = _new_bytes(None, length)
+    return data, Memory(((_bytes_address(data), length),), length, data)
+
+
+def source(buffer: Any) -> Memory:
+    """Memory to read from; raises InvalidArgument."""
+    return _memory(buffer, writable=False)
+
+
+def destination(buffer: Any) -> Memory:
+    """Memory to write to; raises InvalidArgument."""
+    return _memory(buffer, writable=True)
+
+
+def _memory(buffer: Any, *, writable: bool) -> Memory:
+    if isinstance(buffer, list | tuple):
+        parts = [_piece(part, writable) for part in buffer]
+        pieces = [piece for piece, _ in parts if piece[1]]
+        return Memory(pieces, sum(length for _, length in pieces), [owner for _, owner in parts])
+    piece, owner = _piece(buffer, writable)
+    return Memory((piece,), piece[1], owner)
+
+
+def _piece(buffer: Any, writable: bool) -> tuple[Piece, Any]:
+    if type(buffer) is bytes and not writable:
+        return (_bytes_address(buffer), len(buffer)), buffer
+    if hasattr(buffer, "data_ptr"):
+        return _tensor_piece(buffer)
+    array = _flat(buffer) if isinstance(buffer, np.ndarray) else _array(buffer)
+    address, readonly = array.__array_interface__["data"]
+    if writable and readonly:
+        raise InvalidArgument(f"buffer of type {type(buffer).__name__} is read-only: a writable one is wanted")
+    return (address, array.nbytes), array
+
+
+def _array(buffer: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    try:
+        view = memoryview(buffer)
+    except TypeError as error:
+        raise InvalidArgument(
+            f"buffer of type {type(buffer).__name__}: a bytes-like object, a CPU tensor or a list of them is wanted"
+        ) from error
+    if not view.c_contiguous:
+        raise InvalidArgument(f"buffer of shape {view.shape} and strides {view.strides} is not contiguous: copy it")
+    # numpy refuses empty buffers, and tells no address of one
+    return np.frombuffer(view, dtype=np.uint8) if view.nbytes else np.empty(0, dtype=np.uint8)
+
+
+def _flat(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """By numpy's own means: types beyond the buffer protocol, such as bfloat16, have no memoryview."""
+    if not array.flags.c_contiguous:
+        raise InvalidArgument(f"array of shape {array.shape} and strides {array.strides} is not contiguous: copy it")
+    if array.dtype.hasobject:
+        raise InvalidArgument("array of Python objects: an array of plain numbers is wanted")
+    return array.reshape(-1).view(np.uint8)
+
+
+def _tensor_piece(tensor: Any) -> tuple[Piece, Any]:
+    if not tensor.is_cpu:
+        raise InvalidArgument(f"tensor on {tensor.device}: a CPU tensor is wanted; copy it to (pinned) host memory")
+    if not tensor.is_contiguous():
+        raise InvalidArgument(
+            f"tensor of shape {tuple(tensor.shape)} and strides {tensor.stride()} is not contiguous: "
+            "call .contiguous() first"
+        )
+    return (tensor.data_ptr(), tensor.numel() * tensor.element_size()), tensor

@@ -1,0 +1,111 @@
+"""Which transport carries which copy: shared memory before the engine, the least busy node before the others."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, Generic, TypeVar
+
+from larder.places import Copy, Fault, Segment
+from larder.stats import Stats
+from larder.transports import Move, Reach, Transport
+from larder.transports.copiers import Copiers
+from larder.transports.engine import EngineTransport
+from larder.transports.shm import SharedMemory
+
+T = TypeVar("T")
+TRANSPORTS: Final = ("shm", "engine")
+
+
+class Bundle(Generic[T]):
+    """Moves to or from one segment by one transport, each for a purpose of the caller's."""
+
+    def __init__(self, transport: Transport, segment: Segment) -> None:
+        self.transport = transport
+        self.segment = segment
+        self.moves: list[Move] = []
+        self.purposes: list[T] = []
+
+
+class Bundles(Generic[T]):
+    """Moves sorted by where they go."""
+
+    def __init__(self, mover: "Mover") -> None:
+        self._mover = mover
+        self._bundles: dict[tuple[str, bytes], Bundle[T]] = {}
+
+    def add(self, transport: Transport, segment: Segment, move: Move, purpose: T) -> None:
+        bundle = self._bundles.get((transport.name, segment.shm_token))
+        if bundle is None:
+            bundle = self._bundles[transport.name, segment.shm_token] = Bundle(transport, segment)
+        bundle.moves.append(move)
+        bundle.purposes.append(purpose)
+        self._mover.plan(segment, move.memory.length)
+
+    async def run(self, each: Callable[[Bundle[T]], Awaitable[None]]) -> None:
+        """Carries out `each` for all bundles at once, and ends when all have ended."""
+        bundles = list(self._bundles.values())
+        try:
+            if len(bundles) == 1:
+                await each(bundles[0])
+                return
+            async with asyncio.TaskGroup() as group:
+                for bundle in bundles:
+                    group.create_task(_awaited(each(bundle)))
+        finally:
+            for bundle in bundles:
+                self._mover.plan(bundle.segment, -sum(move.memory.length for move in bundle.moves))
+
+
+class Mover:
+    """The transports of one store."""
+
+    def __init__(self, names: Sequence[str], stats: Stats) -> None:
+        self.copiers = Copiers()
+        self.stats = stats
+        self.shm = SharedMemory(self.copiers) if "shm" in names else None
+        self.engine = EngineTransport(self.copiers) if "engine" in names else None
+        self._transports: list[Transport] = [each for each in (self.shm, self.engine) if each is not None]
+        self._under_way: dict[bytes, int] = {}  # token -> bytes
+
+    def plan(self, segment: Segment, length: int) -> None:
+        """Counts bytes as under way, or no more."""
+        left = self._under_way.get(segment.shm_token, 0) + length
+        if left:
+            self._under_way[segment.shm_token] = left
+        else:
+            del self._under_way[segment.shm_token]
+
+    def way_to(self, segment: Segment) -> Transport | None:
+        """The transport to use; None where none leads there."""
+        for transport in self._transports:
+            if transport.reach(segment) is not Reach.NONE:
+                return transport
+        return None
+
+    def best(self, copies: Iterable[Copy]) -> tuple[Copy, Transport] | None:
+        """The copy to read first, and how; None where there is none or none is in reach."""
+        chosen, least = None, (Reach.NONE, 0, 0, 0.0)
+        for copy in copies:
+            for rank, transport in enumerate(self._transports):
+                reach = transport.reach(copy.segment)
+                under_way = self._under_way.get(copy.segment.shm_token, 0)
+                cost = (reach, rank, under_way, random.random())  # noqa: S311  (breaks ties)
+                if reach is not Reach.NONE and cost < least:
+                    chosen, least = (copy, transport), cost
+        return chosen
+
+    def count(self, what: str, bundle: Bundle[T], faults: Sequence[Fault | None]) -> None:
+        """Adds to the statistics what was moved and what was not."""
+        moved = sum(move.memory.length for move, fault in zip(bundle.moves, faults, strict=True) if fault is None)
+        self.stats.add(f"{what}_bytes_{bundle.transport.name}", moved)
+        for fault in filter(None, faults):
+            self.stats.add(f"{what}_faults_{fault.name.lower()}")
+
+    async def close(self) -> None:
+        for transport in self._transports:
+            await transport.close()
+        self.copiers.close()
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work

@@ -1,0 +1,118 @@
+"""What connect() can be told, by arguments or by a file; arguments win. No connection is made here."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from larder.errors import InvalidArgument
+from larder.mover import TRANSPORTS
+
+CONFIG_FILE_VARIABLE: Final = "LARDER_CONFIG_FILE"
+MOONCAKE_VARIABLE: Final = "MOONCAKE_CONFIG_PATH"
+TIMEOUT_S: Final = 5.0
+_NAMES: Final = ("master", "timeout_s", "verify", "transports")
+_MOONCAKE_IGNORED: Final = (  # what that file says of storage nodes and of the engine's own ways
+    "device_name", "global_segment_size", "local_buffer_size", "local_hostname", "metadata_server", "mode", "protocol",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Checked options of a store."""
+
+    masters: tuple[str, ...]
+    timeout_s: float
+    verify: bool
+    transports: tuple[str, ...]
+
+
+def resolve(
+    master: str | None, *, timeout_s: float | None, verify: bool | None, transports: Sequence[str] | None
+) -> Options:
+    """Arguments where given, else the file's word, else the default; raises InvalidArgument."""
+    given = {"master": master, "timeout_s": timeout_s, "verify": verify, "transports": transports}
+    chosen = _from_file() if master is None or CONFIG_FILE_VARIABLE in os.environ else {}
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    if not chosen.get("master"):
+        raise InvalidArgument(
+            f"no master given: call connect('HOST:PORT'), or set {CONFIG_FILE_VARIABLE} or {MOONCAKE_VARIABLE}"
+        )
+    return Options(
+        masters=_masters(chosen["master"]),
+        timeout_s=_timeout(chosen.get("timeout_s", TIMEOUT_S)),
+        verify=_verify(chosen.get("verify", True)),
+        transports=_transports(chosen.get("transports", TRANSPORTS)),
+    )
+
+
+def _from_file() -> dict[str, Any]:
+    if path := os.environ.get(CONFIG_FILE_VARIABLE):
+        values = _read(Path(path), CONFIG_FILE_VARIABLE)
+        if unknown := sorted(set(values) - set(_NAMES)):
+            raise InvalidArgument(f"{path}: unknown keys {', '.join(unknown)}; known are {', '.join(_NAMES)}")
+        return values
+    if path := os.environ.get(MOONCAKE_VARIABLE):
+        values = _read(Path(path), MOONCAKE_VARIABLE)
+        if unknown := sorted(set(values) - {"master_server_address", *_MOONCAKE_IGNORED}):
+            raise InvalidArgument(f"{path}: unknown keys {', '.join(unknown)}; wanted is master_server_address")
+        if "master_server_address" not in values:
+            raise InvalidArgument(f"{path}: the key master_server_address is missing")
+        return {"master": values["master_server_address"]}
+    return {}
+
+
+def _read(path: Path, variable: str) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{variable} names {path}, which cannot be read: {error}") from error
+    try:
+        values = _yaml(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{path}: {error}") from error
+    if not isinstance(values, Mapping):
+        raise InvalidArgument(f"{path}: a mapping of names to values is wanted, not {type(values).__name__}")
+    return dict(values)
+
+
+def _yaml(text: str) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ValueError("YAML needs the package pyyaml; install it, or write the file as JSON") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {error}") from error
+
+
+def _masters(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, str):
+        raise InvalidArgument(f"master is {value!r}: HOST:PORT is wanted, or several with commas between them")
+    masters = tuple(address.strip() for address in value.split(","))
+    for address in masters:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise InvalidArgument(f"master is {address!r}: HOST:PORT is wanted, such as 127.0.0.1:50001")
+    return masters
+
+
+def _timeout(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
+        raise InvalidArgument(f"timeout_s is {value!r}: seconds are wanted, more than 0 and at most 3600")
+    return float(value)
+
+
+def _verify(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"verify is {value!r}: true or false is wanted")
+    return value
+
+
+def _transports(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value or set(value) - set(TRANSPORTS):
+        raise InvalidArgument(f"transports is {value!r}: one or more of {', '.join(TRANSPORTS)} are wanted")
+    return tuple(value)

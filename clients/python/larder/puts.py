@@ -1,0 +1,240 @@
+"""The life of a put: PutStart, all copies of all slices at once, PutEnd (invariants 1, 2 and 7).
+
+Nothing is written after the write's time, counted from before PutStart. What could not be written is said in PutEnd; a
+put of which some slice has no copy at all, or that is cancelled, is aborted in the background and expires otherwise.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from larder.background import Background
+from larder.copying import checksum
+from larder.errors import DeadlineExceeded, LarderError, NoSpace, TooLarge, WriteFailed
+from larder.keys import batches
+from larder.memory import Memory
+from larder.mover import Bundle, Bundles, Mover
+from larder.places import Fault, Slice
+from larder.rpc import MasterClient
+from larder.transports import Move
+from larder.v1.types_pb2 import Result
+
+END_SHARE: Final = 0.1
+"""Of the time left once the places are known, what is kept for PutEnd."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """`copies`: how many copies of every slice this put made, maybe fewer than asked; 0 where the key existed."""
+
+    copies: int
+    existed: bool
+
+
+class _Write:
+    """One object on its way."""
+
+    __slots__ = ("checksums", "failed", "faults", "index", "key", "memory", "slices", "write_id")
+
+    def __init__(self, index: int, key: bytes, memory: Memory, slices: list[Slice], write_id: int) -> None:
+        self.index = index
+        self.key = key
+        self.memory = memory
+        self.slices = slices
+        self.write_id = write_id
+        self.checksums = [0] * len(slices)
+        self.failed: list[tuple[int, int]] = []  # (slice, copy)
+        self.faults: list[tuple[Fault, str]] = []  # and on which node
+
+    def fail(self, number: int, copy: int, fault: Fault) -> None:
+        self.failed.append((number, copy))
+        self.faults.append((fault, self.slices[number].copies[copy].segment.node_id))
+
+    def is_lost(self) -> bool:
+        """Whether some slice has no copy left."""
+        failed = [number for number, _ in self.failed]
+        return any(failed.count(number) == len(part.copies) for number, part in enumerate(self.slices))
+
+
+@dataclass(slots=True)
+class _CopyWrite:
+    """What a Move of this module is for."""
+
+    write: _Write
+    number: int
+    copy: int
+
+
+class Putter:
+    """Writes objects for one store."""
+
+    def __init__(self, master: MasterClient, mover: Mover, background: Background, *, verify: bool) -> None:
+        self._master = master
+        self._mover = mover
+        self._background = background
+        self._hashing = verify
+        self._stats = mover.stats
+
+    async def put(
+        self,
+        keys: Sequence[bytes],
+        memories: Sequence[Memory],
+        *,
+        copies: int,
+        depths: Sequence[int],
+        started: Callable[[], None] | None,
+        deadline: float,
+    ) -> list[PutResult | LarderError]:
+        """Per key the result or the error. Raises where nothing was stored."""
+        begun = time.monotonic()
+        answers: list[PutResult | LarderError] = [LarderError("not put")] * len(keys)
+        writes: list[_Write] = []
+        try:
+            until = deadline
+            for batch in batches(len(keys)):
+                opened, batch_until = await self._start(keys, memories, batch, copies, depths, deadline, answers)
+                writes += opened
+                until = min(until, batch_until)
+            if started is not None:
+                started()
+            await self._write(writes, min(until, deadline - END_SHARE * max(0.0, deadline - time.monotonic())))
+        except BaseException:
+            self._background.abort([write.write_id for write in writes])
+            raise
+        await self._end(writes, deadline, answers)
+        self._count(memories, answers, time.monotonic() - begun)
+        return answers
+
+    # ---- start -----------------------------------------------------------------------------------
+
+    async def _start(
+        self,
+        keys: Sequence[bytes],
+        memories: Sequence[Memory],
+        batch: slice,
+        copies: int,
+        depths: Sequence[int],
+        deadline: float,
+        answers: list[PutResult | LarderError],
+    ) -> tuple[list[_Write], float]:
+        sizes = [memory.length for memory in memories[batch]]
+        begun = await self._master.put_start(keys[batch], sizes, copies=copies, depths=depths[batch], deadline=deadline)
+        writes: list[_Write] = []
+        for index, result, write_id, slices in zip(
+            range(batch.start, batch.stop), begun.results, begun.write_ids, begun.slices, strict=True
+        ):
+            key, size = keys[index], memories[index].length
+            if result == Result.RESULT_OK and sum(part.length for part in slices) == size:
+                writes.append(_Write(index, key, memories[index], slices, write_id))
+            elif result == Result.RESULT_EXISTS:
+                answers[index] = PutResult(copies=0, existed=True)
+            elif result == Result.RESULT_NO_SPACE:
+                answers[index] = NoSpace(f"no room for {size} bytes", key=key)
+            elif result == Result.RESULT_TOO_LARGE:
+                answers[index] = TooLarge(f"no room for {size} bytes even in empty pools", key=key)
+            else:
+                answers[index] = WriteFailed(f"the master's answer is not understood: result {result}", key=key)
+        return writes, begun.until
+
+    # ---- write -----------------------------------------------------------------------------------
+
+    async def _write(self, writes: Sequence[_Write], until: float) -> None:
+        bundles: Bundles[_CopyWrite] = Bundles(self._mover)
+        for write in writes:
+            start = 0
+            for number, part in enumerate(write.slices):
+                memory = write.memory.cut(start, part.length)
+                self._plan(bundles, write, number, memory)
+                start += part.length
+        await bundles.run(lambda bundle: self._write_bundle(bundle, until))
+        if self._hashing:
+            await self._hash_rest(writes)
+
+    def _plan(self, bundles: Bundles[_CopyWrite], write: _Write, number: int, memory: Memory) -> None:
+        hashing = self._hashing  # with the first copy that goes anywhere
+        for index, copy in enumerate(write.slices[number].copies):
+            transport = self._mover.way_to(copy.segment)
+            if transport is None:
+                write.fail(number, index, Fault.UNREACHABLE)
+                continue
+            move = Move(memory, copy.offset, hashing=hashing)
+            bundles.add(transport, copy.segment, move, _CopyWrite(write, number, index))
+            hashing = False
+
+    async def _write_bundle(self, bundle: Bundle[_CopyWrite], until: float) -> None:
+        faults = await bundle.transport.write(bundle.segment, bundle.moves, until)
+        self._mover.count("written", bundle, faults)
+        for move, copy, fault in zip(bundle.moves, bundle.purposes, faults, strict=True):
+            if fault is not None:
+                copy.write.fail(copy.number, copy.copy, fault)
+            elif move.hashing:
+                copy.write.checksums[copy.number] = move.checksum
+
+    async def _hash_rest(self, writes: Sequence[_Write]) -> None:
+        """Checksums of slices whose first copy failed while another did not."""
+        for write in writes:
+            if not write.failed or write.is_lost():
+                continue
+            start = 0
+            for number, part in enumerate(write.slices):
+                if not write.checksums[number]:
+                    pieces = write.memory.cut(start, part.length).pieces
+                    (write.checksums[number],) = await self._mover.copiers.run([partial(checksum, pieces)])
+                start += part.length
+
+    # ---- end -------------------------------------------------------------------------------------
+
+    async def _end(self, writes: Sequence[_Write], deadline: float, answers: list[PutResult | LarderError]) -> None:
+        lost = [write for write in writes if write.failed and write.is_lost()]
+        for write in lost:
+            answers[write.index] = _lost(write, deadline)
+        self._background.abort([write.write_id for write in lost])
+        written = [write for write in writes if not (write.failed and write.is_lost())]
+        for batch in batches(len(written)):
+            part = written[batch]
+            failed = [(index, *where) for index, write in enumerate(part) for where in write.failed]
+            checksums = [write.checksums for write in part]
+            try:
+                ended = await self._master.put_end(
+                    [write.write_id for write in part], checksums, failed, deadline=deadline
+                )
+            except LarderError as error:
+                for write in part:
+                    answers[write.index] = type(error)(error.args[0], key=write.key)
+                continue
+            for write, result, copies in zip(part, ended.results, ended.copies, strict=True):
+                answers[write.index] = _ended(write.key, result, copies)
+
+    def _count(self, memories: Sequence[Memory], answers: Sequence[PutResult | LarderError], seconds: float) -> None:
+        stored = [
+            memory.length
+            for memory, answer in zip(memories, answers, strict=True)
+            if isinstance(answer, PutResult) and not answer.existed
+        ]
+        self._stats.add("puts", len(answers))
+        self._stats.add("put_calls")
+        self._stats.add("put_seconds", seconds)
+        self._stats.add("puts_stored", len(stored))
+        self._stats.add("puts_existed", sum(isinstance(each, PutResult) and each.existed for each in answers))
+        self._stats.add("put_errors", sum(isinstance(each, LarderError) for each in answers))
+        self._stats.add("put_bytes", sum(stored))
+
+
+def _lost(write: _Write, deadline: float) -> LarderError:
+    fault, node = write.faults[-1]
+    if fault is Fault.LATE and time.monotonic() >= deadline:
+        return DeadlineExceeded("the time ran out before the bytes were written", key=write.key)
+    why = "the write ran out of time" if fault is Fault.LATE else "its storage node is not reached"
+    return WriteFailed(f"no copy of some slice could be written: {why}", key=write.key, node=node)
+
+
+def _ended(key: bytes, result: int, copies: int) -> PutResult | LarderError:
+    if result == Result.RESULT_OK:
+        return PutResult(copies=copies, existed=False)
+    if result == Result.RESULT_EXISTS:
+        return PutResult(copies=0, existed=True)
+    if result == Result.RESULT_UNKNOWN_WRITE:
+        return WriteFailed("the write had expired when it ended", key=key)
+    return WriteFailed("the storage nodes were lost before they had recorded it", key=key)

@@ -1,0 +1,227 @@
+"""Calls to the master: protobuf in here, plain values outside. Every call has a deadline.
+
+A call that got no answer is sent again with the same request id (invariant 5), with back-off, to the next address if
+there are several, until its deadline: then it is Unavailable, which is never a miss.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from larder.errors import InvalidArgument, LarderError, NoSpace, StoreClosed, Unavailable
+from larder.host import host_id
+from larder.places import Fault, Slice, unpack
+from larder.stats import Stats
+from larder.v1 import master_pb2 as pb
+from larder.v1 import master_pb2_grpc
+from larder.v1.types_pb2 import Result
+from larder.wire import pack_keys, unpack_keys
+
+_CHANNEL_OPTIONS: Final = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),  # a new store does not inherit an old one's back-off
+    ("grpc.keepalive_time_ms", 1_000),  # with the time-out: a silent master is given up after 3 s
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),  # gRPC 1.85 heeds this one only
+    ("grpc.http2.max_pings_without_data", 0),
+]
+_BACK_OFF_S: Final = 0.02
+_BACK_OFF_S_MAX: Final = 0.5
+_WAIT_SHARE: Final = 0.75
+"""Of a put's time, what it may wait for room; the rest is for the bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Answer to PutStart. `asked_at` + `ttl_s` on this process's clock: nothing may be written after that."""
+
+    results: Sequence[int]
+    write_ids: Sequence[int]
+    slices: list[list[Slice]]
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Answer to PutEnd, one entry a write."""
+
+    results: Sequence[int]
+    copies: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Answer to Lookup; a size of 0 is a miss. What is read after `until`, on this process's clock, proves nothing."""
+
+    sizes: Sequence[int]
+    slices: list[list[Slice]]
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class BadCopy:
+    """A copy that a reader found bad."""
+
+    key: bytes
+    slice_index: int
+    segment_id: int
+    offset: int
+    fault: Fault
+
+
+class MasterClient:
+    """One channel an address; lives on one event loop."""
+
+    def __init__(self, addresses: Sequence[str], stats: Stats) -> None:
+        self.addresses = list(addresses)
+        self._stats = stats
+        self._channels = [grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) for address in addresses]
+        self._stubs: list[Any] = [_stub(channel) for channel in self._channels]
+        self._leader = 0
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close()
+
+    async def put_start(
+        self, keys: Sequence[bytes], sizes: Sequence[int], *, copies: int, depths: Sequence[int], deadline: float
+    ) -> Started:
+        asked_at = time.monotonic()
+        request = pb.PutStartRequest(
+            request_id=os.urandom(16),
+            keys=pack_keys(keys),
+            sizes=sizes,
+            copies=copies,
+            depths=depths,
+            host_id=host_id(),
+            wait_ms=max(0, int(1000 * _WAIT_SHARE * (deadline - asked_at))),
+        )
+        reply: pb.PutStartReply = await self._call("PutStart", request, deadline)
+        return Started(reply.results, reply.write_ids, list(unpack(reply.places)), asked_at + reply.write_ttl_ms / 1000)
+
+    async def put_end(
+        self,
+        write_ids: Sequence[int],
+        checksums: Sequence[Sequence[int]],
+        failed: Sequence[tuple[int, int, int]],
+        *,
+        deadline: float,
+    ) -> Ended:
+        """`checksums` has a list a write, one entry a slice; `failed` is (index into write_ids, slice, copy)."""
+        request = pb.PutEndRequest(
+            request_id=os.urandom(16),
+            write_ids=write_ids,
+            slice_counts=[len(column) for column in checksums],
+            checksums=[checksum for column in checksums for checksum in column],
+            failed_writes=[index for index, _, _ in failed],
+            failed_slices=[number for _, number, _ in failed],
+            failed_copies=[copy for _, _, copy in failed],
+        )
+        reply: pb.PutEndReply = await self._call("PutEnd", request, deadline)
+        return Ended(reply.results, reply.copies)
+
+    async def put_abort(self, write_ids: Sequence[int], *, deadline: float) -> None:
+        await self._call("PutAbort", pb.PutAbortRequest(request_id=os.urandom(16), write_ids=write_ids), deadline)
+
+    async def lookup(self, keys: Sequence[bytes], *, deadline: float) -> Found:
+        asked_at = time.monotonic()
+        request = pb.LookupRequest(keys=pack_keys(keys), host_id=host_id())
+        reply: pb.LookupReply = await self._call("Lookup", request, deadline)
+        slices = list(unpack(reply.places))
+        for result, size, parts in zip(reply.results, reply.sizes, slices, strict=True):
+            if (result == Result.RESULT_OK) != bool(size) or sum(part.length for part in parts) != size:
+                raise LarderError("the master's answer contradicts itself: slices do not add up to the object's size")
+        return Found(reply.sizes, slices, asked_at + reply.lease_ms / 1000)
+
+    async def match(self, keys: Sequence[bytes], *, wait_s: float, deadline: float) -> int:
+        request = pb.MatchRequest(keys=pack_keys(keys), wait_ms=int(1000 * wait_s))
+        reply: pb.MatchReply = await self._call("Match", request, deadline)
+        return reply.matched
+
+    async def exists(self, keys: Sequence[bytes], *, deadline: float) -> list[bool]:
+        reply: pb.ExistsReply = await self._call("Exists", pb.ExistsRequest(keys=pack_keys(keys)), deadline)
+        return list(reply.exists)
+
+    async def remove(self, keys: Sequence[bytes], *, deadline: float) -> list[bool]:
+        request = pb.RemoveRequest(request_id=os.urandom(16), keys=pack_keys(keys))
+        reply: pb.RemoveReply = await self._call("Remove", request, deadline)
+        return [result == Result.RESULT_OK for result in reply.results]
+
+    async def report(self, bad: Sequence[BadCopy], *, deadline: float) -> int:
+        request = pb.ReportRequest(
+            keys=pack_keys([each.key for each in bad]),
+            slices=[each.slice_index for each in bad],
+            segment_ids=[each.segment_id for each in bad],
+            offsets=[each.offset for each in bad],
+            faults=[pb.FAULT_CORRUPT if each.fault is Fault.CORRUPT else pb.FAULT_UNREACHABLE for each in bad],
+        )
+        reply: pb.ReportReply = await self._call("Report", request, deadline)
+        return reply.dropped
+
+    async def list(
+        self, prefix: bytes, after: bytes, *, limit: int, deadline: float
+    ) -> tuple[list[tuple[bytes, int, int]], bool]:
+        """A page of (key, size, copies), and whether there is more."""
+        request = pb.ListRequest(prefix=prefix, after=after, limit=limit)
+        reply: pb.ListReply = await self._call("List", request, deadline)
+        return list(zip(unpack_keys(reply.keys), reply.sizes, reply.copies, strict=True)), reply.more
+
+    async def status(self, *, deadline: float) -> pb.StatusReply:
+        reply: pb.StatusReply = await self._call("Status", pb.StatusRequest(), deadline)
+        return reply
+
+    # ---- one call, until it is answered ----------------------------------------------------------
+
+    async def _call(self, name: str, request: Any, deadline: float) -> Any:
+        back_off_s = _BACK_OFF_S
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                method: Callable[..., Awaitable[Any]] = getattr(self._stubs[self._leader], name)
+                return await method(request, timeout=max(left_s, 0.001))
+            except grpc.aio.AioRpcError as error:
+                code, said = error.code(), error.details() or ""
+                if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
+                    raise self._error(name, code, said) from None
+            except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+                raise StoreClosed("the store is closed") from error
+            pause_s = back_off_s * random.uniform(0.5, 1.5)  # noqa: S311  (spreads clients, keeps no secret)
+            if time.monotonic() + pause_s >= deadline:
+                raise self._error(name, code, said)
+            self._stats.add("rpc_retries")
+            if code is grpc.StatusCode.UNAVAILABLE:
+                self._leader = (self._leader + 1) % len(self._stubs)
+            await asyncio.sleep(pause_s)
+            back_off_s = min(2 * back_off_s, _BACK_OFF_S_MAX)
+
+    def _error(self, name: str, code: grpc.StatusCode, said: str) -> LarderError:
+        master = ",".join(self.addresses)
+        if code is grpc.StatusCode.INVALID_ARGUMENT:
+            return InvalidArgument(said)
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            if name == "PutStart":
+                return NoSpace(f"the master {master} takes no more puts: {said}")
+            return Unavailable(f"the master {master} has too much to do: {said}")
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return Unavailable(f"the master {master} did not answer {name} in time")
+        if code is grpc.StatusCode.UNAVAILABLE:
+            return Unavailable(f"no master answers at {master}: {said}")
+        if code is grpc.StatusCode.CANCELLED:
+            return StoreClosed("the store was closed while the call was under way")
+        return Unavailable(f"the master {master} failed to answer {name}: {code.name} {said}")
+
+
+def _stub(channel: grpc.aio.Channel) -> Any:
+    make: Any = master_pb2_grpc.MasterStub  # generated code has no types
+    return make(channel)

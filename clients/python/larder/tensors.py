@@ -1,0 +1,44 @@
+"""A tensor as an object: a header of HEADER_BYTES (magic, then JSON with dtype and shape), then the bytes. No pickle.
+
+torch is imported only by who reads a tensor; to write one, being a tensor is enough.
+"""
+
+import json
+from typing import Any, Final
+
+import numpy as np
+
+from larder.errors import InvalidArgument
+
+MAGIC: Final = b"LARDTNSR"
+HEADER_BYTES: Final = 256
+"""Keeps the data aligned for any dtype and any vector unit."""
+
+
+def header(tensor: Any) -> bytes:
+    """The header of a torch tensor; raises InvalidArgument."""
+    if not hasattr(tensor, "data_ptr") or not hasattr(tensor, "dtype"):
+        raise InvalidArgument(f"{type(tensor).__name__}: a torch tensor is wanted; put() takes other buffers")
+    facts = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+    packed = MAGIC + json.dumps(facts, separators=(",", ":")).encode()
+    if len(packed) > HEADER_BYTES:
+        raise InvalidArgument(f"tensor of {len(tensor.shape)} dimensions: fewer are wanted")
+    return packed.ljust(HEADER_BYTES)
+
+
+def unpack(data: "np.ndarray[Any, np.dtype[np.uint8]]", key: bytes) -> Any:
+    """A torch tensor over `data`, which it keeps; raises InvalidArgument where that is no tensor."""
+    import torch
+
+    head = data[:HEADER_BYTES].tobytes()
+    try:
+        if not head.startswith(MAGIC):
+            raise ValueError("it does not begin as one")
+        facts = json.loads(head[len(MAGIC) :])
+        dtype = getattr(torch, facts["dtype"])
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError("unknown dtype")
+        flat = torch.from_numpy(data)[HEADER_BYTES:].view(dtype)
+        return flat.reshape(facts["shape"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise InvalidArgument(f"this object was not put by put_tensor: {error}", key=key) from error

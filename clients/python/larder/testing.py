@@ -1,0 +1,176 @@
+"""A store without a cluster, with the names of the real one: the reference model, one dict.
+
+What the contract tests hold true of the real store they hold true of this one, so that code tested against it may be
+trusted with the other. No threads, no time, no I/O.
+"""
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self
+
+import numpy as np
+
+from larder import tensors
+from larder.arguments import check_get_into, check_length, check_put, or_raise
+from larder.errors import LarderError, StoreClosed
+from larder.keys import Key, encode_key, encode_keys
+from larder.memory import Memory, destination, view_at
+from larder.puts import PutResult
+
+
+class FakeStore:
+    """The names of `larder.Store`, over a dict. `nodes` bounds the copies a put can have."""
+
+    def __init__(self, *, nodes: int = 2) -> None:
+        self._nodes = nodes
+        self._objects: dict[bytes, bytes] = {}
+        self._calls: dict[str, float] = {"puts": 0, "gets": 0, "hits": 0, "misses": 0, "put_bytes": 0, "get_bytes": 0}
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def put(self, key: Key, buffer: Any, *, copies: int = 1) -> PutResult:
+        return or_raise(self.put_many([key], [buffer], copies=copies)[0])
+
+    def put_many(
+        self,
+        keys: Sequence[Key],
+        buffers: Sequence[Any],
+        *,
+        copies: int = 1,
+        depths: Sequence[int] | None = None,
+        started: Callable[[], None] | None = None,
+    ) -> list[PutResult | LarderError]:
+        names, memories = check_put(keys, buffers, copies, depths)
+        self._check_open()
+        if started is not None:
+            started()
+        answers: list[PutResult | LarderError] = []
+        for name, memory in zip(names, memories, strict=True):
+            existed = name in self._objects
+            if not existed:
+                self._objects[name] = _bytes_of(memory)
+                self._calls["put_bytes"] += memory.length
+            answers.append(PutResult(copies=0 if existed else min(copies, self._nodes), existed=existed))
+        self._calls["puts"] += len(names)
+        return answers
+
+    def put_tensor(self, key: Key, tensor: Any, *, copies: int = 1) -> PutResult:
+        return self.put(key, [tensors.header(tensor), tensor], copies=copies)
+
+    def get(self, key: Key) -> bytes | None:
+        return or_raise(self.get_many([key])[0])
+
+    def get_many(self, keys: Sequence[Key]) -> list[bytes | LarderError | None]:
+        return [self._get(name) for name in self._names(keys)]
+
+    def get_into(self, key: Key, buffer: Any) -> int | None:
+        return or_raise(self.get_many_into([key], [buffer])[0])
+
+    def get_many_into(self, keys: Sequence[Key], buffers: Sequence[Any]) -> list[int | LarderError | None]:
+        names, memories = check_get_into(keys, buffers)
+        self._check_open()
+        return [self._get_into(name, memory) for name, memory in zip(names, memories, strict=True)]
+
+    def get_tensor(self, key: Key) -> Any:
+        data = self.get(key)
+        return None if data is None else tensors.unpack(np.frombuffer(bytearray(data), dtype=np.uint8), encode_key(key))
+
+    @contextmanager
+    def view(self, key: Key) -> Iterator[memoryview | None]:
+        data = self.get(key)
+        if data is None:
+            yield None
+            return
+        with memoryview(data) as memory:
+            yield memory
+
+    def match(self, keys: Sequence[Key], wait_s: float = 0.0) -> int:
+        """Nothing is ever being written here, so there is nothing to wait for."""
+        names = self._names(keys)
+        return next((index for index, name in enumerate(names) if name not in self._objects), len(names))
+
+    def exists(self, keys: Sequence[Key]) -> list[bool]:
+        return [name in self._objects for name in self._names(keys)]
+
+    def remove(self, key: Key) -> bool:
+        return self._objects.pop(self._names([key])[0], None) is not None
+
+    def register_buffer(self, buffer: Any) -> None:
+        destination(buffer)
+
+    def unregister_buffer(self, buffer: Any) -> None:
+        destination(buffer)
+
+    def stats(self) -> dict[str, float]:
+        return dict(self._calls)
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _names(self, keys: Sequence[Key]) -> list[bytes]:
+        names = encode_keys(keys)
+        self._check_open()
+        return names
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreClosed("the store is closed")
+
+    def _get(self, name: bytes) -> bytes | None:
+        data = self._objects.get(name)
+        self._calls["gets"] += 1
+        self._calls["misses" if data is None else "hits"] += 1
+        self._calls["get_bytes"] += len(data or b"")
+        return data
+
+    def _get_into(self, name: bytes, memory: Memory) -> int | LarderError | None:
+        data = self._get(name)
+        if data is None:
+            return None
+        try:
+            check_length(memory, len(data), name)
+        except LarderError as error:
+            return error
+        start = 0
+        for address, length in memory.pieces:
+            view_at(address, length, writable=True)[:] = data[start : start + length]
+            start += length
+        return len(data)
+
+
+class AsyncFakeStore:
+    """The names of `larder.aio.Store`, awaitable, over a FakeStore."""
+
+    def __init__(self, *, nodes: int = 2) -> None:
+        self.sync = FakeStore(nodes=nodes)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.sync, name)
+        if name == "stats" or not inspect.ismethod(method):
+            return method
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return method(*args, **kwargs)
+
+        return call
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.sync.close()
+
+    @asynccontextmanager
+    async def view(self, key: Key) -> AsyncIterator[memoryview | None]:
+        with self.sync.view(key) as memory:
+            yield memory
+
+
+def _bytes_of(memory: Memory) -> bytes:
+    return b"".join(bytes(view_at(address, length)) for address, length in memory.pieces)

@@ -1,0 +1,207 @@
+"""The transfer engine as a transport, for nodes on any host. Says who is asked when; the pump moves.
+
+A peer is probed before it is first used and after it failed, in a thread of its own: that may take the engine a minute.
+A peer that stalls is left alone until the engine has answered for what it still owes.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final, TypeVar, cast
+
+from larder.memory import Memory
+from larder.places import Fault, Segment
+from larder.transports import Move, Reach, in_range
+from larder.transports.copiers import Copiers, unbroken
+from larder.transports.mooncake import Engine, EngineUnavailable
+from larder.transports.pump import Group, Peer, Pump
+from larder.transports.regions import Regions
+from larder.transports.staging import Staging
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PROBE_S: Final = 1.0
+"""A peer that has not answered a probe by then is passed over until it does."""
+
+
+class EngineTransport:
+    """The transport through `mooncake.engine`; an engine is started when the first move needs one."""
+
+    name = "engine"
+
+    def __init__(self, copiers: Copiers) -> None:
+        self._copiers = copiers
+        self._regions = Regions()
+        self._engines: dict[str, tuple[Engine, Staging]] = {}  # by protocol
+        self._starting = asyncio.Lock()
+        self._peers: dict[str, _Known] = {}  # by endpoint
+        self._pump: Pump | None = None
+        self._missing = False
+        self._closed = False
+
+    def reach(self, segment: Segment) -> Reach:
+        if not segment.engine_endpoint or self._missing:
+            return Reach.NONE
+        known = self._peers.get(segment.engine_endpoint)
+        return Reach.DOUBTFUL if known is not None and known.is_doubtful() else Reach.GOOD
+
+    async def read(self, segment: Segment, moves: Sequence[Move], until: float) -> list[Fault | None]:
+        return await self._run(segment, moves, until, writing=False)
+
+    async def write(self, segment: Segment, moves: Sequence[Move], until: float) -> list[Fault | None]:
+        return await self._run(segment, moves, until, writing=True)
+
+    def register(self, memory: Memory) -> None:
+        """Opens memory to direct transfers; raises InvalidArgument or EngineUnavailable."""
+        self._regions.add(memory)
+        for engine, _ in self._engines.values():
+            for piece in memory.pieces:
+                engine.register(*piece)
+
+    def unregister(self, memory: Memory) -> None:
+        """The reverse; no call that uses the memory may be under way."""
+        self._regions.remove(memory)
+        for engine, _ in self._engines.values():
+            for address, _ in memory.pieces:
+                engine.unregister(address)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._pump is not None:
+            self._pump.stop()
+            await asyncio.to_thread(self._pump.join, 0.2)
+
+    async def _run(self, segment: Segment, moves: Sequence[Move], until: float, *, writing: bool) -> list[Fault | None]:
+        if not in_range(segment, moves) or not segment.engine_endpoint:
+            return [Fault.UNREACHABLE] * len(moves)
+        known, pump = await self._reach(segment, until), self._pump
+        if known is None or pump is None or pump.broken:
+            return [Fault.UNREACHABLE] * len(moves)
+        faults = await self._carry(pump, known.peer, segment, moves, until, writing=writing)
+        if Fault.UNREACHABLE in faults:
+            known.answered = False
+        return faults
+
+    async def _carry(
+        self, pump: Pump, peer: Peer, segment: Segment, moves: Sequence[Move], until: float, *, writing: bool
+    ) -> list[Fault | None]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Fault | None]] = loop.create_future()
+
+        def done(faults: list[Fault | None]) -> None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+                loop.call_soon_threadsafe(future.set_result, faults)
+
+        def direct(move: Move) -> bool:
+            if writing or move.private:
+                return not peer.engine.needs_registration or self._regions.cover(move.memory)
+            return self._regions.cover(move.memory)
+
+        group = Group(peer, moves, base=segment.engine_base, writing=writing, until=until, direct=direct, done=done)
+        pump.start(group)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            group.cancelled = True
+            pump.wake()
+            await unbroken(future)
+            raise
+
+    async def _reach(self, segment: Segment, until: float) -> "_Known | None":
+        """The peer, once it answered a probe; None where it does not, or there is no engine."""
+        try:
+            known = await self._known(segment)
+        except EngineUnavailable as error:
+            self._missing = True
+            logger.warning("no transfers to other hosts: %s", error)
+            return None
+        if known.answered and not known.peer.stalled:
+            return known
+        if known.peer.stalled:
+            return None
+        if known.probe is None or known.probe.done():
+            known.probe = known.begin_probe()
+        wait_s = min(PROBE_S - known.probing_s(), until - time.monotonic())
+        if wait_s > 0:
+            await asyncio.wait([known.probe], timeout=wait_s)
+        return known if known.answered else None
+
+    async def _known(self, segment: Segment) -> "_Known":
+        identity = (segment.shm_token, segment.engine_base)
+        known = self._peers.get(segment.engine_endpoint)
+        if known is not None and known.peer.identity == identity:
+            return known
+        async with self._starting:
+            known = self._peers.get(segment.engine_endpoint)
+            if known is not None and known.peer.identity != identity:  # another node under an old name
+                self._engines.pop(segment.engine_protocol, None)
+                self._peers = {}
+            engine, staging = self._engines.get(segment.engine_protocol) or await self._start_engine(segment)
+            known = _Known(Peer(engine, staging, segment.engine_endpoint, identity))
+            return self._peers.setdefault(segment.engine_endpoint, known)
+
+    async def _start_engine(self, segment: Segment) -> tuple[Engine, Staging]:
+        engine = await asyncio.to_thread(Engine, segment.engine_protocol, segment.engine_endpoint)
+        for piece in self._regions.pieces():
+            engine.register(*piece)
+        if self._pump is None:
+            self._pump = Pump(self._copiers)
+        self._engines[segment.engine_protocol] = engine, Staging(engine.register, engine.unregister)
+        return self._engines[segment.engine_protocol]
+
+
+class _Known:
+    """A peer, and whether it answered when it was last asked."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.answered = False
+        self.probe: asyncio.Future[bool] | None = None
+        self._probe_began = 0.0
+
+    def probing_s(self) -> float:
+        return time.monotonic() - self._probe_began
+
+    def is_doubtful(self) -> bool:
+        """Whether it stalls, or owes an answer to a probe, or gave none."""
+        return bool(self.peer.stalled) or (self.probe is not None and not self.answered)
+
+    def begin_probe(self) -> asyncio.Future[bool]:
+        self._probe_began = time.monotonic()
+        probe = in_daemon_thread(lambda: self.peer.engine.probe(self.peer.endpoint))
+        probe.add_done_callback(self._probed)
+        return probe
+
+    def _probed(self, probe: asyncio.Future[bool]) -> None:
+        self.answered = not probe.cancelled() and probe.exception() is None and probe.result()
+
+
+def in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Runs what may block for a minute where it can hold up neither the loop nor the end of the process."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, result))
+
+    def run() -> None:
+        result: T | None = None
+        failure: Exception | None = None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name="larder-probe", daemon=True).start()
+    return future

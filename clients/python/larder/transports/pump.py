@@ -1,0 +1,390 @@
+"""The thread that feeds the transfer engine and asks after transfers. No asyncio in here but the loop's doorbell.
+
+A Group is one call's moves to one peer; a Flight is one move of it: prepared (gathered, hashed), submitted, landed,
+settled (scattered, verified). Work on many bytes goes to the copy threads. The engine cannot cancel: a flight that was
+given up keeps its memory alive and out of use until the engine has answered for it. In flight to one peer are at most
+TRANSFERS_MAX transfers and BYTES_MAX bytes, given up or not (invariant 12).
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Final
+
+from larder.copying import checksum, load_pieces, store_pieces
+from larder.places import Fault
+from larder.transports import Move
+from larder.transports.copiers import INLINE_BYTES, Copiers
+from larder.transports.mooncake import Engine
+from larder.transports.staging import Buffer, Staging
+
+logger = logging.getLogger(__name__)
+
+TRANSFERS_MAX: Final = 64
+BYTES_MAX: Final = 64 * 2**20
+PIECE_BYTES_MIN: Final = 32 * 1024
+"""Scattered pieces smaller than this on average are gathered: a transfer costs as much as 64 KiB of copying."""
+_STALL_S: Final = 1.0
+_STALL_BYTES_PER_S: Final = 50e6
+_EAGER_S: Final = 50e-6
+_NAP_S_MAX: Final = 1e-3
+_LONG_NAP_S: Final = 20e-3
+_EXPIRE_EVERY_S: Final = 5e-3
+
+_WRECKS: Final[list[object]] = []
+"""What a failed pump had in the air: nobody asks the engine after it any more, so it is never given back."""
+
+
+class Peer:
+    """A storage node's engine, as an engine of ours knows it."""
+
+    def __init__(self, engine: Engine, staging: Staging, endpoint: str, identity: tuple[bytes, int]) -> None:
+        self.engine = engine
+        self.staging = staging
+        self.endpoint = endpoint
+        self.identity = identity
+        self.queue: deque[Flight] = deque()  # prepared, to be submitted
+        self.transfers = 0
+        self.bytes = 0
+        self.stalled = 0  # flights given up because nothing moved
+        self.progress_at = 0.0
+
+
+class Group:
+    """One call's moves to one peer. `done` is called once, on the pump's thread, when nothing can land any more."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        moves: Sequence[Move],
+        *,
+        base: int,
+        writing: bool,
+        until: float,
+        direct: Callable[[Move], bool],
+        done: Callable[[list[Fault | None]], None],
+    ) -> None:
+        self.peer = peer
+        self.writing = writing
+        self.until = until
+        self.faults: list[Fault | None] = [None] * len(moves)
+        self.left = len(moves)
+        self.flights = [Flight(self, index, move, base, direct(move)) for index, move in enumerate(moves)]
+        self.stall_s = _STALL_S + 4 * max(move.memory.length for move in moves) / _STALL_BYTES_PER_S
+        self.begun_at = time.monotonic()
+        self.cancelled = False
+        self._done = done
+
+    def settle(self, flight: "Flight", fault: Fault | None) -> None:
+        """What became of a flight, once."""
+        if flight.settled:
+            return
+        flight.settled = True
+        self.faults[flight.index] = fault
+        self.left -= 1
+        if not self.left:
+            self._done(self.faults)
+
+
+class Flight:
+    """One move on its way."""
+
+    __slots__ = ("base", "busy", "direct", "failed", "group", "in_air", "index", "move", "settled", "staged", "stalled")
+
+    def __init__(self, group: Group, index: int, move: Move, base: int, direct: bool) -> None:
+        self.group = group
+        self.index = index
+        self.move = move
+        self.base = base
+        pieces = move.memory.pieces
+        self.direct = direct and (len(pieces) == 1 or move.memory.length >= PIECE_BYTES_MIN * len(pieces))
+        self.staged: Buffer | None = None
+        self.in_air = 0
+        self.busy = False  # a copy thread is at it
+        self.failed = False
+        self.settled = False
+        self.stalled = False
+
+    def transfers(self) -> list[tuple[int, int, int]]:
+        """(local address, remote address, length) of each contiguous transfer."""
+        remote = self.base + self.move.offset
+        if self.staged is not None:
+            return [(self.staged.address, remote, self.move.memory.length)]
+        found = []
+        for address, length in self.move.memory.pieces:
+            found.append((address, remote, length))
+            remote += length
+        return found
+
+    @property
+    def binding(self) -> bool:
+        """Whether the caller waits for all transfers in the air: they may land in the caller's memory."""
+        return not self.group.writing and self.direct and not self.move.private
+
+
+class Pump:
+    """The thread and everything only it touches; others use start(), wake() and stop()."""
+
+    def __init__(self, copiers: Copiers) -> None:
+        self._copiers = copiers
+        self._inbox: deque[Group] = deque()
+        self._jobs_done: deque[tuple[Future[None], Flight, Callable[[], None]]] = deque()
+        self._doorbell = threading.Event()
+        self._groups: list[Group] = []
+        self._peers: list[Peer] = []
+        self._air: list[tuple[int, Flight]] = []
+        self._stopping = False
+        self.broken = False
+        self._thread = threading.Thread(target=self._run, name="larder-engine", daemon=True)
+        self._thread.start()
+
+    # ---- from other threads ----------------------------------------------------------------------
+
+    def start(self, group: Group) -> None:
+        self._inbox.append(group)
+        self._doorbell.set()
+
+    def wake(self) -> None:
+        self._doorbell.set()
+
+    def stop(self) -> None:
+        """Ends all groups; the thread goes when the engine has answered for every transfer."""
+        self._stopping = True
+        self._doorbell.set()
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    # ---- the thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._pump()
+        except Exception:
+            logger.exception(
+                "the engine's thread failed: other hosts' nodes are out of reach until a new store is made"
+            )
+            self.broken = True
+            _WRECKS.append(self._air)
+            for group in [*self._groups, *self._inbox]:
+                for flight in group.flights:
+                    group.settle(flight, Fault.UNREACHABLE)
+
+    def _pump(self) -> None:
+        moved_at = expired_at = 0.0
+        while not (self._stopping and not self._air and not self._groups and not self._inbox):
+            moved = self._take_in() | self._finish_jobs() | self._submit() | self._poll()
+            now = time.monotonic()
+            if moved:
+                moved_at = now
+            if now - expired_at >= _EXPIRE_EVERY_S:
+                expired_at = now
+                self._expire(now)
+            self._nap(now - moved_at)
+
+    def _nap(self, idle_s: float) -> None:
+        if not self._air and not self._groups and not self._inbox:
+            if not self._stopping:
+                self._doorbell.wait()
+            self._doorbell.clear()
+        elif idle_s < _EAGER_S:
+            time.sleep(0)
+        else:
+            nap_s = _LONG_NAP_S if not self._groups else min(max(idle_s / 8, _EAGER_S), _NAP_S_MAX)
+            self._doorbell.wait(nap_s)
+            self._doorbell.clear()
+
+    def _take_in(self) -> bool:
+        moved = False
+        while self._inbox:
+            group = self._inbox.popleft()
+            if group.peer not in self._peers:
+                self._peers.append(group.peer)
+            self._groups.append(group)
+            for flight in group.flights:
+                self._prepare(flight)
+            moved = True
+        return moved
+
+    def _prepare(self, flight: Flight) -> None:
+        """Hashes what is to be written, unless that is done while it is gathered into staging memory."""
+        if flight.group.writing and flight.direct and flight.move.hashing:
+            self._work(flight, lambda: _hash(flight.move), lambda: flight.group.peer.queue.append(flight))
+        else:
+            flight.group.peer.queue.append(flight)
+
+    def _work(self, flight: Flight, work: Callable[[], None], then: Callable[[], None]) -> None:
+        """Runs `work` here if it is small, else on a copy thread; then `then` here."""
+        if flight.move.memory.length <= INLINE_BYTES:
+            work()
+            then()
+            return
+        flight.busy = True
+
+        def tell(job: Future[None]) -> None:
+            self._jobs_done.append((job, flight, then))
+            self._doorbell.set()
+
+        self._copiers.submit(work).add_done_callback(tell)
+
+    def _finish_jobs(self) -> bool:
+        moved = bool(self._jobs_done)
+        while self._jobs_done:
+            job, flight, then = self._jobs_done.popleft()
+            job.result()
+            flight.busy = False
+            then()
+        return moved
+
+    # ---- submitting ------------------------------------------------------------------------------
+
+    def _submit(self) -> bool:
+        moved = False
+        for peer in self._peers:
+            while peer.queue and self._has_room(peer, peer.queue[0]):
+                flight = peer.queue[0]
+                if flight.settled:
+                    peer.queue.popleft()
+                    continue
+                if not flight.direct and flight.staged is None:
+                    staged = peer.staging.take(flight.move.memory.length)
+                    if staged is None:
+                        break
+                    peer.queue.popleft()
+                    self._gather(flight, staged)
+                else:
+                    peer.queue.popleft()
+                    self._launch(flight)
+                moved = True
+        return moved
+
+    def _has_room(self, peer: Peer, flight: Flight) -> bool:
+        fits = peer.bytes + flight.move.memory.length <= BYTES_MAX and peer.transfers < TRANSFERS_MAX
+        return fits or not peer.transfers or flight.settled
+
+    def _gather(self, flight: Flight, staged: Buffer) -> None:
+        """Into staging memory; a read has nothing to gather."""
+        peer = flight.group.peer
+        flight.staged = staged
+        if flight.group.writing:
+            self._work(flight, lambda: _stage(flight.move, staged), lambda: peer.queue.appendleft(flight))
+        else:
+            peer.queue.appendleft(flight)
+
+    def _launch(self, flight: Flight) -> None:
+        group, peer = flight.group, flight.group.peer
+        if time.monotonic() >= group.until:
+            self._end(flight, Fault.LATE)
+            return
+        if not peer.transfers:
+            peer.progress_at = time.monotonic()  # it could not have made any while nothing was asked of it
+        peer.bytes += flight.move.memory.length
+        for local, remote, length in flight.transfers():
+            batch = peer.engine.submit(peer.endpoint, writing=group.writing, local=local, remote=remote, length=length)
+            if not batch:
+                flight.failed = True
+                break
+            flight.in_air += 1
+            peer.transfers += 1
+            self._air.append((batch, flight))
+        if not flight.in_air:
+            self._landed(flight)
+
+    # ---- landing ---------------------------------------------------------------------------------
+
+    def _poll(self) -> bool:
+        still: list[tuple[int, Flight]] = []
+        landed: list[Flight] = []
+        for batch, flight in self._air:
+            good = flight.group.peer.engine.status(batch)
+            if good is None:
+                still.append((batch, flight))
+                continue
+            flight.failed |= not good
+            flight.in_air -= 1
+            flight.group.peer.transfers -= 1
+            flight.group.peer.progress_at = time.monotonic()
+            if not flight.in_air:
+                landed.append(flight)
+        self._air = still
+        for flight in landed:
+            self._landed(flight)
+        return bool(landed)
+
+    def _landed(self, flight: Flight) -> None:
+        group, peer = flight.group, flight.group.peer
+        peer.bytes -= flight.move.memory.length
+        if flight.stalled:
+            peer.stalled -= 1
+        if flight.settled or flight.failed:
+            self._end(flight, Fault.UNREACHABLE)
+        elif group.writing:
+            self._end(flight, None)
+        elif flight.staged is not None or flight.move.checksum:
+            outcome: list[bool] = []
+            self._work(flight, lambda: outcome.append(_unload(flight)), lambda: self._verified(flight, outcome[0]))
+        else:
+            self._verified(flight, True)
+
+    def _verified(self, flight: Flight, good: bool) -> None:
+        late = time.monotonic() >= flight.group.until
+        self._end(flight, Fault.LATE if late else None if good else Fault.CORRUPT)
+
+    def _end(self, flight: Flight, fault: Fault | None) -> None:
+        """The engine has answered for everything of the flight, or never had it."""
+        if flight.staged is not None:
+            flight.group.peer.staging.give_back(flight.staged, retired=flight.settled)
+            flight.staged = None
+        self._settle(flight, fault)
+
+    def _settle(self, flight: Flight, fault: Fault | None) -> None:
+        flight.group.settle(flight, fault)
+        if not flight.group.left and flight.group in self._groups:
+            self._groups.remove(flight.group)
+
+    # ---- giving up -------------------------------------------------------------------------------
+
+    def _expire(self, now: float) -> None:
+        for group in list(self._groups):
+            if group.cancelled or self._stopping or now >= group.until:
+                self._give_up(group, Fault.LATE)
+            elif group.peer.transfers and now - max(group.begun_at, group.peer.progress_at) >= group.stall_s:
+                self._give_up(group, Fault.STALLED)
+        if not self._groups:
+            self._peers = [peer for peer in self._peers if peer.transfers]
+
+    def _give_up(self, group: Group, fault: Fault) -> None:
+        """Answers for every flight whose memory is not the caller's; what is in the air stays known until it landed."""
+        for flight in group.flights:
+            if flight.settled or flight.busy or (flight.in_air and flight.binding):
+                continue  # answered for when it lands, or when the copy thread is done with the caller's memory
+            if not flight.in_air:
+                self._end(flight, fault)
+                continue
+            if fault is Fault.STALLED:
+                flight.stalled = True
+                group.peer.stalled += 1
+            if flight.staged is not None:
+                group.peer.staging.retire(flight.staged)
+            self._settle(flight, fault)
+
+
+def _hash(move: Move) -> None:
+    move.checksum = checksum(move.memory.pieces)
+
+
+def _stage(move: Move, staged: Buffer) -> None:
+    digest = store_pieces(move.memory.pieces, staged.address, hashing=move.hashing, until=float("inf"))
+    if move.hashing:
+        move.checksum = digest
+
+
+def _unload(flight: Flight) -> bool:
+    """Scatters what landed in staging memory, and verifies; on a copy thread or here."""
+    move = flight.move
+    if flight.staged is not None:
+        return load_pieces(move.memory.pieces, flight.staged.address, hashing=bool(move.checksum)) == move.checksum
+    return checksum(move.memory.pieces) == move.checksum
