@@ -32,7 +32,8 @@ HOST = "127.0.0.1"
 START_DEADLINE_S = 60.0
 ENGINE_DEADLINE_S = 300.0  # three engines that start together on two busy cores
 DTYPE = "float32"  # in bfloat16 the batch's shape alone, without any connector, changed 1 answer in 40; here 0 in 200
-KV_BLOCKS = 128  # of 128 tokens each: more than any test needs, and a start without a gigabyte to clear
+BLOCK_TOKENS = 128  # vLLM's default on a CPU
+KV_BLOCKS = 128  # more than any test needs, and a start without a gigabyte to clear
 # Settings of whoever starts the cluster must not leak into it.
 FOREIGN_ENV = ("LARDER_", "VLLM_", "MOONCAKE_", "MC_", "PREFILL_ENDPOINTS", "DECODE_ENDPOINTS", "ADMIN_API_KEY")
 ENGINE_ENV = {
@@ -111,7 +112,7 @@ class Cluster:
                 "kv_connector_extra_config": {"master": self.master} | (extra_config or {}),
             }
             flags += ["--kv-transfer-config", json.dumps(config)]
-        process = self._spawn(name, "vllm", "serve", str(model), *flags, env=ENGINE_ENV)
+        process = self._spawn(name, "vllm", "serve", str(model.absolute()), *flags, env=ENGINE_ENV)
         address = f"{HOST}:{port}"
 
         def wait() -> None:

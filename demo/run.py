@@ -2,7 +2,7 @@
 
 The demo asks a plain vLLM first, then asks the same through the proxy: cold, and again with the engines' own caches
 emptied, so that only Larder can still know the prompt. It is right when every answer has the plain engine's tokens,
-the decode engine loaded every whole chunk of every prompt from Larder, and nothing is left running; only then is the
+the decode engine loaded every whole block of every prompt from Larder, and nothing is left running; only then is the
 exit status 0.
 """
 
@@ -18,7 +18,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from demo.cluster import MODEL_NAME, Cluster
+from demo.cluster import BLOCK_TOKENS, MODEL_NAME, Cluster
 from demo.processes import Process, ProcessError
 from demo.tiny_model import make_model
 from demo.traffic import Answer, Prompt, RequestError, ask, make_prompts, metric, post
@@ -27,7 +27,6 @@ WORK_DIR = Path(".work/demo")
 NODES = ("node-1", "node-2")
 MASTER_PORT, PROXY_PORT = 50001, 8000  # of `make up`; the demo takes free ones
 PROMPT_TOKENS = [500, 700, 900, 1100, 1300, 1500, 1700, 1780]  # a chat has some more, for its template
-CHUNK_TOKENS = 256  # what the connector stores is whole chunks
 SETTLE_DEADLINE_S = 10.0
 
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=False)
@@ -56,9 +55,9 @@ class Row:
         for name, turn in (("cold", self.cold), ("again", self.warm)):
             if turn.answer.token_ids != self.expected.token_ids:
                 found.append(f"{name}: tokens {turn.answer.token_ids}, not {self.expected.token_ids}")
-            whole_chunks = self.expected.prompt_tokens // CHUNK_TOKENS * CHUNK_TOKENS
-            if turn.loaded_tokens < whole_chunks:
-                found.append(f"{name}: loaded {turn.loaded_tokens} tokens from Larder, not {whole_chunks}")
+            whole_blocks = self.expected.prompt_tokens // BLOCK_TOKENS * BLOCK_TOKENS
+            if turn.loaded_tokens < whole_blocks:
+                found.append(f"{name}: loaded {turn.loaded_tokens} tokens from Larder, not {whole_blocks}")
         if not self.cold.put_bytes or self.warm.put_bytes:
             found.append(
                 f"put {self.cold.put_bytes} bytes cold and {self.warm.put_bytes} again, which must be some and 0"
@@ -87,7 +86,7 @@ def main() -> int:
         console.print("interrupted; everything is stopped")
         return 0 if up else 130
     for fault in faults:
-        console.print(f"WRONG {fault}", markup=False)
+        console.print(f"WRONG {fault}", markup=False, soft_wrap=True)
     verdict = "everything as it should be" if not faults else f"{len(faults)} things wrong"
     console.print(f"{verdict}, after {time.monotonic() - started:.0f} s")
     return 1 if faults else 0

@@ -4,6 +4,7 @@ Every answer is compared token by token with a plain engine's. Requests are sent
 pool files behind the store's back, and nodes die by SIGKILL.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,10 @@ from larder.pool_file import HEADER_BYTES
 from larder.v1 import master_pb2, master_pb2_grpc
 from larder.wire import unpack_keys
 
-from demo.cluster import Cluster
+from demo.cluster import BLOCK_TOKENS, Cluster
 from demo.traffic import Answer, Prompt, ask, make_prompts, metric
 
-CHUNK_TOKENS = 256
+CHUNK_BLOCKS = 2  # blocks to an object: 256 tokens
 SETTLE_DEADLINE_S = 10.0
 pytestmark = pytest.mark.timeout(600)  # the first test waits for five engines' starts
 
@@ -28,16 +29,18 @@ def prompts(model: Path) -> Iterator[Prompt]:
     return iter(make_prompts(model, tokens=[700, 1100, 1500, 900, 1300, 600, 1700, 800], seed=42))
 
 
-def whole_chunks(answer: Answer) -> int:
-    return answer.prompt_tokens // CHUNK_TOKENS * CHUNK_TOKENS
+def whole_blocks(answer: Answer) -> int:
+    """Tokens of the prompt that the store can have."""
+    return answer.prompt_tokens // BLOCK_TOKENS * BLOCK_TOKENS
 
 
 def prefill(engines: Cluster, prompt: Prompt) -> None:
-    """The prefill leg alone; returns when every whole chunk of the prompt can be read from the store."""
+    """The prefill leg alone; returns when every whole block of the prompt can be read from the store."""
     before = stored_keys(engines)
     answer = ask(engines.addresses["prefill"], prompt, max_tokens=1, stream=False)
+    objects = math.ceil(answer.prompt_tokens // BLOCK_TOKENS / CHUNK_BLOCKS)
     deadline = time.monotonic() + SETTLE_DEADLINE_S
-    while len(stored_keys(engines) - before) < answer.prompt_tokens // CHUNK_TOKENS:
+    while len(stored_keys(engines) - before) < objects:
         assert time.monotonic() < deadline, "the prefill engine's puts do not end"
         time.sleep(0.02)
 
@@ -68,7 +71,7 @@ def test_decode_loads_what_prefill_put(engines: Cluster, prompts: Iterator[Promp
     before = loaded_tokens(engines, "decode")
     answer = ask(engines.addresses["proxy"], prompt)
     assert answer.token_ids == expected.token_ids
-    assert loaded_tokens(engines, "decode") - before >= whole_chunks(expected) > 0
+    assert loaded_tokens(engines, "decode") - before >= whole_blocks(expected) > 0
 
 
 def test_zeroed_bytes_are_recomputed(engines: Cluster, prompts: Iterator[Prompt]) -> None:
@@ -107,7 +110,7 @@ def test_the_second_copy_serves_when_a_node_is_killed(engines: Cluster, prompts:
     engines.processes["node-1"].kill()
     try:
         assert ask(engines.addresses["decode"], prompt).token_ids == expected.token_ids
-        assert loaded_tokens(engines, "decode") - before >= whole_chunks(expected)
+        assert loaded_tokens(engines, "decode") - before >= whole_blocks(expected)
     finally:
         engines.start_node("node-1")
         engines.wait_ready()
@@ -147,4 +150,4 @@ def test_the_store_serves_again_after_all_that(engines: Cluster, prompts: Iterat
     prefill(engines, prompt)
     before = loaded_tokens(engines, "decode")
     assert ask(engines.addresses["decode"], prompt).token_ids == expected.token_ids
-    assert loaded_tokens(engines, "decode") - before >= whole_chunks(expected) > 0
+    assert loaded_tokens(engines, "decode") - before >= whole_blocks(expected) > 0
