@@ -1,6 +1,7 @@
 """Doubles for the connector's neighbours: a store in a dict, and an engine's requests, block tables and block pool."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -216,6 +217,11 @@ def link(store: DictStore) -> Any:
         return store
 
     link = StoreLink(connect)
+    deadline = time.monotonic() + 5
+    while not link.ready():
+        assert time.monotonic() < deadline, "the probe was not answered"
+        time.sleep(0.001)
+    store.calls.clear()
     yield link
     link.close()
 

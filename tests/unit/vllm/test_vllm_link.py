@@ -1,98 +1,114 @@
-"""The link to the store: work on its own thread, and a store that does not answer is left alone for a while."""
+"""The link to the store: work on its own thread, and a store that does not answer is probed, not asked."""
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
 from larder.errors import DataLost, StoreClosed, Unavailable
-from larder.vllm.link import BACK_OFF_S, StoreLink
+from larder.vllm.link import StoreLink
 
 
-class Clock:
-    now = 0.0
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.002)
 
-    def __call__(self) -> float:
-        return self.now
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("larder.vllm.link.PROBE_EVERY_S", 0.02)
+    monkeypatch.setattr("larder.vllm.link.PROBE_S", 0.1)
 
 
-def test_work_runs_on_another_thread_and_the_store_is_connected_once(link: StoreLink, store: Any) -> None:
+def test_work_runs_on_another_thread(link: StoreLink, store: Any) -> None:
     store.objects[b"k"] = b"v"
-    first, second = (link.call(lambda s: s.exists([b"k", b"m"])) for _ in range(2))
-    assert first.result(5) == second.result(5) == [True, False]
-    assert link.up
-    assert link.ready()
+    assert link.call(lambda s: s.exists([b"k", b"m"])).result(5) == [True, False]
 
 
-def test_a_store_that_does_not_answer_is_left_alone_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    clock, tries = Clock(), 0
+def test_a_store_counts_as_silent_until_it_answers_and_is_named_once(
+    impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = 0
 
     async def connect() -> Any:
         nonlocal tries
         tries += 1
         raise Unavailable("nobody listens")
 
-    link = StoreLink(connect, clock=clock)
-    try:
-        with caplog.at_level(logging.WARNING, "vllm.larder"):
-            for _ in range(2):
-                with pytest.raises(Unavailable):
-                    link.call(lambda s: s.match([b"k"])).result(5)
-        assert not link.up
-        assert not link.ready()
-        clock.now += BACK_OFF_S
-        assert link.ready()
-        assert tries == 2
-        assert [r.message for r in caplog.records if "does not answer" in r.message].__len__() == 1
-    finally:
-        link.close()
-
-
-def test_a_store_that_answers_again_is_named_once(
-    link: StoreLink, store: Any, caplog: pytest.LogCaptureFixture
-) -> None:
     with caplog.at_level(logging.WARNING, "vllm.larder"):
-        link.open()
-        store.fail = Unavailable("gone")
-        with pytest.raises(Unavailable):
-            link.call(lambda s: s.match([b"k"])).result(5)
-        store.fail = None
-        for _ in range(2):
-            assert link.call(lambda s: s.match([b"k"])).result(5) == 0
-    assert link.up
-    assert [r.message for r in caplog.records][1:] == ["Larder answers again"]
+        link = StoreLink(connect)
+        try:
+            until(lambda: tries > 3)
+            assert not link.ready()
+        finally:
+            link.close()
+    assert len(caplog.records) == 1
+    assert "does not answer, the engine goes on without it: nobody listens" in caplog.text
 
 
-def test_an_error_of_one_object_is_no_reason_to_leave_the_store_alone(link: StoreLink, store: Any) -> None:
-    store.fail = DataLost("one object")
-    with pytest.raises(DataLost):
-        link.call(lambda s: s.match([b"k"])).result(5)
-    assert link.up
-
-
-def test_a_connection_that_hangs_is_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_hangs_is_a_store_that_does_not_answer(
+    impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
     async def connect() -> Any:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("larder.vllm.link.CONNECT_S", 0.05)
-    link = StoreLink(connect)
-    try:
-        with pytest.raises(Unavailable, match="cannot connect: TimeoutError"):
-            link.call(lambda s: s.match([b"k"])).result(5)
+    with caplog.at_level(logging.WARNING, "vllm.larder"):
+        link = StoreLink(connect)
+        try:
+            until(lambda: caplog.records)
+            assert not link.ready()
+        finally:
+            link.close()
+    assert "without it: TimeoutError" in caplog.text
+
+
+def test_a_store_that_went_is_probed_and_used_when_it_is_back(
+    impatient: None, link: StoreLink, store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "vllm.larder"):
+        store.fail = Unavailable("gone")
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                link.call(lambda s: s.match([b"k"])).result(5)
         assert not link.ready()
-    finally:
-        link.close()
+        until(lambda: store.calls.count(("exists", 1)) > 3)
+        store.fail = None
+        until(link.ready)
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        "Larder does not answer",
+        "Larder answers again",
+    ]
 
 
-def test_a_late_answer_is_no_reason_to_leave_the_store_alone(link: StoreLink) -> None:
+def test_a_doubt_that_was_unfounded_is_gone_at_once_and_not_logged(
+    link: StoreLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "vllm.larder"):
+        link.doubt()
+        until(link.ready)
+    assert not caplog.records
+
+
+def test_an_error_of_one_object_puts_nothing_in_doubt(link: StoreLink, store: Any) -> None:
+    store.fail = DataLost("one object")
+    with pytest.raises(DataLost):
+        link.call(lambda s: s.match([b"k"])).result(5)
+    assert link.ready()
+
+
+def test_a_late_answer_puts_nothing_in_doubt(link: StoreLink) -> None:
     async def late(_: Any) -> None:
         async with asyncio.timeout(0.01):
             await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):
         link.call(late).result(5)
-    assert link.up
+    assert link.ready()
 
 
 def test_closing_ends_what_is_under_way_and_refuses_what_comes(link: StoreLink, store: Any) -> None:

@@ -37,6 +37,14 @@ def test_blocks_from_the_engines_own_cache_are_rechecked_not_put_blindly(new_ben
     assert jobs == {True: [(1, 2), (3, 4)], False: [(5, 6)]}
 
 
+def test_two_requests_of_one_prompt_save_it_once(new_bench: New, new_request: New) -> None:
+    bench = new_bench(consumer=False)
+    for name in ("r", "s"):
+        bench.scheduler.arrived(new_request(name, 64))
+    bench.tables.update(r=[[1, 2, 3, 4]], s=[[5, 6, 7, 8]])
+    assert saved(bench.step(r=64, s=64)) == [(1, (1, 2)), (3, (3, 4))]
+
+
 def test_answered_tokens_are_saved_too_but_nobody_waits_for_them(new_bench: New, new_request: New) -> None:
     bench, request = new_bench(consumer=False), new_request("r", 64)
     bench.scheduler.arrived(request)

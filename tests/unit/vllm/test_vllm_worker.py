@@ -144,7 +144,7 @@ def test_an_unreachable_store_fails_loads_at_once_and_drops_saves(
         assert time.monotonic() - started < 0.05
     assert rig.worker.take_report().saves_done == {7: 1}
     assert rig.worker.take_counts()["dropped_puts"] == 2
-    assert ("put_many", 2) not in store.calls
+    assert not [name for name, _ in store.calls if name == "put_many"]
     assert len(caplog.records) <= 2  # one for the store, one for the first load
 
 

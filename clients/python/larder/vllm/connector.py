@@ -6,7 +6,6 @@ leaves it as an exception (invariant 16). What cannot be served right (a layout,
 """
 
 import logging
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Final
@@ -34,7 +33,7 @@ from larder.errors import InvalidArgument
 from larder.vllm.fingerprint import facts, group_facts
 from larder.vllm.jobs import StepPlan, WorkerNames, WorkerReport
 from larder.vllm.keys import Chunk, ChunkPlan, namespace
-from larder.vllm.link import BACK_OFF_S, AsyncStore, StoreLink
+from larder.vllm.link import AsyncStore, StoreLink
 from larder.vllm.lookup import Part, matched_chunks
 from larder.vllm.memory import KVMemory, rows_of
 from larder.vllm.scheduler import StoreScheduler
@@ -65,8 +64,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         self._names: WorkerNames | None = None
         self._bad_blocks: set[int] = set()
         if role == KVConnectorRole.SCHEDULER:
-            self._link = StoreLink(lambda: _connect(self._settings, ()))
-            self._link.open()
+            self._link = StoreLink(lambda: _connect(self._settings, self._settings.lookup_timeout_ms / 1e3))
             self._scheduler = self._make_scheduler(_Matcher(self._link, self._settings.lookup_timeout_ms / 1e3))
             if self._kv_transfer_config.is_kv_consumer and self._kv_transfer_config.kv_load_failure_policy == "fail":
                 logger.warning(
@@ -196,12 +194,14 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             dcp = self._vllm_config.parallel_config.decode_context_parallel_size
             blocks = [self._plan.chunk_tokens // resolve_dcp_kv_block_size(g.kv_cache_spec, dcp) for g in groups]
             path = StagedPath(memory, chunk_blocks=blocks, copies=settings.copies)
+        load_timeout_s, save_timeout_s = settings.load_timeout_ms / 1e3, settings.save_timeout_ms / 1e3
         self._worker = StoreWorker(
-            StoreLink(lambda: _connect(settings, path.buffers)),
+            # A call's own time-out ends it; the store's is the longest of them.
+            StoreLink(lambda: _connect(settings, max(load_timeout_s, save_timeout_s), path.buffers)),
             path,
             namespaces=self._names.namespaces,
-            load_timeout_s=settings.load_timeout_ms / 1e3,
-            save_timeout_s=settings.save_timeout_ms / 1e3,
+            load_timeout_s=load_timeout_s,
+            save_timeout_s=save_timeout_s,
         )
 
     def get_handshake_metadata(self) -> WorkerNames | None:
@@ -264,6 +264,14 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         """The counters on the engine's /metrics."""
         return LarderPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
+    def reset_cache(self) -> bool | None:
+        """False: what engines share is not emptied by one of them. A new `namespace` in the settings starts afresh."""
+        if self._scheduler is None:
+            return None
+        logger.warning("Larder keeps its objects; after a change of weights, start the engines with another namespace")
+        self._scheduler.forget_lookups()
+        return False
+
     def shutdown(self) -> None:
         """Let puts under way end, bounded, and close the store."""
         if self._worker is not None:
@@ -273,25 +281,24 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
 
 
 class _Matcher:
-    """The scheduler's lookups over the link. After one that had no answer in time, none are made for a moment."""
+    """The scheduler's lookups over the link. One that had no answer in time puts the store in doubt."""
 
     def __init__(self, link: StoreLink, timeout_s: float) -> None:
         self._link = link
         self._wait_s = timeout_s * MATCH_WAIT_SHARE
-        self._retry_at = 0.0
 
     def ready(self) -> bool:
-        return self._link.ready() and time.monotonic() >= self._retry_at
+        return self._link.ready()
 
     def match(self, parts: Sequence[Part], chunks: Sequence[Chunk]) -> Future[int]:
         return self._link.call(lambda store: matched_chunks(store, parts, chunks, wait_s=self._wait_s))
 
     def timed_out(self) -> None:
-        self._retry_at = time.monotonic() + BACK_OFF_S
+        self._link.doubt()
 
 
-async def _connect(settings: ConnectorSettings, buffers: Sequence[memoryview]) -> AsyncStore:
-    store = await aio.connect(settings.master, verify=settings.verify)
+async def _connect(settings: ConnectorSettings, timeout_s: float, buffers: Sequence[memoryview] = ()) -> AsyncStore:
+    store = aio.connect(settings.master, timeout_s=timeout_s, verify=settings.verify)
     for buffer in buffers:
         await store.register_buffer(buffer)
     return store

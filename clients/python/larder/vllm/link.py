@@ -1,14 +1,13 @@
 """One engine process's connection to the store: an event loop on a thread of its own, and whether anyone answers there.
 
 The engine's threads only hand work over and look at futures; nothing here makes them wait. A store that does not answer
-is left alone for a second, so that a stopped master does not cost every request a time-out (invariant 16), and the log
-hears of it once when it goes and once when it is back.
+is probed in the background until it does, so that a stopped master does not cost every request a time-out (invariant
+16); the log hears of it once when it goes and once when it is back.
 """
 
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, Protocol, TypeVar
@@ -17,8 +16,9 @@ from larder.errors import LarderError, StoreClosed, Unavailable
 
 logger = logging.getLogger("vllm.larder")  # below "vllm": the engine's own handlers print it
 
-BACK_OFF_S: Final = 1.0
-CONNECT_S: Final = 2.0
+PROBE_EVERY_S: Final = 0.5
+PROBE_S: Final = 2.0
+PROBE_KEY: Final = b"larder"
 CLOSE_S: Final = 5.0
 
 Buffers = Sequence[memoryview]
@@ -48,34 +48,28 @@ class AsyncStore(Protocol):
 
 
 class StoreLink:
-    """A store that is connected when first asked, and its state: up, or left alone until a moment."""
+    """A store on a loop of its own, and whether it answers.
 
-    def __init__(
-        self, connect: Callable[[], Awaitable[AsyncStore]], *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    It counts as silent until a first probe is answered, and again after a call found it silent: then it is probed
+    until it answers, while nobody asks it for anything that a request would wait for.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[AsyncStore]]) -> None:
         self._connect = connect
-        self._clock = clock
         self._store: AsyncStore | None = None
         self._connecting = asyncio.Lock()
-        self._up = True
-        self._retry_at = 0.0
+        self._up = False
+        self._told_down = False
+        self._probing: asyncio.Task[None] | None = None
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="larder", daemon=True)
         self._thread.start()
-
-    @property
-    def up(self) -> bool:
-        """Whether the store answered when it was last asked (or was never asked)."""
-        return self._up
+        self.doubt()
 
     def ready(self) -> bool:
-        """Whether to ask at all: not while a store that did not answer is left alone."""
-        return not self._closed and (self._up or self._clock() >= self._retry_at)
-
-    def open(self) -> None:
-        """Connect in the background, so that the first call need not."""
-        self.call(_nothing)
+        """Whether the store answered when it was last asked."""
+        return self._up
 
     def call(self, work: Callable[[AsyncStore], Awaitable[T]]) -> Future[T]:
         """Run `work` on the loop; the future has its result or what it raised. Never waits."""
@@ -85,41 +79,58 @@ class StoreLink:
             return refused
         return asyncio.run_coroutine_threadsafe(self._run(work), self._loop)
 
+    def doubt(self) -> None:
+        """The store may be gone: it counts as silent until it has answered a probe."""
+        self._up = False
+        self._loop.call_soon_threadsafe(self._start_probing)
+
     async def _run(self, work: Callable[[AsyncStore], Awaitable[T]]) -> T:
         try:
-            result = await work(await self._connected())
-        except (Unavailable, ConnectionError) as error:
-            self._lost(error)
+            return await work(await self._connected())
+        except (Unavailable, ConnectionError):
+            self.doubt()
             raise
-        self._found()
-        return result
 
     async def _connected(self) -> AsyncStore:
         async with self._connecting:
             if self._store is None:
-                try:
-                    async with asyncio.timeout(CONNECT_S):
-                        self._store = await self._connect()
-                except (LarderError, OSError) as error:
-                    raise Unavailable(f"cannot connect: {str(error) or type(error).__name__}") from error
+                self._store = await self._connect()
             return self._store
 
-    def _lost(self, error: Exception) -> None:
-        self._retry_at = self._clock() + BACK_OFF_S
-        if self._up:
-            self._up = False
-            logger.warning("Larder does not answer, the engine goes on without it: %s", error)
+    def _start_probing(self) -> None:
+        if self._probing is None and not self._closed:
+            self._probing = self._loop.create_task(self._probe())
 
-    def _found(self) -> None:
-        if not self._up:
+    async def _probe(self) -> None:
+        try:
+            while True:
+                if await self._answers():
+                    break
+                await asyncio.sleep(PROBE_EVERY_S)
             self._up = True
-            logger.warning("Larder answers again")
+            if self._told_down:
+                logger.warning("Larder answers again")
+            self._told_down = False
+        finally:
+            self._probing = None
+
+    async def _answers(self) -> bool:
+        try:
+            async with asyncio.timeout(PROBE_S):
+                await (await self._connected()).exists([PROBE_KEY])
+        except (LarderError, OSError) as error:
+            if not self._told_down:
+                self._told_down = True
+                said = str(error) or type(error).__name__
+                logger.warning("Larder does not answer, the engine goes on without it: %s", said)
+            return False
+        return True
 
     def close(self) -> None:
         """Close the store and end the thread; calls under way end with an error. Waits at most about CLOSE_S."""
         if self._closed:
             return
-        self._closed = True
+        self._closed, self._up = True, False
         future = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
         try:
             future.result(CLOSE_S)
@@ -131,14 +142,10 @@ class StoreLink:
             self._loop.close()
 
     async def _close(self) -> None:
+        current = asyncio.current_task()
+        under_way = [task for task in asyncio.all_tasks() if task is not current]
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
         if self._store is not None:
             await self._store.close()
-        current = asyncio.current_task()
-        left = [task for task in asyncio.all_tasks() if task is not current]
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-
-
-async def _nothing(store: AsyncStore) -> None:
-    """Only connects."""

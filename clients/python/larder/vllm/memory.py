@@ -61,7 +61,6 @@ class HostRuns:
     """Memoryviews straight onto blocks that lie in host memory: bytes move without a copy in between."""
 
     def __init__(self, memory: KVMemory) -> None:
-        self._scratch = memoryview(bytearray(max(rows.shape[1] for group in memory.groups for rows in group)))
         storages: dict[int, memoryview] = {}
         self._layers: list[list[tuple[memoryview, int, int, int]]] = []  # bytes, first byte, stride, bytes of a block
         for group in memory.groups:
@@ -82,7 +81,7 @@ class HostRuns:
         for flat, offset, stride, size in self._layers[group]:
             for first, count in runs:
                 if first == SKIP:
-                    found.extend([self._scratch[:size]] * count)
+                    found.append(memoryview(bytearray(count * size)))  # of its own: it is part of a checksum
                 elif stride == size:
                     start = offset + first * stride
                     found.append(flat[start : start + count * size])

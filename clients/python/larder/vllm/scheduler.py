@@ -219,10 +219,11 @@ class StoreScheduler:
         if not self._producer or self._pool is None or 2 * self._pinned_blocks > len(self._pool.blocks):
             return plan  # more than half the pool waits for the store: what is not offered now is offered later
         jobs: dict[tuple[bool, bool], list[ChunkBlocks]] = {}
+        offered: set[bytes] = set()  # requests of one prompt in one step have the same chunks
         for request_id, tokens in scheduled.items():
             tracked = self._requests.get(request_id)
             if tracked is not None and (table := block_table(request_id)) is not None:
-                self._offer(tracked, tokens, table, jobs)
+                self._offer(tracked, tokens, table, jobs, offered)
         for (recheck, announce), chunks in jobs.items():
             plan.saves.append(SaveJob(self._pin(self._pool, chunks), tuple(chunks), recheck, announce))
         return plan
@@ -233,6 +234,7 @@ class StoreScheduler:
         scheduled: int,
         table: Sequence[Sequence[int]],
         jobs: dict[tuple[bool, bool], list[ChunkBlocks]],
+        offered: set[bytes],
     ) -> None:
         request = tracked.request
         computed = request.num_computed_tokens
@@ -248,7 +250,8 @@ class StoreScheduler:
             # A group that gave up a block of the chunk (a sliding window) cannot save its part.
             blocks = tuple(() if SKIP in ids else ids for ids in blocks)
             tracked.stored_tokens = chunk.end
-            if any(blocks):
+            if any(blocks) and chunk.block_hash not in offered:
+                offered.add(chunk.block_hash)
                 kind = (chunk.end <= computed, chunk.start < request.num_prompt_tokens)
                 jobs.setdefault(kind, []).append(ChunkBlocks(chunk.block_hash, self._plan.depth(chunk), blocks))
 

@@ -9,16 +9,15 @@ made readable); a copy of our own is never left half way.
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
+from larder.transports.copiers import unbroken
 from larder.vllm.link import AsyncStore, Buffers
 from larder.vllm.memory import HostRuns, KVMemory
 from larder.vllm.staging import STAGING_BYTES, Slot, Staging
 
 KEYS_MAX: Final = 1_024
 """Objects to one call of the store."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ class StagedPath:
                 batch = items[at : at + len(slots)]
                 pieces = [[slot.bytes[: self.object_bytes(item)]] for slot, item in zip(slots, batch, strict=True)]
                 good = await _get(store, batch, pieces)
-                await _unbroken(partial(self._scatter, slots, batch, good, fence))
+                await unbroken(asyncio.to_thread(self._scatter, slots, batch, good, fence))
                 landed[at : at + len(batch)] = good
                 at += len(batch)
 
@@ -137,7 +136,7 @@ class StagedPath:
         while at < len(items):
             async with self._staging.take(len(items) - at) as slots:
                 batch = items[at : at + len(slots)]
-                pieces = await _unbroken(partial(self._gather, slots, batch, fence))
+                pieces = await unbroken(asyncio.to_thread(self._gather, slots, batch, fence))
                 await _put(store, batch, pieces, saved, started, self._copies)
                 at += len(batch)
 
@@ -181,16 +180,6 @@ async def _put(
         else:
             saved.put += 1
             saved.put_bytes += sum(len(part) for part in piece)
-
-
-async def _unbroken(work: Callable[[], T]) -> T:
-    """Run a copy on a thread, to its end: a cancelled caller still waits, for it touches the engine's memory."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(task)
-    finally:
-        if not task.done():
-            await asyncio.wait([task])
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[tuple[int, Sequence[Item]]]:

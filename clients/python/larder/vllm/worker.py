@@ -83,7 +83,6 @@ class StoreWorker:
         self._counts: dict[str, float] = {}
         self._saving: set[Future[None]] = set()
         self._warned_at = clock() - WARN_EVERY_S
-        link.open()
 
     # ---- loads
 
@@ -134,7 +133,7 @@ class StoreWorker:
             with self._lock:
                 self._saving.add(future)
             future.add_done_callback(partial(self._saved, save))
-            if job.announce and self._link.up:
+            if job.announce:
                 waiting_for.append(save)
         until = self._clock() + ANNOUNCE_S
         for save in waiting_for:
@@ -171,7 +170,7 @@ class StoreWorker:
             )
 
     def _drop(self, jobs: Sequence[SaveJob]) -> None:
-        """The store is left alone at the moment: these chunks are not saved."""
+        """The store does not answer at the moment: these chunks are not saved."""
         with self._lock:
             for job in jobs:
                 self._report.saves_done[job.job_id] = 1

@@ -1,0 +1,246 @@
+"""The connector inside real vLLM engines over a real store: right tokens, whatever happens between engine and store.
+
+Each engine is a process of its own, its steps driven by hand (vllm_driver.py), so that a load can be met half way.
+Answers are compared token by token with those the same engine computed itself.
+"""
+
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Client
+from pathlib import Path
+from typing import Any
+
+import pytest
+from larder.pool_file import HEADER_BYTES
+
+from demo.cluster import Cluster, free_port
+from demo.processes import Process
+from demo.tiny_model import VOCABULARY
+
+BLOCK = 32
+CHUNK = 64
+KV_BLOCKS = 60  # a request of 1,024 tokens fits, ten of 350 do not
+DRIVER = Path(__file__).with_name("vllm_driver.py")
+REPLY_DEADLINE_S = 120.0
+START_DEADLINE_S = 240.0
+pytestmark = pytest.mark.timeout(400)
+
+
+class Engine:
+    """An engine in a process; every method of the driver is one here."""
+
+    def __init__(self, name: str, work_dir: Path, model: Path, master: str, **settings: Any) -> None:
+        role = settings.pop("kv_role", "kv_both")
+        blocks = settings.pop("kv_blocks", KV_BLOCKS)
+        options = {
+            "model": str(model),
+            "dtype": "float32",
+            "max_model_len": 1024,
+            "max_num_seqs": 16,
+            "block_size": BLOCK,
+            "num_gpu_blocks_override": blocks,
+            "kv_transfer_config": {
+                "kv_connector": "LarderConnector",
+                "kv_connector_module_path": "larder.vllm",
+                "kv_role": role,
+                "kv_load_failure_policy": "recompute",
+                "kv_connector_extra_config": {"master": master, "chunk_blocks": CHUNK // BLOCK, **settings},
+            },
+        }
+        socket = str(work_dir / f"{name}.sock")
+        argv = [sys.executable, DRIVER, socket, json.dumps(options)]
+        self.process = Process(name, argv, log_dir=work_dir, env={"PATH": "/usr/bin:/bin", "HOME": str(work_dir)})
+        self.process.wait_line("driver ready", START_DEADLINE_S)
+        self._connection = Client(socket, "AF_UNIX")
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(**arguments: Any) -> Any:
+            self._connection.send_bytes(json.dumps({"do": name, **arguments}).encode())
+            if not self._connection.poll(REPLY_DEADLINE_S):
+                raise TimeoutError(f"no answer to {name}: {self.process.tail()}")
+            reply = json.loads(self._connection.recv_bytes())
+            assert not (isinstance(reply, dict) and "error" in reply), reply["error"]
+            return reply
+
+        return call
+
+    def ask(self, prompt: list[int], max_tokens: int = 16) -> dict[str, Any]:
+        [answer] = self.generate(prompts=[prompt], max_tokens=max_tokens)
+        return dict(answer)
+
+    def hits(self) -> float:
+        """Tokens that the connector was told to load, so far."""
+        return float(self.counts().get("larder_client_hit_tokens_total", 0))
+
+    def close(self) -> None:
+        self._connection.close()
+        self.process.stop(grace_s=20)
+
+
+def prompt_of(tokens: int, seed: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(5, VOCABULARY) for _ in range(tokens)]
+
+
+def whole_blocks(tokens: int) -> int:
+    return tokens // BLOCK * BLOCK
+
+
+def zero_pools(cluster: Cluster) -> None:
+    for pool in cluster.pool_dir.glob("larder-*.pool"):
+        with pool.open("r+b") as file:
+            file.seek(HEADER_BYTES)
+            file.write(bytes(pool.stat().st_size - HEADER_BYTES))
+
+
+@pytest.fixture(scope="module")
+def engine(store_cluster: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Puts and loads; what it has computed itself is what everything is compared with."""
+    work_dir = tmp_path_factory.mktemp("engine")
+    engine = Engine("engine", work_dir, model, store_cluster.master, load_timeout_ms=500)
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("tokens", [700, 640, 65, 31])
+def test_what_was_put_is_loaded_to_the_last_whole_block(engine: Engine, tokens: int) -> None:
+    prompt = prompt_of(tokens, seed=tokens)
+    computed = engine.ask(prompt)
+    assert computed["cached"] == 0
+    assert engine.reset()
+    loaded = engine.ask(prompt)
+    assert loaded["tokens"] == computed["tokens"]
+    assert loaded["cached"] == whole_blocks(tokens)
+
+
+def test_only_what_the_engine_lacks_is_loaded(engine: Engine) -> None:
+    prompt = prompt_of(700, seed=1)
+    computed = engine.ask(prompt)
+    assert engine.reset()
+    engine.ask(prompt[:100])  # three blocks: the second chunk is half local
+    before = engine.hits()
+    loaded = engine.ask(prompt)
+    assert loaded["tokens"] == computed["tokens"]
+    assert loaded["cached"] == whole_blocks(700)
+    assert engine.hits() - before == whole_blocks(700) - 96
+
+
+def test_answers_are_loaded_as_the_next_turns_prompt(engine: Engine) -> None:
+    prompt = prompt_of(100, seed=2)
+    first = engine.ask(prompt, max_tokens=100)
+    assert engine.reset()
+    turn = [*prompt, *first["tokens"], *prompt_of(40, seed=3)]
+    loaded = engine.ask(turn)
+    assert loaded["cached"] == 3 * CHUNK  # 199 tokens were computed; what is not a prompt is stored by whole chunks
+    zeroed_local = engine.ask(turn)  # from the engine's own cache
+    assert zeroed_local["tokens"] == loaded["tokens"]
+
+
+def test_preempted_requests_answer_the_same_and_leave_no_block_behind(engine: Engine) -> None:
+    prompts = [prompt_of(150 + 10 * i, seed=100 + i) for i in range(10)]
+    alone = [engine.ask(prompt, max_tokens=120)["tokens"] for prompt in prompts]
+    assert engine.reset()
+    before = engine.counts()["vllm:num_preemptions_total"]
+    together = engine.generate(prompts=prompts, max_tokens=120)
+    assert [answer["tokens"] for answer in together] == alone
+    assert engine.counts()["vllm:num_preemptions_total"] > before
+    assert engine.used_blocks() == 0
+
+
+def test_a_request_aborted_in_its_load_gives_its_blocks_back(engine: Engine) -> None:
+    prompt = prompt_of(500, seed=4)
+    computed = engine.ask(prompt)
+    assert engine.reset()
+    engine.slow_loads(seconds=0.2)
+    try:
+        assert engine.abort_in_load(prompt=prompt) == "WAITING_FOR_REMOTE_KVS"
+    finally:
+        engine.slow_loads(seconds=0)
+    assert engine.used_blocks() == 0
+    assert engine.ask(prompt)["tokens"] == computed["tokens"]
+
+
+def test_a_late_load_is_recomputed(engine: Engine) -> None:
+    prompt = prompt_of(500, seed=5)
+    computed = engine.ask(prompt)
+    assert engine.reset()
+    before = engine.counts()["larder_client_failed_gets_total"]
+    engine.slow_loads(seconds=2.0)
+    try:
+        late = engine.ask(prompt)
+    finally:
+        engine.slow_loads(seconds=0)
+    assert late["tokens"] == computed["tokens"]
+    assert late["seconds"] < 2.0
+    assert engine.counts()["larder_client_failed_gets_total"] > before
+    assert engine.used_blocks() == 0
+
+
+def test_corrupt_bytes_are_recomputed_and_put_anew(engine: Engine, store_cluster: Cluster) -> None:
+    prompt = prompt_of(500, seed=6)
+    computed = engine.ask(prompt)
+    assert engine.reset()
+    zero_pools(store_cluster)
+    before = engine.counts()["larder_client_failed_gets_total"]
+    assert engine.ask(prompt)["tokens"] == computed["tokens"]
+    assert engine.counts()["larder_client_failed_gets_total"] > before
+    assert engine.reset()
+    again = engine.ask(prompt)
+    assert again["tokens"] == computed["tokens"]
+    assert again["cached"] == whole_blocks(500)
+
+
+def test_another_engine_loads_them_and_shows_when_nobody_verifies(
+    engine: Engine, store_cluster: Cluster, model: Path, tmp_path: Path
+) -> None:
+    """A consumer that does not verify: right tokens from good bytes, others from zeroes, or no test here could fail."""
+    good, bad = prompt_of(500, seed=7), prompt_of(500, seed=8)
+    computed = [engine.ask(prompt)["tokens"] for prompt in (good, bad)]
+    trusting = Engine("trusting", tmp_path, model, store_cluster.master, kv_role="kv_consumer", verify=False)
+    try:
+        loaded = trusting.ask(good)
+        assert loaded["tokens"] == computed[0]
+        assert loaded["cached"] == whole_blocks(500)
+        zero_pools(store_cluster)
+        assert trusting.ask(bad)["tokens"] != computed[1]
+        assert "larder_client_put_objects_total" not in trusting.counts() or (
+            trusting.counts()["larder_client_put_objects_total"] == 0
+        )
+    finally:
+        trusting.close()
+
+
+def test_an_engine_serves_before_its_store_is_there_and_after_it_has_gone(model: Path, tmp_path: Path) -> None:
+    port = free_port()
+    engine = Engine("alone", tmp_path, model, f"127.0.0.1:{port}", lookup_timeout_ms=500)
+    try:
+        prompts = [prompt_of(300, seed=20 + i) for i in range(6)]
+        first = engine.ask(prompts[0])
+        started = time.monotonic()
+        answers = [engine.ask(prompt)["tokens"] for prompt in prompts]
+        assert answers[0] == first["tokens"]
+        assert time.monotonic() - started < 5.0  # a time-out each would be more
+        with Cluster(tmp_path / "store") as cluster:
+            cluster.start_master(port=port)
+            cluster.start_node("node-1", dram="64MB")
+            cluster.wait_ready()
+            time.sleep(1.5)  # longer than the store is left alone
+            prompt = prompt_of(300, seed=30)
+            computed = engine.ask(prompt)
+            assert engine.reset()
+            deadline = time.monotonic() + 20
+            while (loaded := engine.ask(prompt))["cached"] != whole_blocks(300):
+                assert time.monotonic() < deadline, "the store is there and not used"
+                assert engine.reset()
+                time.sleep(0.5)
+            assert loaded["tokens"] == computed["tokens"]
+            assert engine.reset()
+            cluster.processes["master"].kill()
+            assert engine.ask(prompt)["tokens"] == computed["tokens"]
+        assert [engine.ask(p)["tokens"] for p in prompts] == answers
+        assert engine.used_blocks() == 0
+    finally:
+        engine.close()
