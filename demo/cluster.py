@@ -144,7 +144,9 @@ class Cluster:
             raise ValueError(f"{name} is running already")
         clean = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN_ENV)}
         executable = Path(sys.prefix) / "bin" / program
-        process = Process(name, [executable, *args], log_dir=self.work_dir, env=clean | (env or {}))
+        process = Process(
+            name, [executable, *args], log_dir=self.work_dir, env=clean | (env or {}), again=former is not None
+        )
         self.processes[name] = process
         return process
 

@@ -26,11 +26,16 @@ class ProcessError(RuntimeError):
 class Process:
     """One process and what it started, as one group."""
 
-    def __init__(self, name: str, argv: Sequence[str | Path], *, log_dir: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, argv: Sequence[str | Path], *, log_dir: Path, env: Mapping[str, str], again: bool = False
+    ) -> None:
+        """`again`: a new life of a process of that name; its output follows that of the former."""
         self.name = name
         self.log = log_dir / f"{name}.log"
+        if not again:
+            self.log.write_bytes(b"")
         with self.log.open("ab") as output:
-            self._log_start = output.tell()  # a process started again appends to the log of its former life
+            self._log_start = output.tell()
             self._popen = subprocess.Popen(
                 [str(arg) for arg in argv],
                 stdin=subprocess.DEVNULL,

@@ -23,7 +23,6 @@ from demo.processes import Process, ProcessError
 from demo.tiny_model import make_model
 from demo.traffic import Answer, Prompt, RequestError, ask, make_prompts, metric, post
 
-WORK_DIR = Path(".work/demo")
 NODES = ("node-1", "node-2")
 MASTER_PORT, PROXY_PORT = 50001, 8000  # of `make up`; the demo takes free ones
 PROMPT_TOKENS = [500, 700, 900, 1100, 1300, 1500, 1700, 1780]  # a chat has some more, for its template
@@ -69,13 +68,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="demo", description="A whole Larder cluster on this machine.")
     parser.add_argument("--up", action="store_true", help="leave it running until Ctrl-C")
     up = parser.parse_args().up
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell in the background had SIGINT ignored
+        signal.signal(number, _interrupt)
+    work_dir = Path(".work") / ("up" if up else "demo")
     started = time.monotonic()
-    console.print(f"Larder {'up' if up else 'demo'}; logs are in {WORK_DIR}")
+    console.print(f"Larder {'up' if up else 'demo'}; logs are in {work_dir}")
     try:
-        model = WORK_DIR / "model"
+        model = work_dir / "model"
         make_model(model)
-        with Cluster(WORK_DIR, say=lambda text: console.print(f"  {text}")) as cluster:
+        with Cluster(work_dir, say=lambda text: console.print(f"  {text}")) as cluster:
             if up:
                 return run_until_interrupt(cluster, model)
             faults = run_demo(cluster, model)
@@ -87,7 +88,7 @@ def main() -> int:
         return 0 if up else 130
     for fault in faults:
         console.print(f"WRONG {fault}", markup=False, soft_wrap=True)
-    verdict = "everything as it should be" if not faults else f"{len(faults)} things wrong"
+    verdict = "everything as it should be" if not faults else f"wrong: {len(faults)}"
     console.print(f"{verdict}, after {time.monotonic() - started:.0f} s")
     return 1 if faults else 0
 
@@ -192,12 +193,12 @@ def end(cluster: Cluster) -> list[str]:
 def run_until_interrupt(cluster: Cluster, model: Path) -> int:
     start(cluster, model, plain=False, master_port=MASTER_PORT, proxy_port=PROXY_PORT)
     console.print(f"""
-Running; Ctrl-C ends it. Ask it something (twice, and look at "cached_tokens" of a longer prompt):
+Running; Ctrl-C ends it. Ask it something:
 
   curl http://{cluster.addresses["proxy"]}/v1/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{MODEL_NAME}", "prompt": "the quick brown fox", "max_tokens": 16, "temperature": 0}}'
 
-and see what is stored with: .venv/bin/larder status --master {cluster.master}""", markup=False)  # fmt: skip
+Or from Python: larder.connect("{cluster.master}").""", markup=False)  # fmt: skip
     while True:
         for process in cluster.processes.values():
             if not process.running():
