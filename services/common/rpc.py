@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 logger = logging.getLogger(__name__)
 
 MESSAGE_BYTES_MAX: Final = 64 * 2**20
-CALLS_IN_FLIGHT_MAX: Final = 1024
+CALLS_IN_FLIGHT_MAX: Final = 4096  # more than a service lets wait, so that what need not wait is still answered
 _BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _OPTIONS: Final = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
