@@ -1,0 +1,102 @@
+"""`make bench`: what Larder costs, measured beside what this machine can do without it.
+
+Everything compared is measured in turn in the same run, and compared round by round; what is shown are medians. Bytes
+first (`moving`), then the master (`metadata`). Real processes, which are ended whatever happens. About five minutes and
+5 GB of memory; --quick runs the same code on little, in under a minute, and judges nothing. Exit status 0 when it has
+measured, whether or not targets are met.
+"""
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bench import metadata, moving, report
+from bench.moving import KIB, MIB
+from bench.report import console
+from demo.cluster import Cluster
+
+WORK_DIR = Path(".work")
+NOTES = """\
+memory copy: one thread, one memmove an object, into a mapped, pre-faulted file in shared memory and out of it. Larder
+copies with two threads.
+loopback TCP: a blocking socket between two processes.
+bare engine: two transfer engines in two processes, with the client's settings and bounds (64 transfers, 64 MiB in
+flight), one batch id an entry, polled every 50 us.
+Larder: put_many, get_many_into and get_many, put and get_into for one; so its times include the calls to the master and
+the storage node's acknowledgement. Buffers to get into are registered for the engine unless it says otherwise.
+All use the same warm buffers; a batch is 64 MiB or 16 objects, whichever is more.
+gRPC: a master and a storage node, real processes; Match by the client, put and Lookup by the generated stubs. A put is
+PutStart and PutEnd without bytes. core: the master's core alone, in this process. plain dict: a Python dict of the same
+keys, asked for each: what reading memory costs as it grows. Keys are consecutive, as they were put, unless it says
+random."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    sizes: tuple[int, ...] = (64 * KIB, 1 * MIB, 4 * MIB, 16 * MIB)
+    rounds: int = 11
+    pool: str = "2GB"
+    small: int = 10_000
+    large: int = 1_000_000
+
+
+QUICK = Plan(sizes=(64 * KIB, 1 * MIB), rounds=2, pool="512MB", small=3_000, large=20_000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="little of everything, to see that it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    arguments = parser.parse_args()
+    plan = QUICK if arguments.quick else Plan()
+    begun = time.monotonic()
+
+    def say(what: str) -> None:
+        console.print(f"[dim]{time.monotonic() - begun:5.0f} s  {what}[/]")
+
+    where = report.machine()
+    WORK_DIR.mkdir(exist_ok=True)
+    with TemporaryDirectory(prefix="bench-", dir=WORK_DIR) as work_dir:
+        measured = moving.measure(plan.sizes, plan.rounds, pool=plan.pool, work_dir=Path(work_dir), say=say)
+        times, bytes_per_object = _measure_master(plan, Path(work_dir), say)
+    targets = [
+        *report.bytes_targets(measured, plan.sizes),
+        *report.master_targets(times, plan.small, plan.large, bytes_per_object),
+    ]
+    for name, value in where.items():
+        console.print(f"{name}: {value}")
+    for table in (*report.bytes_tables(measured, plan.sizes), report.master_table(times, plan.small, plan.large)):
+        console.print(table)
+    console.print(NOTES, style="dim")
+    console.print("quick: too little to judge" if arguments.quick else report.targets_table(targets))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(where | report.as_json(measured, times, targets), indent=1))
+
+
+def _measure_master(plan: Plan, work_dir: Path, say: Callable[[str], None]) -> tuple[metadata.Times, float]:
+    """Times, and the real master's memory for each of many objects."""
+    with ExitStack() as ending:
+        served = []
+        for objects in (plan.small, plan.large):
+            cluster = ending.enter_context(Cluster(work_dir / f"master-{objects}"))
+            served.append(metadata.Served(objects, cluster))
+            ending.callback(served[-1].close)
+            metadata.fill(served[-1], say)
+        bytes_per_object = served[-1].bytes_per_object
+        times = metadata.measure(served, plan.rounds, say)
+    gc.freeze()  # this and the next line: as in the master's own process
+    gc.set_threshold(50_000, 50, 1_000_000)
+    alone = [kind(objects) for kind in (metadata.Core, metadata.PlainDict) for objects in (plan.small, plan.large)]
+    for subject in alone:
+        metadata.fill(subject, say)
+    return times | metadata.measure(alone, plan.rounds, say), bytes_per_object
+
+
+if __name__ == "__main__":
+    main()
