@@ -21,6 +21,9 @@ from larder.rpc import MasterClient
 from larder.transports import Move
 from larder.v1.types_pb2 import Result
 
+_OK, _EXISTS, _NO_SPACE = int(Result.RESULT_OK), int(Result.RESULT_EXISTS), int(Result.RESULT_NO_SPACE)
+_TOO_LARGE, _UNKNOWN_WRITE = int(Result.RESULT_TOO_LARGE), int(Result.RESULT_UNKNOWN_WRITE)
+
 END_SHARE: Final = 0.1
 """Of the time left once the places are known, what is kept for PutEnd."""
 
@@ -126,13 +129,13 @@ class Putter:
             range(batch.start, batch.stop), begun.results, begun.write_ids, begun.slices, strict=True
         ):
             key, size = keys[index], memories[index].length
-            if result == Result.RESULT_OK and sum(part.length for part in slices) == size:
+            if result == _OK and sum(part.length for part in slices) == size:
                 writes.append(_Write(index, key, memories[index], slices, write_id))
-            elif result == Result.RESULT_EXISTS:
+            elif result == _EXISTS:
                 answers[index] = PutResult(copies=0, existed=True)
-            elif result == Result.RESULT_NO_SPACE:
+            elif result == _NO_SPACE:
                 answers[index] = NoSpace(f"no room for {size} bytes", key=key)
-            elif result == Result.RESULT_TOO_LARGE:
+            elif result == _TOO_LARGE:
                 answers[index] = TooLarge(f"no room for {size} bytes even in empty pools", key=key)
             else:
                 answers[index] = WriteFailed(f"the master's answer is not understood: result {result}", key=key)
@@ -231,10 +234,10 @@ def _lost(write: _Write, deadline: float) -> LarderError:
 
 
 def _ended(key: bytes, result: int, copies: int) -> PutResult | LarderError:
-    if result == Result.RESULT_OK:
+    if result == _OK:
         return PutResult(copies=copies, existed=False)
-    if result == Result.RESULT_EXISTS:
+    if result == _EXISTS:
         return PutResult(copies=0, existed=True)
-    if result == Result.RESULT_UNKNOWN_WRITE:
+    if result == _UNKNOWN_WRITE:
         return WriteFailed("the write had expired when it ended", key=key)
     return WriteFailed("the storage nodes were lost before they had recorded it", key=key)

@@ -36,6 +36,7 @@ _CHANNEL_OPTIONS: Final = [
     ("grpc.http2.ping_timeout_ms", 2_000),  # gRPC 1.85 heeds this one only
     ("grpc.http2.max_pings_without_data", 0),
 ]
+_OK: Final = int(Result.RESULT_OK)  # attributes of protobuf's enums are slow
 _BACK_OFF_S: Final = 0.02
 _BACK_OFF_S_MAX: Final = 0.5
 _WAIT_SHARE: Final = 0.75
@@ -140,7 +141,7 @@ class MasterClient:
         reply: pb.LookupReply = await self._call("Lookup", request, deadline)
         slices = list(unpack(reply.places))
         for result, size, parts in zip(reply.results, reply.sizes, slices, strict=True):
-            if (result == Result.RESULT_OK) != bool(size) or sum(part.length for part in parts) != size:
+            if (result == _OK) != bool(size) or sum([part.length for part in parts]) != size:
                 raise LarderError("the master's answer contradicts itself: slices do not add up to the object's size")
         return Found(reply.sizes, slices, asked_at + reply.lease_ms / 1000)
 
@@ -156,7 +157,7 @@ class MasterClient:
     async def remove(self, keys: Sequence[bytes], *, deadline: float) -> list[bool]:
         request = pb.RemoveRequest(request_id=os.urandom(16), keys=pack_keys(keys))
         reply: pb.RemoveReply = await self._call("Remove", request, deadline)
-        return [result == Result.RESULT_OK for result in reply.results]
+        return [result == _OK for result in reply.results]
 
     async def report(self, bad: Sequence[BadCopy], *, deadline: float) -> int:
         request = pb.ReportRequest(
