@@ -34,7 +34,13 @@ def engine() -> SimpleNamespace:
         model_config=SimpleNamespace(
             model="org/model",
             revision=None,
-            hf_config=Config(hidden_size=64, dtype=torch.bfloat16, _name_or_path="/somewhere", rope_type="default"),
+            hf_config=Config(
+                hidden_size=64,
+                dtype=torch.bfloat16,
+                text_config={"layers": 2, "_name_or_path": "/somewhere"},
+                _name_or_path="/somewhere",
+                rope_type="default",
+            ),
             dtype=torch.bfloat16,
             quantization=None,
             max_model_len=2048,
@@ -58,7 +64,8 @@ def name_of(engine: SimpleNamespace) -> bytes:
 
 def test_two_engines_alike_share() -> None:
     other = engine()
-    other.model_config.hf_config = Config(**{**other.model_config.hf_config.values, "_name_or_path": "/elsewhere"})
+    elsewhere = {"_name_or_path": "/elsewhere", "text_config": {"layers": 2, "_name_or_path": "/elsewhere"}}
+    other.model_config.hf_config = Config(**{**other.model_config.hf_config.values, **elsewhere})
     other.cache = torch.zeros(9, 2, 16, 32, dtype=torch.bfloat16)  # more blocks, each the same
     other.model_config.max_model_len = 4096
     assert name_of(engine()) == name_of(other)

@@ -15,6 +15,8 @@ from typing import Any, Final
 import torch
 
 WEIGHT_SUFFIXES: Final = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
+TOLD: Final = {"_name_or_path", "transformers_version", "_commit_hash"}
+"""In a configuration, what only says where it came from."""
 SAMPLES: Final = 64
 SAMPLE_BYTES: Final = 4096
 
@@ -98,9 +100,15 @@ def _backends(vllm_config: Any, layers: Sequence[str]) -> list[str]:
 
 def _plain(hf_config: Any) -> str:
     """The model's configuration as canonical JSON, without what only says where it came from."""
-    told = {"_name_or_path", "transformers_version", "_commit_hash"}
-    kept = {name: value for name, value in hf_config.to_dict().items() if name not in told}
-    # An object without a text form of its own would show its address, which differs from process to process.
-    return json.dumps(
-        kept, sort_keys=True, default=lambda v: str(v) if isinstance(v, torch.dtype) else type(v).__name__
-    )
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(name): kept(part) for name, part in value.items() if name not in TOLD}
+        if isinstance(value, list | tuple):
+            return [kept(part) for part in value]
+        if value is None or isinstance(value, str | int | float | torch.dtype):
+            return str(value) if isinstance(value, torch.dtype) else value
+        # An object without a text form of its own would show its address, which differs from process to process.
+        return type(value).__name__
+
+    return json.dumps(kept(hf_config.to_dict()), sort_keys=True)
