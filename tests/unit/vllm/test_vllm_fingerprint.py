@@ -146,3 +146,9 @@ def test_the_instruction_set_says_whether_there_are_tiles(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert tiles != instruction_set(torch.device("cpu"))
     assert instruction_set(torch.device("cuda:1")) == "cuda"
+
+
+def test_engines_on_other_instruction_sets_share_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = name_of(engine())
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    assert name_of(engine()) != name

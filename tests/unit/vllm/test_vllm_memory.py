@@ -85,9 +85,9 @@ def test_bytes_land_in_their_blocks_and_nowhere_else(
 ) -> None:
     caches = layout(torch.bfloat16)
     memory = memory_of(caches)
-    staging = Staging(memory, object_bytes_max=memory.object_bytes(0, 4), staging_bytes=1)
+    staging = Staging(memory, object_bytes_max=memory.object_bytes(0, 6), staging_bytes=1)
     before = expected(caches, list(range(BLOCKS)))
-    blocks = [8, SKIP, 9, 2]
+    blocks = [SKIP, SKIP, 8, SKIP, 9, 2]
     data = random.Random(1).randbytes(memory.object_bytes(0, len(blocks)))
 
     async def put() -> None:

@@ -108,9 +108,11 @@ def test_what_is_missing_or_corrupt_is_named_and_the_rest_arrives(new_rig: Calla
         chunk("never put", (11, 12), ()),
         chunk("z", (13, 14), ()),
     ]
+    before = contents(rig.memory, 0, 10)
     rig.worker.start_loads([LoadJob("r", tuple(loads))])
     ended = until(lambda: (e := rig.worker.take_ended()).received and e)
     assert ended.bad_blocks == {10, 11, 12}
+    assert contents(rig.memory, 0, 10) == before
     assert ended.failed == {"r"}
     assert rig.worker.take_report().failed_loads == {"r"}
     assert contents(rig.memory, 0, 8) == contents(rig.memory, 0, 1)
