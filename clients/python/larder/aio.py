@@ -157,7 +157,11 @@ class Store:
         found = await self._open().getter.view(name, self._deadline())
         if found is None:
             data = await self.get(name)
-            yield None if data is None else memoryview(data)
+            if data is None:
+                yield None
+                return
+            with memoryview(data) as memory:
+                yield memory
             return
         memory, until = found
         with memory:
