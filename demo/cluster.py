@@ -25,7 +25,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from demo.processes import Process, end_all
-from demo.tiny_model import MAX_MODEL_TOKENS
 
 MODEL_NAME = "tiny"
 HOST = "127.0.0.1"
@@ -100,7 +99,7 @@ class Cluster:
         port = free_port()
         flags = [
             "--served-model-name", MODEL_NAME, "--host", HOST, "--port", str(port),
-            "--max-model-len", str(MAX_MODEL_TOKENS), "--max-num-seqs", "16", "--enforce-eager", "--dtype", DTYPE,
+            "--max-num-seqs", "16", "--enforce-eager", "--dtype", DTYPE,
             "--num-gpu-blocks-override", str(KV_BLOCKS), "--enable-prompt-tokens-details",
         ]  # fmt: skip
         if kv_role is not None:

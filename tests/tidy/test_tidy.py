@@ -90,6 +90,19 @@ def test_modules_say_what_they_are() -> None:
     assert not silent
 
 
+def test_every_proof_in_guarantees_exists() -> None:
+    """`tier/…/file: test_name`, or `…: test_name` for the file named before."""
+    missing = []
+    file = ROOT
+    for path, name in re.findall(r"`([^`:]+)(?:: (test_\w+)…?)?`", (ROOT / "GUARANTEES.md").read_text()):
+        if path != "…" and not re.match(r"(unit|model|contract|e2e)/", path):
+            continue
+        file = file if path == "…" else ROOT / "tests" / f"{path}.py"
+        if name or not file.with_suffix("").is_dir():
+            missing += [] if file.exists() and f"def {name}" in file.read_text() else [f"{path}: {name}"]
+    assert not missing
+
+
 @pytest.mark.parametrize("rule", FORBIDDEN)
 def test_words(rule: str) -> None:
     pattern = re.compile(FORBIDDEN[rule])
