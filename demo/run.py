@@ -198,7 +198,7 @@ Running; Ctrl-C ends it. Ask it something:
   curl http://{cluster.addresses["proxy"]}/v1/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{MODEL_NAME}", "prompt": "the quick brown fox", "max_tokens": 16, "temperature": 0}}'
 
-What it stores: .venv/bin/larder status; or from Python: larder.connect("{cluster.master}").""", markup=False)  # fmt: skip
+What it stores: .venv/bin/larder status; from Python: larder.connect("{cluster.master}").""", markup=False)  # fmt: skip
     while True:
         for process in cluster.processes.values():
             if not process.running():
