@@ -139,7 +139,9 @@ class Repair:
         self._transfers[command_id] = transfer
         node.copying[command_id] = transfer
         self._budget_bytes -= part.length
-        until = self.state.now + config.repair_timeout_ms
+        # The node counts its time from when the message reaches it: it has given up long before this core does, and
+        # never records what has been forgotten.
+        until = self.state.now + 2 * config.repair_timeout_ms
         obj.lease_until = max(obj.lease_until, until)  # the source stays where it is
         held = m.HeldCopy(
             obj.key, obj.write_id, obj.size, len(obj.slices), number,
