@@ -20,6 +20,9 @@ _HELP = {
     "adopted_copies": "Copies taken over from nodes' inventories",
     "dropped_claims": "Claims in inventories that contradicted what was known",
     "degraded_puts": "Puts that ended with fewer copies than asked for",
+    "repaired_copies": "Copies made again from a surviving one",
+    "failed_repairs": "Copies that could not be made again in the first attempt",
+    "trimmed_copies": "Copies above the wanted number, given back",
     "requested_keys": "Keys looked up",
     "hit_keys": "Keys looked up and found",
     "hit_bytes": "Bytes of objects looked up and found",
@@ -42,6 +45,7 @@ class CoreCollector(Collector):
         )
         yield GaugeMetricFamily("larder_master_writes_in_flight", "Puts between start and end", value=len(state.writes))
         yield GaugeMetricFamily("larder_master_waiting_puts", "Puts waiting for room", len(self._core.puts.waiting))
+        yield GaugeMetricFamily("larder_master_repairs_pending", "Objects that lack copies", self._core.repair.pending)
         yield GaugeMetricFamily("larder_master_epoch", "Number of this master's reign", value=state.epoch)
         nodes = GaugeMetricFamily("larder_master_nodes", "Storage nodes by state", labels=["state"])
         for phase in ("attaching", "attached", "suspect"):

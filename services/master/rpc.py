@@ -86,8 +86,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
         return wire.status_message(answer, VERSION, self._segment)
 
     def _segment(self, number: int) -> types_pb2.Segment:
-        segment = self._driver.core.state.segments[number]
-        return wire.segment_message(number, segment.node.node_id, segment.node.host_id, segment.info)
+        return segment_message(self._driver, number)
 
     async def _ask(self, command: Callable[[int], m.ClientCommand], context: Context) -> Any:
         try:
@@ -98,6 +97,11 @@ class MasterService(master_pb2_grpc.MasterServicer):
             code = grpc.StatusCode.RESOURCE_EXHAUSTED if answer.overloaded else grpc.StatusCode.INVALID_ARGUMENT
             await _abort(context, code, answer.reason)
         return answer
+
+
+def segment_message(driver: Driver, number: int) -> types_pb2.Segment:
+    segment = driver.core.state.segments[number]
+    return wire.segment_message(number, segment.node.node_id, segment.node.host_id, segment.info)
 
 
 class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
@@ -114,13 +118,18 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
             while True:
                 effect = await queue.get()
                 core = self._driver.core
-                yield wire.to_node(effect, core.state.epoch, core.state.config.heartbeat_ms)
+                if isinstance(effect, m.Fetch) and effect.source_segment not in core.state.segments:
+                    continue  # its source went meanwhile: the time-out tells the core
+                yield wire.to_node(effect, core.state.epoch, core.state.config.heartbeat_ms, self._segment)
                 if isinstance(effect, m.Close | m.Farewell):
                     logger.info("stream of %s ends: %s", context.peer(), getattr(effect, "reason", "it left"))
                     return
         finally:
             reader.cancel()
             self._driver.close_stream(stream)
+
+    def _segment(self, number: int) -> types_pb2.Segment:
+        return segment_message(self._driver, number)
 
     async def _read(
         self, stream: int, queue: asyncio.Queue[ToNode], requests: AsyncIterator[node_pb2.NodeMessage]

@@ -143,6 +143,7 @@ def held_copies(copies: node_pb2.Copies) -> list[m.HeldCopy]:
         copies.lengths,
         copies.checksums,
         copies.depths,
+        copies.wanted,
     )
     return [m.HeldCopy(*row) for row in zip(*columns, strict=True)]
 
@@ -159,6 +160,7 @@ def copies_message(copies: Sequence[m.HeldCopy]) -> node_pb2.Copies:
         lengths=[copy.length for copy in copies],
         checksums=[copy.checksum for copy in copies],
         depths=[copy.depth for copy in copies],
+        wanted=[copy.wanted for copy in copies],
     )
 
 
@@ -176,13 +178,14 @@ def node_command(stream: int, message: node_pb2.NodeMessage) -> m.NodeCommand:
     if kind == "heartbeat":
         return m.Heartbeat(stream)
     if kind == "ack":
-        return m.Ack(stream, message.ack.epoch, list(message.ack.command_ids))
+        ack = message.ack
+        return m.Ack(stream, ack.epoch, list(ack.command_ids), list(ack.failed_command_ids))
     if kind == "leave":
         return m.Leave(stream)
     raise ValueError("the message is of no kind this master knows")
 
 
-def to_node(effect: m.Effect, epoch: int, heartbeat_ms: int) -> node_pb2.MasterMessage:
+def to_node(effect: m.Effect, epoch: int, heartbeat_ms: int, segment_of: SegmentOf) -> node_pb2.MasterMessage:
     if isinstance(effect, m.Welcome):
         welcome = node_pb2.Welcome(segment_ids=effect.segments, heartbeat_ms=heartbeat_ms)
         return node_pb2.MasterMessage(epoch=epoch, welcome=welcome)
@@ -195,6 +198,15 @@ def to_node(effect: m.Effect, epoch: int, heartbeat_ms: int) -> node_pb2.MasterM
             command_id=effect.command_id, segment_ids=segments, offsets=offsets, write_ids=write_ids
         )
         return node_pb2.MasterMessage(epoch=epoch, forget=forget)
+    if isinstance(effect, m.Fetch):
+        fetch = node_pb2.Fetch(
+            command_id=effect.command_id,
+            copies=copies_message([effect.copy]),
+            source=segment_of(effect.source_segment),
+            source_offset=effect.source_offset,
+            timeout_ms=effect.timeout_ms,
+        )
+        return node_pb2.MasterMessage(epoch=epoch, fetch=fetch)
     if isinstance(effect, m.Farewell):
         return node_pb2.MasterMessage(epoch=epoch, farewell=node_pb2.Farewell())
     if not isinstance(effect, m.Close):

@@ -9,13 +9,14 @@ answer or does not read is given up, a silent connection is found out by keepali
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from larder.v1 import types_pb2
 from larder.v1.node_pb2 import Ack, Heartbeat, Hello, InventoryEnd, Leave, MasterMessage, NodeMessage
 
-from services.storage_node.core.index import Answer, Index, Outcome
+from services.storage_node.core.index import Answer, Copy, Index, Outcome
 from services.storage_node.metrics import Metrics
 from services.storage_node.stream import MasterStream, StreamError, open_stream
 from services.storage_node.wire import Numbers, WireError, copies_from_wire, copies_to_wire, places_from_wire
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 INVENTORY_CHUNK_COPIES: Final = 10_000
 _ACKS_WAITING_MAX: Final = 4096
 _HEARTBEAT_MS_MAX: Final = 60_000
+Fetch = Callable[[Copy, types_pb2.Segment, int, float], Awaitable[str]]
+"""(what to hold, source, offset there, time-out in seconds) -> why it failed, empty where it did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,16 @@ class Agent:
     """Keeps this node attached to one of `masters` (HOST:PORT each)."""
 
     def __init__(
-        self, masters: Sequence[str], hello: Hello, index: Index, metrics: Metrics, patience: Patience | None = None
+        self,
+        masters: Sequence[str],
+        hello: Hello,
+        index: Index,
+        metrics: Metrics,
+        fetcher: Fetch,
+        patience: Patience | None = None,
     ) -> None:
         self._masters = masters
+        self._fetcher = fetcher
         self._hello = hello
         self._index = index
         self._metrics = metrics
@@ -107,7 +117,7 @@ class Agent:
         if answer.outcome is not Outcome.DONE:
             self._metrics.commands.labels(kind, answer.outcome.value).inc()
             raise StreamError(answer.reason)
-        attachment = _Attachment(stream, self._index, self._metrics, self._patience, message)
+        attachment = _Attachment(stream, self._index, self._metrics, self._fetcher, self._patience, message)
         for chunk in self._index.inventory(INVENTORY_CHUNK_COPIES):
             await stream.send(NodeMessage(inventory=copies_to_wire(chunk, attachment.numbers)))
         await stream.send(NodeMessage(inventory_end=InventoryEnd()))
@@ -125,7 +135,13 @@ class _Attachment:
     """What a welcome began, to its end: the master's segment ids hold as long as the stream."""
 
     def __init__(
-        self, stream: MasterStream, index: Index, metrics: Metrics, patience: Patience, welcome: MasterMessage
+        self,
+        stream: MasterStream,
+        index: Index,
+        metrics: Metrics,
+        fetcher: Fetch,
+        patience: Patience,
+        welcome: MasterMessage,
     ) -> None:
         heartbeat_ms = welcome.welcome.heartbeat_ms
         if not 0 < heartbeat_ms <= _HEARTBEAT_MS_MAX:
@@ -135,18 +151,26 @@ class _Attachment:
         self._stream = stream
         self._index = index
         self._metrics = metrics
+        self._fetcher = fetcher
         self._patience = patience
-        self._acks: asyncio.Queue[int] = asyncio.Queue(_ACKS_WAITING_MAX)
+        self._acks: asyncio.Queue[tuple[int, bool]] = asyncio.Queue(_ACKS_WAITING_MAX)  # command, carried out
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Returns at the master's farewell, which answers the leave that follows `stop`."""
         async with asyncio.TaskGroup() as group:
             helpers = [group.create_task(work) for work in (self._beat(), self._ack(), self._leave(stop))]
-            await self._obey(stop)
-            for helper in helpers:
+            fetches: set[asyncio.Task[None]] = set()
+
+            def begin(message: MasterMessage) -> None:
+                task = group.create_task(self._fetch(message))
+                fetches.add(task)
+                task.add_done_callback(fetches.discard)
+
+            await self._obey(stop, begin)
+            for helper in [*helpers, *fetches]:
                 helper.cancel()
 
-    async def _obey(self, stop: asyncio.Event) -> None:
+    async def _obey(self, stop: asyncio.Event, begin_fetch: Callable[[MasterMessage], None]) -> None:
         while True:
             message = await self._stream.receive()
             kind = message.WhichOneof("message")
@@ -156,6 +180,8 @@ class _Attachment:
                 logger.warning("a %s was ignored: %s", kind, answer.reason)
             elif kind == "record" or kind == "forget":
                 await self._carry_out(kind, message)
+            elif kind == "fetch":
+                begin_fetch(message)  # it takes a while: what comes after need not wait
             elif kind == "farewell" and stop.is_set():
                 return
             else:
@@ -170,19 +196,37 @@ class _Attachment:
                 answer = self._index.forget(message.epoch, places_from_wire(message.forget, self.numbers))
         except WireError as error:
             answer = Answer(Outcome.REJECTED, str(error))
+        await self._answer(kind, command_id, answer)
+
+    async def _fetch(self, message: MasterMessage) -> None:
+        fetch = message.fetch
+        try:
+            (copy,) = copies_from_wire(fetch.copies, self.numbers)
+            fault = await self._fetcher(copy, fetch.source, fetch.source_offset, fetch.timeout_ms / 1000)
+            answer = Answer(Outcome.REJECTED, fault) if fault else self._index.record(message.epoch, [copy])
+        except ValueError as error:
+            answer = Answer(Outcome.REJECTED, str(error))
+        await self._answer("fetch", fetch.command_id, answer)
+
+    async def _answer(self, kind: str, command_id: int, answer: Answer) -> None:
         self._metrics.commands.labels(kind, answer.outcome.value).inc()
-        if answer.outcome is Outcome.DONE:
-            await self._acks.put(command_id)
-        else:
+        done = answer.outcome is Outcome.DONE
+        if not done:
             logger.error("%s %d was not done: %s", kind, command_id, answer.reason)
+        await self._acks.put((command_id, done))
 
     async def _ack(self) -> None:
         """One message for all that were carried out while the one before was on its way."""
         while True:
-            command_ids = [await self._acks.get()]
+            answers = [await self._acks.get()]
             while not self._acks.empty():
-                command_ids.append(self._acks.get_nowait())
-            await self._stream.send(NodeMessage(ack=Ack(epoch=self._index.epoch, command_ids=command_ids)))
+                answers.append(self._acks.get_nowait())
+            ack = Ack(
+                epoch=self._index.epoch,
+                command_ids=[command_id for command_id, done in answers if done],
+                failed_command_ids=[command_id for command_id, done in answers if not done],
+            )
+            await self._stream.send(NodeMessage(ack=ack))
 
     async def _beat(self) -> None:
         while True:

@@ -21,6 +21,7 @@ from services.common.settings import HostPorts, Names, Port, ServiceSettings, Si
 from services.storage_node.agent import Agent
 from services.storage_node.core.index import Index
 from services.storage_node.engine import P2P, Engine, EngineMissing
+from services.storage_node.fetcher import Fetcher
 from services.storage_node.metrics import Metrics
 from services.storage_node.pool import Pool
 from services.storage_node.wire import Reachable, hello_to_wire
@@ -80,7 +81,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             metrics.engine_up.set(1)
             reachable = Reachable(engine.endpoint, engine.base, engine.protocol)
         hello = hello_to_wire(settings.node_id, str(pool.path), pool.header, reachable)
-        agent = Agent(settings.master, hello, index, metrics)
+        fetcher = Fetcher(pool)
+        parts.push_async_callback(fetcher.close)
+        agent = Agent(settings.master, hello, index, metrics, fetcher.fetch)
         where = f"engine {reachable.endpoint or 'none'}, metrics http://{settings.host}:{metrics_port}/metrics"
         ready = f"{PROG} ready: node {settings.node_id}, pool {pool.path}, {where}"
         async with asyncio.TaskGroup() as group:

@@ -75,14 +75,14 @@ def copies_from_wire(message: Copies, numbers: Numbers) -> list[Copy]:
         raise WireError(str(error)) from error
     columns = (
         message.write_ids, message.object_sizes, message.slice_counts, message.slices, message.segment_ids,
-        message.offsets, message.lengths, message.checksums, message.depths,
+        message.offsets, message.lengths, message.checksums, message.depths, message.wanted,
     )  # fmt: skip
     lengths = {len(column) for column in columns}
     if lengths != {len(keys)}:
         raise WireError(f"copies of {len(keys)} keys come with columns of {sorted(lengths)} entries")
     return [
-        Copy(key, write_id, size, slices, index, numbers.own(segment), offset, length, checksum, depth)
-        for key, write_id, size, slices, index, segment, offset, length, checksum, depth in zip(
+        Copy(key, write_id, size, slices, index, numbers.own(segment), offset, length, checksum, depth, wanted)
+        for key, write_id, size, slices, index, segment, offset, length, checksum, depth, wanted in zip(
             keys, *columns, strict=True
         )
     ]
@@ -100,6 +100,7 @@ def copies_to_wire(copies: Sequence[Copy], numbers: Numbers) -> Copies:
         lengths=[copy.length for copy in copies],
         checksums=[copy.checksum for copy in copies],
         depths=[copy.depth for copy in copies],
+        wanted=[copy.wanted for copy in copies],
     )
 
 

@@ -161,6 +161,11 @@ class MasterMachine(RuleBasedStateMachine):
         assert not state.partial, "a partial object is stuck"
         assert not world.core.puts.waiting, "a put is stuck"
         assert not world.ended, "a PutEnd was never answered"
+        for obj in state.objects.values():
+            for part in obj.slices:
+                assert len(part.copies) <= obj.wanted, "surplus copies"
+                if len(part.copies) < min(obj.wanted, len(state.nodes)):
+                    assert world.core.space.place_copy(part) is None, "a repair is stuck"
         for segment in state.segments.values():
             assert segment.live
             assert segment.quarantined_bytes == 0

@@ -22,6 +22,8 @@ CONFIG = Config(
     heartbeat_ms=50,
     silence_ms=200,
     lost_ms=1000,
+    repair_after_ms=150,
+    repair_timeout_ms=300,
     partial_ms=1500,
     record_timeout_ms=500,
     waiting_max=8,
@@ -292,11 +294,28 @@ class World:
             answer = node.index.record(epoch, [self._copy(held) for held in effect.copies])
             assert answer.outcome is Outcome.DONE, answer.reason
             node.to_master.append(m.Ack(effect.stream, epoch, [effect.command_id]))
+        elif isinstance(effect, m.Fetch):
+            self._fetch(node, effect, epoch)
         elif isinstance(effect, m.Forget):
             zero = SegmentNumber(0)
             node.index.forget(epoch, [Place(zero, offset, write_id) for _, offset, write_id in effect.extents])
             node.to_master.append(m.Ack(effect.stream, epoch, [effect.command_id]))
         node.index.check()
+
+    def _fetch(self, node: Node, effect: m.Fetch, epoch: int) -> None:
+        """Node to node: the source may be dead by now, or its bytes others; the checksum tells."""
+        source, memory = self.memory_of[effect.source_segment]
+        copy = effect.copy
+        data = memory[effect.source_offset : effect.source_offset + copy.length]
+        whole = content(copy.key, copy.write_id, copy.object_size)
+        start = copy.slice_index * self.config.slice_bytes
+        if source.memory is not memory or data != whole[start : start + copy.length]:
+            node.to_master.append(m.Ack(effect.stream, epoch, [], [effect.command_id]))
+            return
+        node.memory[copy.offset : copy.offset + copy.length] = data
+        answer = node.index.record(epoch, [self._copy(copy)])
+        assert answer.outcome is Outcome.DONE, answer.reason
+        node.to_master.append(m.Ack(effect.stream, epoch, [effect.command_id]))
 
     def deliver_to_master(self, node: Node) -> None:
         if node.to_master:
@@ -305,13 +324,13 @@ class World:
     def _claim(self, node: Node, copy: Copy) -> m.HeldCopy:
         return m.HeldCopy(
             copy.key, copy.write_id, copy.object_size, copy.slice_count, copy.slice, node.segments[0],
-            copy.offset, copy.length, copy.checksum, copy.depth,
+            copy.offset, copy.length, copy.checksum, copy.depth, copy.wanted,
         )  # fmt: skip
 
     def _copy(self, held: m.HeldCopy) -> Copy:
         return Copy(
             held.key, held.write_id, held.object_size, held.slice_count, held.slice_index, SegmentNumber(0),
-            held.offset, held.length, held.checksum, held.depth,
+            held.offset, held.length, held.checksum, held.depth, held.wanted,
         )  # fmt: skip
 
     def restart_master(self) -> None:

@@ -94,7 +94,9 @@ class Adoption:
             obj = None
         if obj is None:
             slices = [Slice(0, 0, []) for _ in range(claim.slice_count)]
-            obj = Object(claim.key, claim.write_id, claim.object_size, claim.depth, slices, self.leases_end)
+            obj = Object(
+                claim.key, claim.write_id, claim.object_size, claim.depth, slices, self.leases_end, claim.wanted
+            )
             self.state.partial[claim.key] = obj
             self.state.at(self.state.now + self.state.config.partial_ms, lambda: self._give_up(obj))
         if not self._fits(obj, claim):

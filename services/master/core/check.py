@@ -25,6 +25,7 @@ def check(master: Master) -> None:
         assert node.stream is None or state.streams[node.stream] is node
         if node.stream is None:
             assert not node.recording
+            assert not node.copying
             assert not node.forgetting
 
 
@@ -79,6 +80,11 @@ def _check_extents(master: Master, segment: Segment) -> None:
         for part in write.slices
         for copy in part.copies
         if copy.segment == segment.number
+    ]
+    reserved += [
+        (transfer.target.offset, aligned(transfer.length))
+        for transfer in segment.node.copying.values()
+        if transfer.target.segment == segment.number
     ]
     quarantined = [(entry.offset, aligned(entry.length)) for entry in segment.quarantine.values()]
     free = segment.allocator.extents()

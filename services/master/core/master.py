@@ -11,6 +11,7 @@ from services.master.core.calls import Calls, Invalid, Overloaded
 from services.master.core.nodes import Nodes
 from services.master.core.puts import Puts
 from services.master.core.reads import Reads
+from services.master.core.repair import Repair
 from services.master.core.space import Space
 from services.master.core.tables import Config, State
 
@@ -25,9 +26,10 @@ class Master:
         self.state = State(config, epoch, now, next_write_id=epoch << 32)
         self.calls = Calls(self.state)
         self.space = Space(self.state, self.calls)
-        self.puts = Puts(self.state, self.space, self.calls)
-        self.reads = Reads(self.state, self.space, self.calls)
-        self.nodes = Nodes(self.state, self.space, self.puts)
+        self.repair = Repair(self.state, self.space)
+        self.puts = Puts(self.state, self.space, self.calls, self.repair)
+        self.reads = Reads(self.state, self.space, self.calls, self.repair)
+        self.nodes = Nodes(self.state, self.space, self.puts, self.repair)
         self._handlers = {
             m.PutStart: self.puts.start,
             m.PutEnd: self.puts.end,
@@ -92,4 +94,5 @@ class Master:
             self.space.evict_pressed()
             if not state.space_freed and not state.ended_keys:
                 break
+        self.repair.pump()
         self.space.flush_forgets()

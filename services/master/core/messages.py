@@ -149,6 +149,7 @@ class HeldCopy:
     length: int
     checksum: int
     depth: int
+    wanted: int = 1  # copies of the object
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,7 @@ class Ack:
     stream: int
     epoch: int
     command_ids: Sequence[int]
+    failed_ids: Sequence[int] = ()  # could not be carried out
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +341,18 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetch:
+    """Copy a slice from another node into this one, verify it, and hold it."""
+
+    stream: int
+    command_id: int
+    copy: HeldCopy
+    source_segment: int
+    source_offset: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Farewell:
     stream: int
 
@@ -351,4 +365,4 @@ class Close:
     reason: str
 
 
-Effect = Reply | Welcome | Record | Forget | Farewell | Close
+Effect = Reply | Welcome | Record | Forget | Fetch | Farewell | Close

@@ -10,6 +10,7 @@ from collections import deque
 from services.master.core import messages as m
 from services.master.core.adoption import Adoption
 from services.master.core.puts import Puts
+from services.master.core.repair import Repair
 from services.master.core.space import Space
 from services.master.core.tables import Node, Object, Phase, Segment, State
 
@@ -17,10 +18,11 @@ SWEEP_PER_STEP = 4_096  # objects of a lost segment that one step sees to: a ste
 
 
 class Nodes:
-    def __init__(self, state: State, space: Space, puts: Puts) -> None:
+    def __init__(self, state: State, space: Space, puts: Puts, repair: Repair) -> None:
         self.state = state
         self.space = space
         self.puts = puts
+        self.repair = repair
         self._sweeping: deque[Segment] = deque()
 
     # ---- attachment ------------------------------------------------------------------------------
@@ -83,10 +85,7 @@ class Nodes:
         claims, node.inventory = node.inventory, []
         node.to_forget, node.strays = [], []
         Adoption(self.state, self.space, node).run(claims)
-        node.phase = Phase.LIVE
-        for segment in node.segments:
-            segment.live = True
-        self.state.space_freed = True  # waiting puts may be placed here
+        self._live(node)
 
     def heartbeat(self, command: m.Heartbeat) -> None:
         self._speaker(command.stream)
@@ -96,8 +95,12 @@ class Nodes:
         if node is None:
             self.state.counters.stale_messages += 1
             return
+        for command_id in command.failed_ids:
+            self.puts.not_recorded(node, [command_id])
+            self.repair.failed(node, command_id)
         for command_id in command.command_ids:
             self.puts.recorded(node, command_id)
+            self.repair.done(node, command_id)
             for entry in node.forgetting.pop(command_id, ()):
                 self.space.forgotten(entry)
 
@@ -121,11 +124,15 @@ class Nodes:
         node.heard_at = self.state.now
         if node.phase is Phase.SUSPECT:
             # It was only slow. What was taken from it meanwhile it is told to forget, on the same stream.
-            node.phase = Phase.LIVE
-            for segment in node.segments:
-                segment.live = True
-            self.state.space_freed = True
+            self._live(node)
         return node
+
+    def _live(self, node: Node) -> None:
+        node.phase = Phase.LIVE
+        for segment in node.segments:
+            segment.live = True
+        self.state.space_freed = True  # waiting puts may be placed here
+        self.repair.node_is_live(node)
 
     def excuse(self, gap_ms: int) -> None:
         """The master itself did not run for a while: that is nobody's silence."""
@@ -170,11 +177,13 @@ class Nodes:
         if node.phase is not Phase.SUSPECT:
             node.phase = Phase.SUSPECT
             node.suspect_since = self.state.now
+            self.repair.suspected(node)
         for segment in node.segments:
             segment.live = False
             for entry in segment.quarantine.values():
                 self.space.settle_remove(entry)
         self.puts.not_recorded(node, list(node.recording))
+        self.repair.node_is_away(node)
 
     def _give_up(self, node: Node) -> None:
         """The node's copies are lost. Its objects are seen to a few at a time."""
@@ -207,6 +216,8 @@ class Nodes:
             for copy in [copy for copy in part.copies if copy.segment == segment.number]:
                 self.state.counters.lost_copies += 1
                 self.space.drop_copy(obj, part, copy)
-        if not all(part.copies for part in obj.slices):
+        if all(part.copies for part in obj.slices):
+            self.repair.want(obj)
+        else:
             self.state.counters.lost_objects += 1
             self.space.discard(obj)

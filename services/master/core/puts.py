@@ -11,6 +11,7 @@ from itertools import accumulate
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid, Overloaded
 from services.master.core.messages import HeldCopy, Result
+from services.master.core.repair import Repair
 from services.master.core.space import Space
 from services.master.core.tables import Copy, Node, Object, PendingEnd, Slice, State, Write
 
@@ -32,10 +33,11 @@ class PendingStart:
 
 
 class Puts:
-    def __init__(self, state: State, space: Space, calls: Calls) -> None:
+    def __init__(self, state: State, space: Space, calls: Calls, repair: Repair) -> None:
         self.state = state
         self.space = space
         self.calls = calls
+        self.repair = repair
         self.waiting: deque[PendingStart] = deque()  # first come, first served
 
     # ---- start -----------------------------------------------------------------------------------
@@ -211,7 +213,7 @@ class Puts:
                 copies.setdefault(node.node_id, []).append(
                     HeldCopy(
                         write.key, write.write_id, write.size, len(write.slices), number,
-                        copy.segment, copy.offset, part.length, part.checksum, write.depth,
+                        copy.segment, copy.offset, part.length, part.checksum, write.depth, write.wanted,
                     )
                 )  # fmt: skip
         write.awaiting = len(nodes)
@@ -258,7 +260,9 @@ class Puts:
         else:
             self._become_object(write)
             result, copies = Result.OK, min(len(part.copies) for part in write.slices)
-            self.state.counters.degraded_puts += copies < write.wanted
+            if copies < write.wanted:
+                self.state.counters.degraded_puts += 1
+                self.repair.want(self.state.objects[write.key])
         if result is not Result.OK:
             for part in write.slices:
                 for copy in part.copies:
@@ -273,7 +277,7 @@ class Puts:
         for part in write.slices:
             for copy in part.copies:
                 self.space.settle(copy, part.length)
-        obj = Object(write.key, write.write_id, write.size, write.depth, write.slices, 0)
+        obj = Object(write.key, write.write_id, write.size, write.depth, write.slices, 0, write.wanted)
         self.space.show(obj)
         self.space.shelve(obj)
 

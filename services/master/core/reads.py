@@ -11,6 +11,7 @@ from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
 from services.master.core.messages import Fault, Result
 from services.master.core.puts import add_places
+from services.master.core.repair import Repair
 from services.master.core.space import Space
 from services.master.core.tables import Copy, Object, PendingRemove, State
 
@@ -32,10 +33,11 @@ class PendingMatch:
 
 
 class Reads:
-    def __init__(self, state: State, space: Space, calls: Calls) -> None:
+    def __init__(self, state: State, space: Space, calls: Calls, repair: Repair) -> None:
         self.state = state
         self.space = space
         self.calls = calls
+        self.repair = repair
         self._matching: dict[bytes, list[PendingMatch]] = {}  # by the key waited for
         self._waiting = 0
 
@@ -171,7 +173,9 @@ class Reads:
             self.state.counters.corrupt_copies += 1
             dropped += 1
             self.space.drop_copy(obj, part, Copy(segment, offset))
-            if not part.copies:
+            if part.copies:
+                self.repair.want(obj)
+            else:
                 self.state.counters.lost_objects += 1
                 self.space.discard(obj)
         self.calls.reply(command.call, m.Reported(dropped))

@@ -64,11 +64,13 @@ class Space:
     def _live(self) -> list[Segment]:
         return [segment for segment in self.state.segments.values() if segment.live]
 
-    def _place_slice(self, length: int, copies: int, host_id: str, degraded: bool) -> list[Copy]:
+    def _place_slice(
+        self, length: int, copies: int, host_id: str, degraded: bool, avoided: Sequence[Node] = ()
+    ) -> list[Copy]:
         size = aligned(length)
-        segments = [segment for segment in self._live() if self._could_hold(segment, size)]
+        segments = [s for s in self._live() if s.node not in avoided and self._could_hold(s, size)]
         wanted = min(copies, len({segment.node.node_id for segment in segments}))
-        nodes: list[Node] = []
+        nodes: list[Node] = list(avoided)
         placed: list[Copy] = []
 
         def rank(segment: Segment) -> tuple[bool, bool, bool, float, int]:
@@ -97,6 +99,21 @@ class Space:
             placed.append(Copy(segment.number, offset))
         assert len({self.state.segments[copy.segment].node.node_id for copy in placed}) == len(placed)
         return placed
+
+    def place_copy(self, part: Slice) -> Copy | None:
+        """Reserve an extent for one more copy of a slice, on a node that has none; None where there is no room now.
+
+        A second copy of one object is not worth the last of another: it never takes a segment above the watermark.
+        """
+        segments, size = self.state.segments, aligned(part.length)
+        holders = [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
+        full = [
+            segment.node
+            for segment in self._live()
+            if segment.live_bytes + segment.reserved_bytes + size > self.state.config.high_watermark * segment.capacity
+        ]
+        placed = self._place_slice(part.length, 1, "", False, holders + full)
+        return placed[0] if placed else None
 
     def _unreserve(self, copies: Sequence[Copy], length: int) -> None:
         """Take back what nobody has been told of yet."""

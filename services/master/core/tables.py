@@ -30,6 +30,9 @@ class Config:
     heartbeat_ms: int = 500
     record_timeout_ms: int = 5_000  # a live node that has not recorded by then is done without
     silence_ms: int = 2_000  # a node that says nothing for so long is suspect
+    repair_after_ms: int = 2_000  # a suspect node's copies are made elsewhere after so long
+    repair_bytes_per_s: int = 256 << 20
+    repair_timeout_ms: int = 10_000  # of one slice, node to node
     lost_ms: int = 30_000  # a suspect node's copies are given up after so long
     partial_ms: int = 60_000  # an adopted object whose other slices did not turn up is dropped after so long
     wait_ms_max: int = 60_000
@@ -60,15 +63,18 @@ class Slice:
 class Object:
     """Bytes under a key: readable when every slice has a copy on a live node."""
 
-    __slots__ = ("depth", "key", "lease_until", "size", "slices", "write_id")
+    __slots__ = ("depth", "key", "lease_until", "size", "slices", "wanted", "write_id")
 
-    def __init__(self, key: bytes, write_id: int, size: int, depth: int, slices: list[Slice], lease_until: int) -> None:
+    def __init__(
+        self, key: bytes, write_id: int, size: int, depth: int, slices: list[Slice], lease_until: int, wanted: int
+    ) -> None:
         self.key = key
         self.write_id = write_id
         self.size = size
         self.depth = depth
         self.slices = slices
         self.lease_until = lease_until
+        self.wanted = wanted  # copies
 
 
 class Write:
@@ -86,6 +92,20 @@ class Write:
         self.end: PendingEnd | None = None  # set once the client has ended it: then nodes are recording it
         self.end_index = 0
         self.awaiting = 0  # records not acknowledged yet
+
+
+class Transfer:
+    """One slice on its way from node to node: its target's extent is reserved."""
+
+    __slots__ = ("length", "node", "number", "obj", "source", "target")
+
+    def __init__(self, obj: Object, number: int, length: int, source: Copy, target: Copy, node: "Node") -> None:
+        self.obj = obj
+        self.number = number  # of the slice
+        self.length = length
+        self.source = source
+        self.target = target
+        self.node = node  # the target's
 
 
 class PendingEnd:
@@ -168,6 +188,7 @@ class Node:
         self.segments: list[Segment] = []
         self.inventory: list[HeldCopy] = []
         self.recording: dict[int, list[Write]] = {}  # command id -> writes, not acknowledged
+        self.copying: dict[int, Transfer] = {}  # command id -> copy being fetched, not acknowledged
         self.forgetting: dict[int, list[Quarantined]] = {}  # command id -> extents, not acknowledged
         self.to_forget: list[Quarantined] = []  # goes out at the end of the step
         self.strays: list[tuple[int, int, int]] = []  # (segment, offset, write id) to forget, accounted to nobody
@@ -187,6 +208,9 @@ class Counters:
     adopted_copies: int = 0
     dropped_claims: int = 0
     degraded_puts: int = 0
+    repaired_copies: int = 0
+    failed_repairs: int = 0
+    trimmed_copies: int = 0
     requested_keys: int = 0
     hit_keys: int = 0
     hit_bytes: int = 0

@@ -31,6 +31,7 @@ class Copy:
     length: int
     checksum: int
     depth: int
+    wanted: int = 1  # copies of the object
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class Hello(_message.Message):
     def __init__(self, version: _Optional[str] = ..., node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., host_id: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[_types_pb2.Segment, _Mapping]]] = ...) -> None: ...
 
 class Copies(_message.Message):
-    __slots__ = ("keys", "write_ids", "object_sizes", "slice_counts", "slices", "segment_ids", "offsets", "lengths", "checksums", "depths")
+    __slots__ = ("keys", "write_ids", "object_sizes", "slice_counts", "slices", "segment_ids", "offsets", "lengths", "checksums", "depths", "wanted")
     KEYS_FIELD_NUMBER: _ClassVar[int]
     WRITE_IDS_FIELD_NUMBER: _ClassVar[int]
     OBJECT_SIZES_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +50,7 @@ class Copies(_message.Message):
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     DEPTHS_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
     keys: _types_pb2.Keys
     write_ids: _containers.RepeatedScalarFieldContainer[int]
     object_sizes: _containers.RepeatedScalarFieldContainer[int]
@@ -60,7 +61,8 @@ class Copies(_message.Message):
     lengths: _containers.RepeatedScalarFieldContainer[int]
     checksums: _containers.RepeatedScalarFieldContainer[int]
     depths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., write_ids: _Optional[_Iterable[int]] = ..., object_sizes: _Optional[_Iterable[int]] = ..., slice_counts: _Optional[_Iterable[int]] = ..., slices: _Optional[_Iterable[int]] = ..., segment_ids: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., checksums: _Optional[_Iterable[int]] = ..., depths: _Optional[_Iterable[int]] = ...) -> None: ...
+    wanted: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., write_ids: _Optional[_Iterable[int]] = ..., object_sizes: _Optional[_Iterable[int]] = ..., slice_counts: _Optional[_Iterable[int]] = ..., slices: _Optional[_Iterable[int]] = ..., segment_ids: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., checksums: _Optional[_Iterable[int]] = ..., depths: _Optional[_Iterable[int]] = ..., wanted: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class InventoryEnd(_message.Message):
     __slots__ = ()
@@ -71,32 +73,36 @@ class Heartbeat(_message.Message):
     def __init__(self) -> None: ...
 
 class Ack(_message.Message):
-    __slots__ = ("epoch", "command_ids")
+    __slots__ = ("epoch", "command_ids", "failed_command_ids")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     COMMAND_IDS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_COMMAND_IDS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     command_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, epoch: _Optional[int] = ..., command_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    failed_command_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epoch: _Optional[int] = ..., command_ids: _Optional[_Iterable[int]] = ..., failed_command_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class MasterMessage(_message.Message):
-    __slots__ = ("epoch", "welcome", "record", "forget", "refuse", "farewell")
+    __slots__ = ("epoch", "welcome", "record", "forget", "refuse", "farewell", "fetch")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     FORGET_FIELD_NUMBER: _ClassVar[int]
     REFUSE_FIELD_NUMBER: _ClassVar[int]
     FAREWELL_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     welcome: Welcome
     record: Record
     forget: Forget
     refuse: Refuse
     farewell: Farewell
-    def __init__(self, epoch: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ...) -> None: ...
+    fetch: Fetch
+    def __init__(self, epoch: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("segment_ids", "heartbeat_ms")
@@ -125,6 +131,20 @@ class Forget(_message.Message):
     offsets: _containers.RepeatedScalarFieldContainer[int]
     write_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, command_id: _Optional[int] = ..., segment_ids: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., write_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Fetch(_message.Message):
+    __slots__ = ("command_id", "copies", "source", "source_offset", "timeout_ms")
+    COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    command_id: int
+    copies: Copies
+    source: _types_pb2.Segment
+    source_offset: int
+    timeout_ms: int
+    def __init__(self, command_id: _Optional[int] = ..., copies: _Optional[_Union[Copies, _Mapping]] = ..., source: _Optional[_Union[_types_pb2.Segment, _Mapping]] = ..., source_offset: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class Refuse(_message.Message):
     __slots__ = ("reason",)

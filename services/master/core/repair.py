@@ -1,0 +1,210 @@
+"""Copies that are missing are made again, node to node: which object next, from where, to where, and how fast.
+
+Keeps invariants 2, 4 and 11: as long as one copy of every slice is left, the wanted number comes back, on distinct
+nodes, fewest copies first, within a bandwidth budget. A node that only blinks is waited for; one that returns after its
+copies were made elsewhere gives the surplus back.
+"""
+
+import heapq
+from collections import deque
+
+from services.master.core import messages as m
+from services.master.core.allocator import aligned
+from services.master.core.space import Space
+from services.master.core.tables import Copy, Node, Object, Phase, Segment, Slice, State, Transfer
+
+REVIEWS_PER_STEP = 1_024  # objects looked at in one step: a step must stay short
+TRANSFERS_MAX = 64  # under way at once, in all
+RETRY_MS = 500  # before a transfer that failed, or found no room, is tried again
+
+
+class Repair:
+    def __init__(self, state: State, space: Space) -> None:
+        self.state = state
+        self.space = space
+        self._queue: list[tuple[int, int, int, Object]] = []  # (copies left, -lease end, number, object)
+        self._queued: dict[Object, None] = {}
+        self._short: dict[Object, None] = {}  # no node to repair them to: looked at when one comes
+        self._reviews: deque[Object] = deque()
+        self._transfers: dict[int, Transfer] = {}
+        self._budget_bytes = 0.0
+        self._budget_at = state.now
+        self._pumping_at: int | None = None
+
+    @property
+    def pending(self) -> int:
+        """Objects known to lack copies."""
+        return len(self._queued) + len(self._short) + len(self._transfers)
+
+    # ---- what needs work -------------------------------------------------------------------------
+
+    def want(self, obj: Object) -> None:
+        """Look at an object that may lack copies."""
+        if obj in self._queued or self.state.objects.get(obj.key) is not obj:
+            return
+        left = min(len(self._live(part)) for part in obj.slices)
+        if left and left < obj.wanted:
+            self._queued[obj] = None
+            heapq.heappush(self._queue, (left, -obj.lease_until, self.state.number(), obj))
+
+    def suspected(self, node: Node) -> None:
+        """A node blinks: if it stays away its copies are made elsewhere."""
+        since = node.suspect_since
+
+        def look() -> None:
+            still = self.state.nodes.get(node.node_id) is node and node.phase is not Phase.LIVE
+            if still and node.suspect_since == since:
+                self.review(node)
+
+        self.state.at(self.state.now + self.state.config.repair_after_ms, look)
+
+    def review(self, node: Node) -> None:
+        """Look at every object of a node: it went, or it came back."""
+        for segment in node.segments:
+            self._reviews.extend(segment.residents)
+
+    def node_is_live(self, node: Node) -> None:
+        """Room for what had none; and what was made elsewhere meanwhile is surplus now."""
+        self._reviews.extend(self._short)
+        self._short = {}
+        self.review(node)
+
+    # ---- doing it --------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """At the end of a step: look at some objects, begin the transfers the budget allows."""
+        for _ in range(min(len(self._reviews), REVIEWS_PER_STEP)):
+            obj = self._reviews.popleft()
+            self.want(obj)
+            self._trim(obj)
+        if self._reviews:
+            self._again_at(self.state.now)
+        if not self._queue:
+            return
+        self._refill()
+        while self._queue and self._budget_bytes > 0 and len(self._transfers) < TRANSFERS_MAX:
+            _, _, _, obj = heapq.heappop(self._queue)
+            del self._queued[obj]
+            if self.state.objects.get(obj.key) is obj:
+                self._begin(obj)
+        if self._queue and len(self._transfers) < TRANSFERS_MAX:
+            rate = self.state.config.repair_bytes_per_s
+            self._again_at(self.state.now + max(1, int(-self._budget_bytes * 1000 / rate) + 1))
+
+    def _again_at(self, when: int) -> None:
+        if self._pumping_at is None or self._pumping_at <= self.state.now or when < self._pumping_at:
+            self._pumping_at = when
+            self.state.at(when, lambda: None)  # the step itself pumps
+
+    def _refill(self) -> None:
+        rate = self.state.config.repair_bytes_per_s
+        elapsed_ms = self.state.now - self._budget_at
+        self._budget_at = self.state.now
+        burst = rate / 4  # a quarter of a second's worth
+        self._budget_bytes = min(burst, self._budget_bytes + rate * elapsed_ms / 1000)
+
+    def _live(self, part: Slice) -> list[Copy]:
+        segments = self.state.segments
+        return [copy for copy in part.copies if copy.segment in segments and segments[copy.segment].live]
+
+    def _begin(self, obj: Object) -> None:
+        """One more copy of every slice that lacks one; more are begun when these are done."""
+        for number, part in enumerate(obj.slices):
+            sources = self._live(part)
+            if not sources or len(sources) >= obj.wanted or self._is_under_way(obj, number):
+                continue
+            target = self.space.place_copy(part)
+            if target is None:
+                self._short[obj] = None
+                self.state.at(self.state.now + RETRY_MS, lambda: self._retry(obj))
+                continue
+            # Copies on different nodes share the load; the least full is the least read, as a rule.
+            source = min(sources, key=lambda copy: (self.state.segments[copy.segment].live_bytes, copy.segment))
+            self._send(obj, number, part, source, target)
+
+    def _is_under_way(self, obj: Object, number: int) -> bool:
+        return any(t.obj is obj and t.number == number for t in self._transfers.values())
+
+    def _retry(self, obj: Object) -> None:
+        if obj in self._short:
+            del self._short[obj]
+            self.want(obj)
+
+    def _send(self, obj: Object, number: int, part: Slice, source: Copy, target: Copy) -> None:
+        config = self.state.config
+        node = self.state.segments[target.segment].node
+        assert node.stream is not None
+        command_id = self.state.number()
+        transfer = Transfer(obj, number, part.length, source, target, node)
+        self._transfers[command_id] = transfer
+        node.copying[command_id] = transfer
+        self._budget_bytes -= part.length
+        # The node counts its time from when the message reaches it: it has given up long before this core does, and
+        # never records what has been forgotten.
+        until = self.state.now + 2 * config.repair_timeout_ms
+        obj.lease_until = max(obj.lease_until, until)  # the source stays where it is
+        held = m.HeldCopy(
+            obj.key, obj.write_id, obj.size, len(obj.slices), number,
+            target.segment, target.offset, part.length, part.checksum, obj.depth, obj.wanted,
+        )  # fmt: skip
+        self.state.effects.append(
+            m.Fetch(node.stream, command_id, held, source.segment, source.offset, config.repair_timeout_ms)
+        )
+        self.state.at(until, lambda: self.failed(node, command_id))
+
+    # ---- outcomes --------------------------------------------------------------------------------
+
+    def done(self, node: Node, command_id: int) -> None:
+        """The node holds the copy, verified and recorded."""
+        transfer = self._take(node, command_id)
+        if transfer is None:
+            return
+        obj, part = transfer.obj, transfer.obj.slices[transfer.number]
+        if self.state.objects.get(obj.key) is not obj:
+            self._give_back(transfer, recorded=True)
+            return
+        self.space.settle(transfer.target, transfer.length)
+        part.copies.append(transfer.target)
+        self.state.segments[transfer.target.segment].residents[obj] = None
+        self.state.counters.repaired_copies += 1
+        self.want(obj)
+        self._trim(obj)
+
+    def failed(self, node: Node, command_id: int) -> None:
+        """The node could not, or did not in time, or is gone. It reads into memory of its own: nothing lands late."""
+        transfer = self._take(node, command_id)
+        if transfer is None:
+            return
+        self._give_back(transfer, recorded=True)
+        self.state.counters.failed_repairs += 1
+        self._short[transfer.obj] = None
+        self.state.at(self.state.now + RETRY_MS, lambda: self._retry(transfer.obj))
+
+    def node_is_away(self, node: Node) -> None:
+        for command_id in list(node.copying):
+            self.failed(node, command_id)
+
+    def _take(self, node: Node, command_id: int) -> Transfer | None:
+        transfer = node.copying.pop(command_id, None)
+        if transfer is not None:
+            del self._transfers[command_id]
+        return transfer
+
+    def _give_back(self, transfer: Transfer, *, recorded: bool) -> None:
+        self.space.release(
+            transfer.target, transfer.length, transfer.obj.write_id, not_before=self.state.now, recorded=recorded
+        )
+
+    def _trim(self, obj: Object) -> None:
+        """Give back live copies above what is wanted, from the fullest segments."""
+        if self.state.objects.get(obj.key) is not obj:
+            return
+        for part in obj.slices:
+            live = self._live(part)
+            live.sort(key=lambda copy: (-self._fill(self.state.segments[copy.segment]), copy.segment))
+            for copy in live[: max(0, len(live) - obj.wanted)]:
+                self.space.drop_copy(obj, part, copy)
+                self.state.counters.trimmed_copies += 1
+
+    def _fill(self, segment: Segment) -> float:
+        return (segment.live_bytes + segment.reserved_bytes) / aligned(segment.capacity)
