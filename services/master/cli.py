@@ -36,6 +36,7 @@ async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
         copies=settings.copies,
         lease_ms=settings.lease_ms,
         high_watermark=settings.high_watermark,
+        repair_bytes_per_s=settings.repair_mbps * 1_000_000 // 8,
     )
     # The wall clock grows from one start to the next; where it was set back, a node that obeyed a later epoch says so.
     driver = Driver(Master(config, epoch=int(time.time()), now=monotonic_ms()))

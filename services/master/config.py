@@ -18,6 +18,9 @@ class MasterSettings(ServiceSettings):
         0.95, description="share of a pool that may be used before eviction begins"
     )
     copies: Annotated[int, Field(ge=1, le=16)] = Field(1, description="copies of an object when the put does not say")
+    repair_mbps: Annotated[int, Field(ge=1)] = Field(
+        2048, description="megabits a second, in all, for making lost copies again"
+    )
     slice_bytes: Size = Field(
         Size(16 << 20), description="largest contiguous part of an object; larger ones are striped"
     )
