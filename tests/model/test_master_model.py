@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from services.master.core import messages as m
 from services.master.core.allocator import Allocator
+from services.master.core.repair import Repair
 from services.master.core.space import Space
 from services.master.core.tables import State
 from tests.model.world import CONFIG, World
@@ -184,7 +185,7 @@ SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
     report_multiple_bugs=False,
 )
-MUTANT_SETTINGS = settings(SETTINGS, max_examples=2000, database=None, phases=[Phase.generate])
+MUTANT_SETTINGS = settings(SETTINGS, max_examples=4000, database=None, derandomize=True, phases=[Phase.generate])
 
 
 def test_the_core_keeps_its_invariants() -> None:
@@ -217,7 +218,17 @@ def forget_to_forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Space, "flush_forgets", lambda self: None)
 
 
-@pytest.mark.parametrize("mutate", [skip_quarantine, overlap_extents, offer_the_dead, forget_to_forget])
+def never_repair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Repair, "want", lambda self, obj: None)
+
+
+def keep_surplus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Repair, "_trim", lambda self, obj: None)
+
+
+@pytest.mark.parametrize(
+    "mutate", [never_repair, keep_surplus, skip_quarantine, overlap_extents, offer_the_dead, forget_to_forget]
+)
 def test_the_model_catches(mutate: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each property has a mutant that breaks it; a model that does not notice is decoration."""
     mutate(monkeypatch)  # type: ignore[operator]
