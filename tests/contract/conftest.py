@@ -1,7 +1,6 @@
 """A real master and two real storage nodes for the contracts. Shared; who kills a part starts a cluster of his own."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

@@ -7,6 +7,7 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import larder
@@ -195,7 +196,7 @@ def test_per_key_errors_stand_in_their_places(store: Any, name: str) -> None:
 def test_gather_and_scatter(store: Any, name: str) -> None:
     data = os.urandom(3 * MIB + 10)
     cuts = [0, 1, 1, 70_000, MIB + 5, 2 * MIB, len(data)]
-    pieces = [data[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    pieces = [data[start:end] for start, end in pairwise(cuts)]
     store.put_many([name], [pieces])
     assert store.get(name) == data
     targets = [bytearray(len(piece)) for piece in reversed(pieces)]

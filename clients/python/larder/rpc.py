@@ -197,9 +197,11 @@ class MasterClient:
                     raise self._error(name, code, said) from None
             except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
                 raise StoreClosed("the store is closed") from error
-            pause_s = back_off_s * random.uniform(0.5, 1.5)  # noqa: S311  (spreads clients, keeps no secret)
-            if time.monotonic() + pause_s >= deadline:
+            left_s = deadline - time.monotonic()
+            if left_s < _BACK_OFF_S:
                 raise self._error(name, code, said)
+            spread = random.uniform(0.5, 1.5)  # noqa: S311  (keeps clients apart, not secrets)
+            pause_s = min(back_off_s * spread, left_s / 2)
             self._stats.add("rpc_retries")
             if code is grpc.StatusCode.UNAVAILABLE:
                 self._leader = (self._leader + 1) % len(self._stubs)

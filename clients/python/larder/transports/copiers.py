@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
+from larder.errors import StoreClosed
+
 T = TypeVar("T")
 
 THREADS: Final = min(2, os.cpu_count() or 1)
@@ -21,12 +23,20 @@ class Copiers:
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Runs `work` on a thread; for callers that are threads themselves."""
-        return self._pool.submit(work)
+        try:
+            return self._pool.submit(work)
+        except RuntimeError as error:
+            raise StoreClosed("the store is closed") from error
 
     async def run(self, works: Iterable[Callable[[], T]]) -> list[T]:
         """Runs all works on the threads, to their end: also a cancelled caller waits, for they touch its memory."""
-        loop = asyncio.get_running_loop()
-        return await unbroken(asyncio.gather(*(loop.run_in_executor(self._pool, work) for work in works)))
+        jobs: list[asyncio.Future[T]] = []
+        try:
+            for work in works:
+                jobs.append(asyncio.wrap_future(self.submit(work)))  # noqa: PERF401  (those begun are waited for)
+        finally:
+            results = await unbroken(asyncio.gather(*jobs))
+        return results
 
     def close(self) -> None:
         """Takes no more work; what was handed in is finished."""

@@ -16,8 +16,9 @@ from larder.memory import Memory
 from larder.places import Fault, Segment
 from larder.transports import Move, Reach, in_range
 from larder.transports.copiers import Copiers, unbroken
-from larder.transports.mooncake import Engine, EngineUnavailable
-from larder.transports.pump import Group, Peer, Pump
+from larder.transports.flights import Group, Peer
+from larder.transports.mooncake import Engine, EngineUnavailable, Identity, borrow, give_back, retire
+from larder.transports.pump import Pump
 from larder.transports.regions import Regions
 from larder.transports.staging import Staging
 
@@ -41,7 +42,6 @@ class EngineTransport:
         self._peers: dict[str, _Known] = {}  # by endpoint
         self._pump: Pump | None = None
         self._missing = False
-        self._closed = False
 
     def reach(self, segment: Segment) -> Reach:
         if not segment.engine_endpoint or self._missing:
@@ -70,17 +70,26 @@ class EngineTransport:
                 engine.unregister(address)
 
     async def close(self) -> None:
-        self._closed = True
+        is_done = True
         if self._pump is not None:
             self._pump.stop()
-            await asyncio.to_thread(self._pump.join, 0.2)
+            is_done = await _end_of(self._pump)
+        for engine, staging in self._engines.values():
+            if not is_done:  # transfers that were given up are still in the air, in memory that has to stay known
+                retire(engine)
+                continue
+            staging.clear()
+            for address, _ in self._regions.pieces():
+                engine.unregister(address)
+            give_back(engine)
+        self._engines = {}
 
     async def _run(self, segment: Segment, moves: Sequence[Move], until: float, *, writing: bool) -> list[Fault | None]:
         if not in_range(segment, moves) or not segment.engine_endpoint:
             return [Fault.UNREACHABLE] * len(moves)
         known, pump = await self._reach(segment, until), self._pump
-        if known is None or pump is None or pump.broken:
-            return [Fault.UNREACHABLE] * len(moves)
+        if known is None or pump is None:
+            return [Fault.LATE if time.monotonic() >= until else Fault.UNREACHABLE] * len(moves)
         faults = await self._carry(pump, known.peer, segment, moves, until, writing=writing)
         if Fault.UNREACHABLE in faults:
             known.answered = False
@@ -133,19 +142,22 @@ class EngineTransport:
     async def _known(self, segment: Segment) -> "_Known":
         identity = (segment.shm_token, segment.engine_base)
         known = self._peers.get(segment.engine_endpoint)
-        if known is not None and known.peer.identity == identity:
+        if known is not None and known.identity == identity:
             return known
         async with self._starting:
-            known = self._peers.get(segment.engine_endpoint)
-            if known is not None and known.peer.identity != identity:  # another node under an old name
-                self._engines.pop(segment.engine_protocol, None)
+            engine, staging = self._engines.get(segment.engine_protocol) or await self._start_engine(segment, identity)
+            if not engine.meet(segment.engine_endpoint, identity):  # another node under an old name
+                retire(engine)
                 self._peers = {}
-            engine, staging = self._engines.get(segment.engine_protocol) or await self._start_engine(segment)
-            known = _Known(Peer(engine, staging, segment.engine_endpoint, identity))
-            return self._peers.setdefault(segment.engine_endpoint, known)
+                engine, staging = await self._start_engine(segment, identity)
+            known = self._peers.get(segment.engine_endpoint)
+            if known is None:
+                known = _Known(Peer(engine, staging, segment.engine_endpoint), identity)
+                self._peers[segment.engine_endpoint] = known
+            return known
 
-    async def _start_engine(self, segment: Segment) -> tuple[Engine, Staging]:
-        engine = await asyncio.to_thread(Engine, segment.engine_protocol, segment.engine_endpoint)
+    async def _start_engine(self, segment: Segment, identity: Identity) -> tuple[Engine, Staging]:
+        engine = await asyncio.to_thread(borrow, segment.engine_protocol, segment.engine_endpoint, identity)
         for piece in self._regions.pieces():
             engine.register(*piece)
         if self._pump is None:
@@ -154,11 +166,21 @@ class EngineTransport:
         return self._engines[segment.engine_protocol]
 
 
+async def _end_of(pump: Pump) -> bool:
+    """Waits a moment for the pump's end; whether it came. Without a thread: at the end of a process there are none."""
+    for _ in range(20):
+        if pump.join(0.0):
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
 class _Known:
     """A peer, and whether it answered when it was last asked."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, identity: Identity) -> None:
         self.peer = peer
+        self.identity = identity
         self.answered = False
         self.probe: asyncio.Future[bool] | None = None
         self._probe_began = 0.0

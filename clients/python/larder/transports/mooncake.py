@@ -5,11 +5,13 @@
 - A batch's status is that of its first entry: one batch an entry. After the final status the batch is freed: nobody
   asks after it any more, that would read freed memory.
 - A peer that came back under an old name is not found by an engine that knew it: it takes a new engine (0.5 ms).
+- To destroy an engine takes up to a second with the interpreter's lock held: so none is ever destroyed, but lent again.
 """
 
 import logging
 import os
 import socket
+import threading
 from typing import Any, Final
 
 from larder.errors import LarderError
@@ -24,6 +26,10 @@ _ENVIRONMENT: Final = {  # read by the engine when it is loaded; the operator's 
 }
 
 
+Identity = tuple[bytes, int]
+"""What tells two lives of a peer apart: its pool's token, and where that is registered."""
+
+
 class EngineUnavailable(LarderError):
     """No transfer engine here, or it does not start."""
 
@@ -36,9 +42,14 @@ class Engine:
     def __init__(self, protocol: str, peer: str) -> None:
         """`peer`, any endpoint to talk to, tells which of this host's addresses to use. Raises EngineUnavailable."""
         self.protocol = protocol
+        self._names: dict[str, Identity] = {}
         self._engine: Any = _engine_type()()
         if self._engine.initialize(_own_address(peer), "P2PHANDSHAKE", protocol, ""):
             raise EngineUnavailable(f"the transfer engine does not start over {protocol}")
+
+    def meet(self, endpoint: str, identity: Identity) -> bool:
+        """Whether the engine can be asked for this peer; not where it knew another one under that name."""
+        return self._names.setdefault(endpoint, identity) == identity
 
     @property
     def needs_registration(self) -> bool:
@@ -66,6 +77,37 @@ class Engine:
     def unregister(self, address: int) -> None:
         if self.needs_registration and self._engine.unregister_memory(address):
             logger.warning("the transfer engine cannot unregister memory")
+
+
+_lock: Final = threading.Lock()
+_idle: Final[list[Engine]] = []
+_retired: Final[list[Engine]] = []
+
+
+def borrow(protocol: str, endpoint: str, identity: Identity) -> Engine:
+    """An engine that can be asked for this peer; blocks for some tenths of a second. Raises EngineUnavailable."""
+    with _lock:
+        fit = next(
+            (engine for engine in _idle if engine.protocol == protocol and engine.meet(endpoint, identity)), None
+        )
+        if fit is not None:
+            _idle.remove(fit)
+            return fit
+    engine = Engine(protocol, endpoint)
+    engine.meet(endpoint, identity)
+    return engine
+
+
+def give_back(engine: Engine) -> None:
+    """For others to borrow; transfers that were given up may still be in the air."""
+    with _lock:
+        _idle.append(engine)
+
+
+def retire(engine: Engine) -> None:
+    """Out of use for good: it remembers a peer that is no more."""
+    with _lock:
+        _retired.append(engine)
 
 
 def _engine_type() -> Any:

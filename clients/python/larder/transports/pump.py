@@ -1,34 +1,28 @@
 """The thread that feeds the transfer engine and asks after transfers. No asyncio in here but the loop's doorbell.
 
-A Group is one call's moves to one peer; a Flight is one move of it: prepared (gathered, hashed), submitted, landed,
-settled (scattered, verified). Work on many bytes goes to the copy threads. The engine cannot cancel: a flight that was
-given up keeps its memory alive and out of use until the engine has answered for it. In flight to one peer are at most
-TRANSFERS_MAX transfers and BYTES_MAX bytes, given up or not (invariant 12).
+A flight is prepared (gathered, hashed), submitted, landed, and settled (scattered, verified). Work on many bytes goes
+to the copy threads. The engine cannot cancel: a flight that was given up keeps its memory alive and out of use until
+the engine has answered for it. In flight to one peer are at most TRANSFERS_MAX transfers and BYTES_MAX bytes, given up
+or not (invariant 12).
 """
 
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
-from larder.copying import checksum, load_pieces, store_pieces
 from larder.places import Fault
-from larder.transports import Move
 from larder.transports.copiers import INLINE_BYTES, Copiers
-from larder.transports.mooncake import Engine
-from larder.transports.staging import Buffer, Staging
+from larder.transports.flights import Flight, Group, Peer, hash_move, stage, unload
+from larder.transports.staging import Buffer
 
 logger = logging.getLogger(__name__)
 
 TRANSFERS_MAX: Final = 64
 BYTES_MAX: Final = 64 * 2**20
-PIECE_BYTES_MIN: Final = 32 * 1024
-"""Scattered pieces smaller than this on average are gathered: a transfer costs as much as 64 KiB of copying."""
-_STALL_S: Final = 1.0
-_STALL_BYTES_PER_S: Final = 50e6
 _EAGER_S: Final = 50e-6
 _NAP_S_MAX: Final = 1e-3
 _LONG_NAP_S: Final = 20e-3
@@ -36,93 +30,6 @@ _EXPIRE_EVERY_S: Final = 5e-3
 
 _WRECKS: Final[list[object]] = []
 """What a failed pump had in the air: nobody asks the engine after it any more, so it is never given back."""
-
-
-class Peer:
-    """A storage node's engine, as an engine of ours knows it."""
-
-    def __init__(self, engine: Engine, staging: Staging, endpoint: str, identity: tuple[bytes, int]) -> None:
-        self.engine = engine
-        self.staging = staging
-        self.endpoint = endpoint
-        self.identity = identity
-        self.queue: deque[Flight] = deque()  # prepared, to be submitted
-        self.transfers = 0
-        self.bytes = 0
-        self.stalled = 0  # flights given up because nothing moved
-        self.progress_at = 0.0
-
-
-class Group:
-    """One call's moves to one peer. `done` is called once, on the pump's thread, when nothing can land any more."""
-
-    def __init__(
-        self,
-        peer: Peer,
-        moves: Sequence[Move],
-        *,
-        base: int,
-        writing: bool,
-        until: float,
-        direct: Callable[[Move], bool],
-        done: Callable[[list[Fault | None]], None],
-    ) -> None:
-        self.peer = peer
-        self.writing = writing
-        self.until = until
-        self.faults: list[Fault | None] = [None] * len(moves)
-        self.left = len(moves)
-        self.flights = [Flight(self, index, move, base, direct(move)) for index, move in enumerate(moves)]
-        self.stall_s = _STALL_S + 4 * max(move.memory.length for move in moves) / _STALL_BYTES_PER_S
-        self.begun_at = time.monotonic()
-        self.cancelled = False
-        self._done = done
-
-    def settle(self, flight: "Flight", fault: Fault | None) -> None:
-        """What became of a flight, once."""
-        if flight.settled:
-            return
-        flight.settled = True
-        self.faults[flight.index] = fault
-        self.left -= 1
-        if not self.left:
-            self._done(self.faults)
-
-
-class Flight:
-    """One move on its way."""
-
-    __slots__ = ("base", "busy", "direct", "failed", "group", "in_air", "index", "move", "settled", "staged", "stalled")
-
-    def __init__(self, group: Group, index: int, move: Move, base: int, direct: bool) -> None:
-        self.group = group
-        self.index = index
-        self.move = move
-        self.base = base
-        pieces = move.memory.pieces
-        self.direct = direct and (len(pieces) == 1 or move.memory.length >= PIECE_BYTES_MIN * len(pieces))
-        self.staged: Buffer | None = None
-        self.in_air = 0
-        self.busy = False  # a copy thread is at it
-        self.failed = False
-        self.settled = False
-        self.stalled = False
-
-    def transfers(self) -> list[tuple[int, int, int]]:
-        """(local address, remote address, length) of each contiguous transfer."""
-        remote = self.base + self.move.offset
-        if self.staged is not None:
-            return [(self.staged.address, remote, self.move.memory.length)]
-        found = []
-        for address, length in self.move.memory.pieces:
-            found.append((address, remote, length))
-            remote += length
-        return found
-
-    @property
-    def binding(self) -> bool:
-        """Whether the caller waits for all transfers in the air: they may land in the caller's memory."""
-        return not self.group.writing and self.direct and not self.move.private
 
 
 class Pump:
@@ -136,16 +43,22 @@ class Pump:
         self._groups: list[Group] = []
         self._peers: list[Peer] = []
         self._air: list[tuple[int, Flight]] = []
+        self._moved_at = self._expired_at = 0.0
         self._stopping = False
-        self.broken = False
+        self._ended = False
+        self._door = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="larder-engine", daemon=True)
         self._thread.start()
 
     # ---- from other threads ----------------------------------------------------------------------
 
     def start(self, group: Group) -> None:
-        self._inbox.append(group)
-        self._doorbell.set()
+        with self._door:
+            if not self._ended:
+                self._inbox.append(group)
+                self._doorbell.set()
+                return
+        group.fail(Fault.UNREACHABLE)
 
     def wake(self) -> None:
         self._doorbell.set()
@@ -155,35 +68,39 @@ class Pump:
         self._stopping = True
         self._doorbell.set()
 
-    def join(self, timeout_s: float) -> None:
+    def join(self, timeout_s: float) -> bool:
+        """Waits for the thread's end; whether it came."""
         self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     # ---- the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            self._pump()
+            while not self._may_end():
+                self._turn()
         except Exception:
-            logger.exception(
-                "the engine's thread failed: other hosts' nodes are out of reach until a new store is made"
-            )
-            self.broken = True
+            logger.exception("the engine's thread failed: it takes a new store to reach other hosts' nodes again")
             _WRECKS.append(self._air)
+            with self._door:
+                self._ended = True
             for group in [*self._groups, *self._inbox]:
-                for flight in group.flights:
-                    group.settle(flight, Fault.UNREACHABLE)
+                group.fail(Fault.UNREACHABLE)
 
-    def _pump(self) -> None:
-        moved_at = expired_at = 0.0
-        while not (self._stopping and not self._air and not self._groups and not self._inbox):
-            moved = self._take_in() | self._finish_jobs() | self._submit() | self._poll()
-            now = time.monotonic()
-            if moved:
-                moved_at = now
-            if now - expired_at >= _EXPIRE_EVERY_S:
-                expired_at = now
-                self._expire(now)
-            self._nap(now - moved_at)
+    def _may_end(self) -> bool:
+        with self._door:
+            self._ended = self._stopping and not self._air and not self._groups and not self._inbox
+            return self._ended
+
+    def _turn(self) -> None:
+        moved = self._take_in() | self._finish_jobs() | self._submit() | self._poll()
+        now = time.monotonic()
+        if moved:
+            self._moved_at = now
+        if now - self._expired_at >= _EXPIRE_EVERY_S:
+            self._expired_at = now
+            self._expire(now)
+        self._nap(now - self._moved_at)
 
     def _nap(self, idle_s: float) -> None:
         if not self._air and not self._groups and not self._inbox:
@@ -212,7 +129,7 @@ class Pump:
     def _prepare(self, flight: Flight) -> None:
         """Hashes what is to be written, unless that is done while it is gathered into staging memory."""
         if flight.group.writing and flight.direct and flight.move.hashing:
-            self._work(flight, lambda: _hash(flight.move), lambda: flight.group.peer.queue.append(flight))
+            self._work(flight, lambda: hash_move(flight.move), lambda: flight.group.peer.queue.append(flight))
         else:
             flight.group.peer.queue.append(flight)
 
@@ -270,7 +187,7 @@ class Pump:
         peer = flight.group.peer
         flight.staged = staged
         if flight.group.writing:
-            self._work(flight, lambda: _stage(flight.move, staged), lambda: peer.queue.appendleft(flight))
+            self._work(flight, lambda: stage(flight.move, staged), lambda: peer.queue.appendleft(flight))
         else:
             peer.queue.appendleft(flight)
 
@@ -325,7 +242,7 @@ class Pump:
             self._end(flight, None)
         elif flight.staged is not None or flight.move.checksum:
             outcome: list[bool] = []
-            self._work(flight, lambda: outcome.append(_unload(flight)), lambda: self._verified(flight, outcome[0]))
+            self._work(flight, lambda: outcome.append(unload(flight)), lambda: self._verified(flight, outcome[0]))
         else:
             self._verified(flight, True)
 
@@ -370,21 +287,3 @@ class Pump:
             if flight.staged is not None:
                 group.peer.staging.retire(flight.staged)
             self._settle(flight, fault)
-
-
-def _hash(move: Move) -> None:
-    move.checksum = checksum(move.memory.pieces)
-
-
-def _stage(move: Move, staged: Buffer) -> None:
-    digest = store_pieces(move.memory.pieces, staged.address, hashing=move.hashing, until=float("inf"))
-    if move.hashing:
-        move.checksum = digest
-
-
-def _unload(flight: Flight) -> bool:
-    """Scatters what landed in staging memory, and verifies; on a copy thread or here."""
-    move = flight.move
-    if flight.staged is not None:
-        return load_pieces(move.memory.pieces, flight.staged.address, hashing=bool(move.checksum)) == move.checksum
-    return checksum(move.memory.pieces) == move.checksum

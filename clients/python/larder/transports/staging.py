@@ -62,6 +62,12 @@ class Staging:
         """Its transfer was given up and may still land: out of use until give_back."""
         self._used_bytes -= buffer.size
 
+    def clear(self) -> None:
+        """Lets go of what is not in use."""
+        while self._free:
+            self._unregister(self._free.pop().address)
+        self._free_bytes = 0
+
     def _make_room(self, size: int) -> None:
         while self._free and self._used_bytes + self._free_bytes + size > BUDGET_BYTES:
             oldest = self._free.pop(0)

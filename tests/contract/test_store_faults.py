@@ -1,0 +1,429 @@
+"""What only a real store can meet: corrupt bytes, killed and frozen nodes, a missing or frozen master, leases that end.
+
+Bytes are spoilt in the pool files behind the store's back. Who kills, freezes or fills a part has a cluster of his own.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import larder
+import pytest
+from larder.pool_file import HEADER_BYTES
+from larder.v1 import master_pb2, master_pb2_grpc, types_pb2
+from larder.wire import pack_keys
+
+from demo.cluster import Cluster, free_port
+
+MIB = 2**20
+NODES = ("node-1", "node-2")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with start(tmp_path_factory.mktemp("shared")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[Cluster]:
+    """To be broken."""
+    with start(tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def key() -> str:
+    return uuid.uuid4().hex
+
+
+@contextlib.contextmanager
+def start(path: Path) -> Iterator[Cluster]:
+    with Cluster(path) as cluster:
+        cluster.start_master("--lease-ms", "3000")
+        for node in NODES:
+            cluster.start_node(node, dram="64MB")
+        cluster.wait_ready()
+        yield cluster
+
+
+@pytest.fixture(params=["shm", "engine"])
+def store(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[larder.Store]:
+    with larder.connect(cluster.master, transports=[request.param]) as store:
+        yield store
+
+
+def places(cluster: Cluster, key: str) -> types_pb2.Places:
+    with grpc.insecure_channel(cluster.master) as channel:
+        request = master_pb2.LookupRequest(keys=pack_keys([key.encode()]))
+        return master_pb2_grpc.MasterStub(channel).Lookup(request, timeout=5).places
+
+
+def copies(found: types_pb2.Places) -> list[tuple[str, int]]:
+    """(node, offset) of each copy."""
+    pairs = zip(found.copy_segments, found.copy_offsets, strict=True)
+    return [(found.segments[index].node_id, offset) for index, offset in pairs]
+
+
+def spoil(cluster: Cluster, key: str, nodes: int) -> list[tuple[str, int]]:
+    """Flips a byte of the first slice's copies on so many nodes; says which."""
+    found = places(cluster, key)
+    for index, offset in list(zip(found.copy_segments, found.copy_offsets, strict=True))[:nodes]:
+        with Path(found.segments[index].shm_path).open("r+b") as pool:
+            at = HEADER_BYTES + offset + 3
+            byte = os.pread(pool.fileno(), 1, at)
+            os.pwrite(pool.fileno(), bytes([byte[0] ^ 1]), at)
+    return copies(found)[:nodes]
+
+
+def stop_process(cluster: Cluster, name: str, how: signal.Signals) -> None:
+    os.kill(cluster.processes[name].pid, how)
+    if how is signal.SIGSTOP:
+        time.sleep(0.2)  # its threads come to a halt one by one
+
+
+def until_true(condition: object, seconds: float = 15.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come true"
+        time.sleep(0.05)
+
+
+def test_a_corrupt_copy_is_passed_over_and_dropped(cluster: Cluster, store: larder.Store, key: str) -> None:
+    data = os.urandom(MIB)
+    store.put(key, data, copies=2)
+    (spoilt,) = spoil(cluster, key, nodes=1)
+    for _ in range(16):  # either copy is chosen first by chance
+        assert store.get(key) == data
+    until_true(lambda: spoilt not in copies(places(cluster, key)))
+    assert store.stats()["read_faults_corrupt"] >= 1
+    assert store.stats()["failovers"] >= 1
+
+
+def test_all_copies_corrupt_is_an_error_and_then_a_miss(cluster: Cluster, store: larder.Store, key: str) -> None:
+    store.put(key, os.urandom(MIB), copies=2)
+    spoil(cluster, key, nodes=2)
+    with pytest.raises(larder.DataLost, match="checksum") as caught:
+        store.get(key)
+    assert caught.value.key == key.encode()
+    assert caught.value.node in NODES
+    until_true(lambda: store.get_many([key]) == [None])
+    store.put(key, b"new")
+    assert store.get(key) == b"new"
+
+
+def test_a_corrupt_view_is_not_shown(cluster: Cluster, key: str) -> None:
+    with larder.connect(cluster.master) as store:
+        data = os.urandom(MIB)
+        store.put(key, data, copies=2)
+        spoil(cluster, key, nodes=1)
+        with store.view(key) as memory:
+            assert memory == data
+
+
+def test_without_verify_corruption_goes_unseen(cluster: Cluster, store: larder.Store, key: str) -> None:
+    """So the tests above are able to fail."""
+    data = os.urandom(MIB)
+    store.put(key, data)
+    spoil(cluster, key, nodes=1)
+    with larder.connect(cluster.master, verify=False) as trusting:
+        found = trusting.get(key)
+    assert found is not None
+    assert found != data
+    with larder.connect(cluster.master, verify=False) as trusting:
+        trusting.put(key + "unhashed", data)
+    assert list(places(cluster, key + "unhashed").checksums) == [0]
+    assert store.get(key + "unhashed") == data
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_reads_fail_over_from_a_lost_node(fragile: Cluster, how: signal.Signals) -> None:
+    with larder.connect(fragile.master, transports=["engine"], timeout_s=8) as store:
+        keys = [f"key-{index}" for index in range(20)]
+        data = [os.urandom(300_000) for _ in keys]
+        store.put_many(keys, data, copies=2)
+        assert store.get_many(keys) == data
+        stop_process(fragile, "node-1", how)
+        begun = time.monotonic()
+        assert store.get_many(keys) == data
+        assert time.monotonic() - begun < 4
+        buffers = [bytearray(300_000) for _ in keys]
+        assert store.get_many_into(keys, buffers) == [300_000] * 20
+        assert buffers == data
+        stop_process(fragile, "node-1", signal.SIGCONT) if how is signal.SIGSTOP else None
+
+
+def test_a_lone_copy_on_a_dead_node_is_lost_or_missed_but_never_wrong(fragile: Cluster) -> None:
+    with larder.connect(fragile.master, transports=["engine"]) as store:
+        keys = [f"key-{index}" for index in range(10)]
+        store.put_many(keys, [b"data" * 1000] * 10)
+        stop_process(fragile, "node-1", signal.SIGKILL)
+        for answer in store.get_many(keys):
+            assert answer is None or answer == b"data" * 1000 or isinstance(answer, larder.DataLost)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_put_survives_the_loss_of_one_of_its_nodes(fragile: Cluster, how: signal.Signals) -> None:
+    """The node goes when the places are known and before the bytes are written."""
+    with larder.connect(fragile.master, transports=["engine"], timeout_s=10) as store:
+        store.put("warm", b"x", copies=2)
+        keys, data = ["a", "b"], [os.urandom(400_000), os.urandom(400_000)]
+        results = store.put_many(keys, data, copies=2, started=lambda: stop_process(fragile, "node-1", how))
+        assert [isinstance(result, larder.PutResult) and result.copies for result in results] == [1, 1]
+        assert store.get_many(keys) == data
+        stop_process(fragile, "node-1", signal.SIGCONT) if how is signal.SIGSTOP else None
+
+
+def test_a_put_whose_only_node_is_lost_says_so(fragile: Cluster) -> None:
+    with larder.connect(fragile.master, transports=["engine"], timeout_s=5) as store:
+        store.put("warm", b"x", copies=2)
+
+        def kill_both() -> None:
+            for node in NODES:
+                stop_process(fragile, node, signal.SIGKILL)
+
+        (answer,) = store.put_many(["key"], [b"data"], started=kill_both)
+        assert isinstance(answer, larder.WriteFailed)
+        assert answer.key == b"key"
+        assert store.exists(["key"]) == [False]
+
+
+def test_no_master_is_unavailable_within_the_deadline() -> None:
+    with larder.connect(f"127.0.0.1:{free_port()}", timeout_s=0.7) as store:
+        calls = (
+            lambda: store.get("key"),
+            lambda: store.put("key", b"data"),
+            lambda: store.match(["key"]),
+            lambda: store.exists(["key"]),
+            lambda: store.remove("key"),
+            lambda: store.get_into("key", bytearray(4)),
+            lambda: store.view("key").__enter__(),
+        )
+        for call in calls:
+            begun = time.monotonic()
+            with pytest.raises(larder.Unavailable):
+                call()
+            assert 0.3 < time.monotonic() - begun < 1.5
+
+
+def test_a_frozen_master_is_unavailable_and_then_again_there(fragile: Cluster) -> None:
+    with larder.connect(fragile.master, timeout_s=1) as store:
+        store.put("key", b"data")
+        stop_process(fragile, "master", signal.SIGSTOP)
+        begun = time.monotonic()
+        with pytest.raises(larder.Unavailable):
+            store.get("key")
+        assert time.monotonic() - begun < 2
+        stop_process(fragile, "master", signal.SIGCONT)
+
+        def answers() -> bool:
+            with contextlib.suppress(larder.Unavailable):
+                return store.get("key") == b"data"
+            return False
+
+        until_true(answers)
+
+
+def test_a_call_outlasts_a_short_absence_of_the_master(fragile: Cluster) -> None:
+    with larder.connect(fragile.master, timeout_s=15) as store:
+        store.match(["key"])
+        stop_process(fragile, "master", signal.SIGKILL)
+        port = int(fragile.master.rpartition(":")[2])
+        again = threading.Timer(1.0, lambda: fragile.start_master("--lease-ms", "3000", port=port))
+        again.start()
+        assert store.match(["key"]) == 0
+        again.join()
+
+
+def test_the_second_of_several_addresses_is_found(cluster: Cluster, key: str) -> None:
+    with larder.connect(f"127.0.0.1:{free_port()}, {cluster.master}") as store:
+        store.put(key, b"data")
+        assert store.get(key) == b"data"
+
+
+def test_no_room_is_said(fragile: Cluster) -> None:
+    with larder.connect(fragile.master, timeout_s=2) as store:
+        with pytest.raises(larder.TooLarge) as caught:
+            store.put("key", bytes(200 * MIB))
+        assert isinstance(caught.value, larder.NoSpace)
+        keys = [f"key-{index}" for index in range(12)]
+        store.put_many(keys, [bytes(9 * MIB)] * 12)
+        found = store.get_many(keys)  # leases: nothing of these can be evicted now
+        held = sum(isinstance(each, bytes) for each in found)
+        assert held >= 8
+        begun = time.monotonic()
+        with pytest.raises(larder.NoSpace) as caught:
+            store.put("one more", bytes(40 * MIB))
+        assert caught.value.key == b"one more"
+        assert time.monotonic() - begun < 3
+
+
+def test_a_view_that_outlives_its_lease_says_so(cluster: Cluster, key: str) -> None:
+    with larder.connect(cluster.master) as store:
+        store.put(key, b"data" * 1000)
+        view = store.view(key)
+        assert view.__enter__() == b"data" * 1000
+        time.sleep(3.2)
+        with pytest.raises(larder.LeaseExpired, match="read again"):
+            view.__exit__(None, None, None)
+        with store.view(key) as memory:
+            assert memory == b"data" * 1000
+
+
+async def test_a_read_that_outlives_its_lease_is_looked_up_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    async with larder.aio.connect(cluster.master, transports=["shm"], timeout_s=20) as store:
+        data = os.urandom(MIB)
+        await store.put(key, data)
+        parts = store._open()
+        lookups: list[int] = []
+        honest, read = parts.master.lookup, parts.mover.shm.read
+
+        async def lookup(*args: object, **kwargs: object) -> object:
+            lookups.append(1)
+            return await honest(*args, **kwargs)
+
+        async def slow_once(*args: object) -> object:
+            if len(lookups) == 1:
+                await asyncio.sleep(3.2)
+            return await read(*args)
+
+        monkeypatch.setattr(parts.master, "lookup", lookup)
+        monkeypatch.setattr(parts.mover.shm, "read", slow_once)
+        assert await store.get(key) == data
+        assert len(lookups) == 2
+
+
+async def test_what_is_read_after_every_lease_is_thrown_away(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    async with larder.aio.connect(cluster.master, transports=["shm"], timeout_s=20) as store:
+        await store.put(key, b"data")
+        shm = store._open().mover.shm
+        read = shm.read
+
+        async def slow(*args: object) -> object:
+            await asyncio.sleep(3.2)
+            return await read(*args)
+
+        monkeypatch.setattr(shm, "read", slow)
+        with pytest.raises(larder.DeadlineExceeded):
+            await store.get(key)
+
+
+async def test_a_cancelled_put_is_aborted(cluster: Cluster, key: str) -> None:
+    async with larder.aio.connect(cluster.master, timeout_s=10) as store:
+        started = asyncio.Event()
+        master = store._open().master
+
+        async def never(*args: object, **kwargs: object) -> None:
+            await asyncio.Event().wait()
+
+        master.put_end = never  # type: ignore[method-assign]
+        putting = asyncio.create_task(store.put_many([key], [bytes(MIB)], started=started.set))
+        await started.wait()
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+        for _ in range(100):
+            status = await master.status(deadline=time.monotonic() + 5)
+            if not status.writes_in_flight:
+                return
+            await asyncio.sleep(0.05)
+        pytest.fail("the write is still open")
+
+
+def test_match_waits_for_a_put_under_way(cluster: Cluster) -> None:
+    with larder.connect(cluster.master) as store:
+        store.put("first", b"data")
+        assert store.match(["first", "second"], wait_s=5.0) == 1  # nobody writes it: nothing to wait for
+        found: list[int] = []
+        reader = threading.Thread(target=lambda: found.append(store.match(["first", "second"], wait_s=5.0)))
+
+        def begun() -> None:
+            reader.start()
+            time.sleep(0.5)
+
+        with larder.connect(cluster.master) as writer:
+            writer.put_many(["second"], [b"data"], started=begun)
+        reader.join(5)
+        assert found == [2]
+
+
+def test_batches_beyond_one_calls_limit_are_split(cluster: Cluster) -> None:
+    with larder.connect(cluster.master, timeout_s=60) as store:
+        keys = [f"key-{index:06d}" for index in range(20_000)]
+        calls: list[int] = []
+        results = store.put_many(keys, [key.encode() for key in keys], started=lambda: calls.append(1))
+        assert calls == [1]
+        assert all(isinstance(result, larder.PutResult) for result in results)
+        assert store.match([*keys, "missing"]) == 20_000
+        assert store.exists([*keys, "missing"]) == [True] * 20_000 + [False]
+        assert store.get_many([*keys, "missing"]) == [*(key.encode() for key in keys), None]
+
+
+SCRIPTS = {
+    "without closing": """
+import larder, sys
+store = larder.connect(sys.argv[1], transports=[sys.argv[2]])
+store.put("exit", b"data" * 1000)
+assert store.get("exit") == b"data" * 1000
+""",
+    "with a call under way": """
+import larder, sys, threading, time
+store = larder.connect(sys.argv[1], transports=[sys.argv[2]], timeout_s=30)
+store.put("exit-2", b"data" * 1000)
+def work():
+    while store.get("exit-2"):
+        pass
+def quietly():
+    try:
+        work()
+    except larder.StoreClosed:
+        pass
+threading.Thread(target=quietly, daemon=True).start()
+time.sleep(0.3)
+""",
+    "after a fork": """
+import larder, os, sys
+store = larder.connect(sys.argv[1], transports=[sys.argv[2]])
+if os.fork() == 0:
+    store.put("forked", b"data")  # not used before the fork: it is the child's own
+    os._exit(0 if store.get("forked") == b"data" else 1)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+assert store.get("forked") == b"data"
+if os.fork() == 0:
+    try:
+        store.get("forked")
+    except larder.Unavailable as error:
+        os._exit(0 if "fork" in str(error) else 1)
+    os._exit(1)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+assert store.get("forked") == b"data"
+""",
+}
+
+
+@pytest.mark.parametrize("transport", ["shm", "engine"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_process_ends_in_peace(cluster: Cluster, name: str, transport: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPTS[name], cluster.master, transport],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
