@@ -70,11 +70,13 @@ def compare(sources: Buffers, destinations: Buffers) -> None:
 
 
 class Mover(Protocol):
-    """`put` and `get` are timed. `get` brings what the last `put` put; `begin`, before a put, ends the one before."""
+    """`put` and `get` are timed. `begin` makes ready for a put of so many buffers, `end` lets go of what was put."""
 
     name: str
 
     def begin(self, count: int, size: int) -> None: ...
+
+    def end(self) -> None: ...
 
     def put(self, sources: Buffers) -> None: ...
 
@@ -90,6 +92,9 @@ class Limit:
     """What movers without a store have in common: nothing to begin, nothing to end."""
 
     def begin(self, count: int, size: int) -> None:
+        pass
+
+    def end(self) -> None:
         pass
 
     def check(self, sources: Buffers, destinations: Buffers) -> None:

@@ -88,6 +88,7 @@ def measure(sizes: Sequence[int], rounds: int, *, pool: str, work_dir: Path, say
                         destination.fill(0)
                         _visit(mover, sources, destinations, size, warming)
                         mover.check(sources, destinations)
+                    mover.end()
     return dict(measured)
 
 
@@ -123,6 +124,7 @@ def _visit(mover: Mover, sources: Buffers, destinations: Buffers, size: int, mea
         mover.begin(1, size)
         put.single_s.append(_timed(mover.put, sources.one(index)))
         get.single_s.append(_timed(mover.get, destinations.one(index)))
+        mover.end()
     mover.begin(len(sources), size)
     put.gbps_by_round.append(sources.total_bytes / 1e9 / _timed(mover.put, sources))
     get.gbps_by_round.append(sources.total_bytes / 1e9 / _timed(mover.get, destinations))
