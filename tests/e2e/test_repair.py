@@ -76,3 +76,25 @@ def test_a_killed_nodes_copies_are_made_again_and_no_reader_notices(
         assert metric(cluster.metrics["master"], "larder_master_repaired_copies_total") > 0
         assert metric(cluster.metrics["master"], "larder_master_repairs_pending") == 0
         print(f"{transports}: repaired after {repaired_s:.1f} s, slowest get {slowest_s[0] * 1000:.0f} ms")
+
+
+@pytest.mark.parametrize("copies_wanted", [1, 2])
+@pytest.mark.parametrize("transports", [("shm", "engine"), ("engine",)])
+def test_writers_do_not_notice_that_a_node_is_killed(
+    cluster: Cluster, transports: tuple[str, ...], copies_wanted: int
+) -> None:
+    with larder.connect(cluster.master, transports=transports) as store:
+        begun = time.monotonic()
+        killed = False
+        slowest_s = 0.0
+        number = 0
+        while (now := time.monotonic()) < begun + 4.0:
+            if not killed and now > begun + 1.0:
+                cluster.processes["node-2"].kill()
+                killed = True
+            key = b"w-%d" % number
+            assert store.put(key, value(key), copies=copies_wanted).copies >= 1
+            slowest_s = max(slowest_s, time.monotonic() - now)
+            number += 1
+    assert slowest_s < 2.0
+    print(f"{transports}, copies={copies_wanted}: {number} puts, slowest {slowest_s * 1000:.0f} ms")
