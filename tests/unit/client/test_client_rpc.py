@@ -1,0 +1,179 @@
+"""Calls to a master that misbehaves: what is sent again, and which error comes out, against a real gRPC server."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from larder.errors import InvalidArgument, LarderError, NoSpace, StoreClosed, Unavailable
+from larder.places import Fault
+from larder.rpc import BadCopy, MasterClient
+from larder.stats import Stats
+from larder.v1 import master_pb2 as pb
+from larder.v1 import master_pb2_grpc
+from larder.v1.types_pb2 import Places, Result
+
+Code = grpc.StatusCode
+
+
+class Master(master_pb2_grpc.MasterServicer):
+    """Answers each call with the next of its script: a status code, or a reply."""
+
+    def __init__(self) -> None:
+        self.script: list[Any] = []
+        self.requests: list[Any] = []
+
+    async def _answer(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if isinstance(answer, grpc.StatusCode):
+            await context.abort(answer, "scripted")
+        return answer
+
+    PutStart = PutEnd = PutAbort = Lookup = Match = Exists = Remove = Report = List = Status = _answer
+
+
+@pytest.fixture
+async def master() -> AsyncIterator[Master]:
+    master, server = Master(), grpc.aio.server()
+    master_pb2_grpc.add_MasterServicer_to_server(master, server)
+    master.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    yield master
+    await server.stop(None)
+
+
+@pytest.fixture
+async def client(master: Any) -> AsyncIterator[MasterClient]:
+    client = MasterClient([master.address], Stats())
+    yield client
+    await client.close()
+
+
+def soon(seconds: float = 5.0) -> float:
+    return time.monotonic() + seconds
+
+
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED])
+async def test_a_passing_failure_is_sent_again_with_the_same_request_id(
+    master: Master, client: MasterClient, code: grpc.StatusCode
+) -> None:
+    master.script = [code, code, pb.RemoveReply(results=[Result.RESULT_OK])]
+    assert await client.remove([b"key"], deadline=soon()) == [True]
+    assert len(master.requests) == 3
+    assert len({request.request_id for request in master.requests}) == 1
+    assert len(master.requests[0].request_id) == 16
+    assert client._stats.as_dict() == {"rpc_retries": 2}
+    await client.remove([b"key"], deadline=soon())
+    assert len({request.request_id for request in master.requests}) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "calls"),
+    [
+        (Code.UNAVAILABLE, Unavailable, "many"),
+        (Code.RESOURCE_EXHAUSTED, Unavailable, "many"),
+        (Code.INVALID_ARGUMENT, InvalidArgument, "one"),
+        (Code.INTERNAL, Unavailable, "one"),
+        (Code.UNIMPLEMENTED, Unavailable, "one"),
+        (Code.DEADLINE_EXCEEDED, Unavailable, "one"),
+    ],
+)
+async def test_what_a_status_means(
+    master: Master, client: MasterClient, code: grpc.StatusCode, kind: type[LarderError], calls: str
+) -> None:
+    master.script = [code]
+    begun = time.monotonic()
+    with pytest.raises(kind, match="scripted|in time"):
+        await client.match([b"key"], wait_s=0, deadline=soon(0.5))
+    assert (len(master.requests) > 1) == (calls == "many")
+    assert time.monotonic() - begun < 1.0
+
+
+async def test_an_overloaded_master_takes_no_puts(master: Master, client: MasterClient) -> None:
+    master.script = [Code.RESOURCE_EXHAUSTED]
+    with pytest.raises(NoSpace, match="no more puts"):
+        await client.put_start([b"key"], [1], copies=1, depths=[], deadline=soon(0.3))
+
+
+async def test_a_silent_master_is_unavailable_in_time(master: Master, client: MasterClient) -> None:
+    import asyncio
+
+    class Silent:
+        pass
+
+    async def never(request: Any, context: Any) -> Any:
+        await asyncio.sleep(60)
+
+    master.script = [Silent()]
+    master._answer = never  # type: ignore[method-assign]
+    begun = time.monotonic()
+    with pytest.raises(Unavailable):
+        await client.exists([b"key"], deadline=soon(0.4))
+    assert time.monotonic() - begun < 1.5
+
+
+async def test_the_other_address_is_tried(master: Any) -> None:
+    client = MasterClient(["127.0.0.1:1", master.address], Stats())
+    master.script = [pb.MatchReply(matched=3)]
+    assert await client.match([b"key"], wait_s=0, deadline=soon()) == 3
+    assert await client.match([b"key"], wait_s=0, deadline=soon()) == 3  # and kept
+    assert client._stats.as_dict() == {"rpc_retries": 1}
+    await client.close()
+
+
+async def test_a_closed_client_says_so(master: Master, client: MasterClient) -> None:
+    await client.close()
+    with pytest.raises(StoreClosed):
+        await client.match([b"key"], wait_s=0, deadline=soon())
+
+
+async def test_times_count_from_before_the_request(master: Master, client: MasterClient) -> None:
+    before = time.monotonic()
+    master.script = [
+        pb.LookupReply(results=[Result.RESULT_MISS], sizes=[0], places=Places(slice_counts=[0]), lease_ms=4000)
+    ]
+    found = await client.lookup([b"key"], deadline=soon())
+    assert before + 4 <= found.until <= time.monotonic() + 4
+    master.script = [
+        pb.PutStartReply(
+            results=[Result.RESULT_EXISTS], write_ids=[0], places=Places(slice_counts=[0]), write_ttl_ms=9000
+        )
+    ]
+    before = time.monotonic()
+    started = await client.put_start([b"key"], [1], copies=1, depths=[], deadline=soon(4))
+    assert before + 9 <= started.until <= time.monotonic() + 9
+    assert 2500 <= master.requests[-1].wait_ms <= 3000  # the rest of the time is for the bytes
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pb.LookupReply(
+            results=[Result.RESULT_OK],
+            sizes=[5],
+            places=Places(slice_counts=[1], slice_lengths=[4], checksums=[0], copy_counts=[0]),
+        ),
+        pb.LookupReply(results=[Result.RESULT_OK], sizes=[0], places=Places(slice_counts=[0])),
+        pb.LookupReply(results=[Result.RESULT_MISS], sizes=[5], places=Places(slice_counts=[0])),
+    ],
+)
+async def test_an_answer_that_contradicts_itself_is_an_error(master: Master, client: MasterClient, reply: Any) -> None:
+    master.script = [reply]
+    with pytest.raises(LarderError, match="contradicts itself"):
+        await client.lookup([b"key"], deadline=soon())
+
+
+async def test_columns_of_put_end_and_report(master: Master, client: MasterClient) -> None:
+    master.script = [pb.PutEndReply(results=[Result.RESULT_OK] * 2, copies=[1, 2]), pb.ReportReply(dropped=1)]
+    ended = await client.put_end([7, 8], [[1, 2], [3]], [(0, 1, 1), (1, 0, 0)], deadline=soon())
+    assert list(ended.copies) == [1, 2]
+    sent = master.requests[0]
+    assert (list(sent.write_ids), list(sent.slice_counts), list(sent.checksums)) == ([7, 8], [2, 1], [1, 2, 3])
+    assert list(zip(sent.failed_writes, sent.failed_slices, sent.failed_copies, strict=True)) == [(0, 1, 1), (1, 0, 0)]
+    bad = [BadCopy(b"k", 2, 3, 4, Fault.CORRUPT), BadCopy(b"key", 5, 6, 7, Fault.STALLED)]
+    assert await client.report(bad, deadline=soon()) == 1
+    sent = master.requests[1]
+    assert list(sent.faults) == [pb.FAULT_CORRUPT, pb.FAULT_UNREACHABLE]
+    assert (list(sent.slices), list(sent.segment_ids), list(sent.offsets)) == ([2, 5], [3, 6], [4, 7])
