@@ -17,6 +17,7 @@ NODES = ("node-1", "node-2", "node-3")
 KEYS = [b"key-%03d" % i for i in range(60)]
 SIZE = 256 * 1024
 REPAIRED_S = 10.0
+SLOWEST_S = 2.0
 
 
 def value(key: bytes) -> bytes:
@@ -38,41 +39,88 @@ def copies(cluster: Cluster) -> list[int]:
         return list(master_pb2_grpc.MasterStub(channel).List(master_pb2.ListRequest(limit=1000), timeout=5).copies)
 
 
+class Reader(threading.Thread):
+    """Gets every key again and again, and notes what was not right."""
+
+    def __init__(self, store: larder.Store) -> None:
+        super().__init__()
+        self.store = store
+        self.wrong: list[tuple[bytes, object]] = []
+        self.slowest_s = 0.0
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            for key in KEYS:
+                begun = time.monotonic()
+                try:
+                    got: object = self.store.get(key)
+                except larder.LarderError as error:
+                    got = error
+                self.slowest_s = max(self.slowest_s, time.monotonic() - begun)
+                if got != value(key):
+                    self.wrong.append((key, "other bytes" if isinstance(got, bytes) else got))
+
+
 @pytest.mark.parametrize("transports", [("shm", "engine"), ("engine",)])
-def test_a_killed_nodes_copies_are_made_again_and_no_reader_notices(
-    cluster: Cluster, transports: tuple[str, ...]
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+def test_a_lost_nodes_copies_are_made_again_and_no_reader_notices(
+    cluster: Cluster, transports: tuple[str, ...], fault: str
 ) -> None:
     with larder.connect(cluster.master, transports=transports) as store:
         results = store.put_many(KEYS, [value(key) for key in KEYS], copies=2)
         assert [result for result in results if result != larder.PutResult(2, False)] == []
-        wrong: list[tuple[bytes, object]] = []
-        slowest_s = [0.0]
-        stop = threading.Event()
-
-        def read() -> None:
-            while not stop.is_set():
-                for key in KEYS:
-                    begun = time.monotonic()
-                    try:
-                        got: object = store.get(key)
-                    except larder.LarderError as error:
-                        got = error
-                    slowest_s[0] = max(slowest_s[0], time.monotonic() - begun)
-                    if got != value(key):
-                        wrong.append((key, got if not isinstance(got, bytes) else "other bytes"))
-
-        reader = threading.Thread(target=read)
+        reader = Reader(store)
         reader.start()
         time.sleep(0.5)
-        cluster.processes["node-1"].kill()
-        killed = time.monotonic()
-        while min(copies(cluster)) < 2 or len(copies(cluster)) < len(KEYS):
-            assert time.monotonic() - killed < REPAIRED_S, copies(cluster)
+        getattr(cluster.processes["node-1"], fault)()
+        lost_at = time.monotonic()
+        time.sleep(0.3)
+        while min(copies(cluster), default=0) < 2 or not repaired_copies(cluster):
+            assert time.monotonic() - lost_at < REPAIRED_S, copies(cluster)
             time.sleep(0.1)
-        repaired_s = time.monotonic() - killed
-        stop.set()
+        repaired_s = time.monotonic() - lost_at
+        reader.stop.set()
         reader.join()
-        assert wrong == []
-        assert metric(cluster.metrics["master"], "larder_master_repaired_copies_total") > 0
+        assert reader.wrong == []
+        assert reader.slowest_s < SLOWEST_S
+        assert len(copies(cluster)) == len(KEYS)
         assert metric(cluster.metrics["master"], "larder_master_repairs_pending") == 0
-        print(f"{transports}: repaired after {repaired_s:.1f} s, slowest get {slowest_s[0] * 1000:.0f} ms")
+        print(f"{fault}, {transports}: repaired after {repaired_s:.1f} s, slowest get {reader.slowest_s * 1000:.0f} ms")
+        if fault == "pause":
+            cluster.processes["node-1"].resume()
+            await_trim(cluster)
+
+
+def repaired_copies(cluster: Cluster) -> float:
+    return metric(cluster.metrics["master"], "larder_master_repaired_copies_total")
+
+
+def await_trim(cluster: Cluster) -> None:
+    """The node is back, and what was made elsewhere meanwhile is surplus."""
+    until = time.monotonic() + REPAIRED_S
+    while set(copies(cluster)) != {2}:
+        assert time.monotonic() < until, copies(cluster)
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("copies_wanted", [1, 2])
+@pytest.mark.parametrize("transports", [("shm", "engine"), ("engine",)])
+def test_writers_do_not_notice_that_a_node_is_killed(
+    cluster: Cluster, transports: tuple[str, ...], copies_wanted: int
+) -> None:
+    with larder.connect(cluster.master, transports=transports) as store:
+        begun = time.monotonic()
+        killed = False
+        slowest_s = 0.0
+        number = 0
+        while (now := time.monotonic()) < begun + 4.0:
+            if not killed and now > begun + 1.0:
+                cluster.processes["node-2"].kill()
+                killed = True
+            key = b"w-%d" % number
+            assert store.put(key, value(key), copies=copies_wanted).copies >= 1
+            slowest_s = max(slowest_s, time.monotonic() - now)
+            number += 1
+    assert slowest_s < 2.0
+    print(f"{transports}, copies={copies_wanted}: {number} puts, slowest {slowest_s * 1000:.0f} ms")

@@ -24,6 +24,8 @@ from larder.v1.types_pb2 import Result
 _OK, _EXISTS, _NO_SPACE = int(Result.RESULT_OK), int(Result.RESULT_EXISTS), int(Result.RESULT_NO_SPACE)
 _TOO_LARGE, _UNKNOWN_WRITE = int(Result.RESULT_TOO_LARGE), int(Result.RESULT_UNKNOWN_WRITE)
 
+ATTEMPTS: Final = 3
+"""Of one key in one call: the later ones where its node was lost."""
 END_SHARE: Final = 0.1
 """Of the time left once the places are known, what is kept for PutEnd."""
 
@@ -90,8 +92,39 @@ class Putter:
         started: Callable[[], None] | None,
         deadline: float,
     ) -> list[PutResult | LarderError]:
-        """Per key the result or the error. Raises where nothing was stored."""
+        """Per key the result or the error. Raises where nothing was stored.
+
+        What was lost with its node is put again, elsewhere, while the deadline allows.
+        """
         begun = time.monotonic()
+        answers = await self._attempt(keys, memories, copies, depths, started, deadline)
+        for _ in range(ATTEMPTS - 1):
+            lost = [index for index, answer in enumerate(answers) if isinstance(answer, WriteFailed)]
+            if not lost or time.monotonic() >= deadline:
+                break
+            self._stats.add("put_retries", len(lost))
+            again = await self._attempt(
+                [keys[index] for index in lost],
+                [memories[index] for index in lost],
+                copies,
+                [depths[index] for index in lost] if depths else (),
+                None,
+                deadline,
+            )
+            for index, answer in zip(lost, again, strict=True):
+                answers[index] = answer
+        self._count(memories, answers, time.monotonic() - begun)
+        return answers
+
+    async def _attempt(
+        self,
+        keys: Sequence[bytes],
+        memories: Sequence[Memory],
+        copies: int,
+        depths: Sequence[int],
+        started: Callable[[], None] | None,
+        deadline: float,
+    ) -> list[PutResult | LarderError]:
         answers: list[PutResult | LarderError] = [LarderError("not put")] * len(keys)
         writes: list[_Write] = []
         try:
@@ -107,7 +140,6 @@ class Putter:
             self._background.abort([write.write_id for write in writes])
             raise
         await self._end(writes, deadline, answers)
-        self._count(memories, answers, time.monotonic() - begun)
         return answers
 
     # ---- start -----------------------------------------------------------------------------------
