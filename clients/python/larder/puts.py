@@ -112,7 +112,8 @@ class Putter:
                 deadline,
             )
             for index, answer in zip(lost, again, strict=True):
-                answers[index] = answer
+                if isinstance(answer, PutResult):  # else the first error tells more: a lost node, not a full one
+                    answers[index] = answer
         self._count(memories, answers, time.monotonic() - begun)
         return answers
 
