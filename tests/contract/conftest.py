@@ -1,10 +1,15 @@
-"""A real master and two real storage nodes for the contracts. Shared; who kills a part starts a cluster of his own."""
+"""Real clusters and real engines for the contracts. Shared; who kills, freezes or fills a part has one of his own."""
 
+import contextlib
+import tempfile
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from demo.cluster import Cluster
+from tests.contract.peers import Peer
 
 NODES = ("node-1", "node-2")
 
@@ -18,3 +23,54 @@ def store_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
             cluster.start_node(node, dram="256MB")
         cluster.wait_ready()
         yield cluster
+
+
+@contextlib.contextmanager
+def _short_leases(path: Path) -> Iterator[Cluster]:
+    """Leases of 3 s, two nodes of 64 MB."""
+    with Cluster(path) as cluster:
+        cluster.start_master("--lease-ms", "3000")
+        for node in NODES:
+            cluster.start_node(node, dram="64MB")
+        cluster.wait_ready()
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with _short_leases(tmp_path_factory.mktemp("shared")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[Cluster]:
+    """To be broken."""
+    with _short_leases(tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def key() -> str:
+    """One that nobody else has."""
+    return uuid.uuid4().hex
+
+
+@pytest.fixture(scope="session")
+def pool_dir() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="larder-", dir="/dev/shm") as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="session")
+def shared_peer(pool_dir: Path) -> Iterator[Peer]:
+    peer = Peer(pool_dir / "shared.pool")
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+def peer(pool_dir: Path) -> Iterator[Peer]:
+    """For those who kill or freeze it."""
+    peer = Peer(pool_dir / "own.pool")
+    yield peer
+    peer.close()

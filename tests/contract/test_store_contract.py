@@ -5,7 +5,6 @@ What only a real store can do (fail over, run out of leases, lose its master) is
 
 import os
 import threading
-import uuid
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -39,63 +38,57 @@ def open_aio(request: pytest.FixtureRequest) -> Any:
     return lambda: larder.aio.connect(master, transports=[request.param])
 
 
-@pytest.fixture
-def name() -> str:
-    """A prefix no other test's keys have."""
-    return uuid.uuid4().hex
-
-
 SIZES = (1, 2, 4095, 65_536, 65_537, MIB - 1, MIB, MIB + 1, 5 * MIB + 3)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_what_was_put_is_got(store: Any, name: str, size: int) -> None:
+def test_what_was_put_is_got(store: Any, key: str, size: int) -> None:
     data = os.urandom(size)
-    assert store.put(name, data) == larder.PutResult(copies=1, existed=False)
-    assert store.get(name) == data
+    assert store.put(key, data) == larder.PutResult(copies=1, existed=False)
+    assert store.get(key) == data
     buffer = bytearray(size)
-    assert store.get_into(name, buffer) == size
+    assert store.get_into(key, buffer) == size
     assert buffer == data
-    with store.view(name) as memory:
+    with store.view(key) as memory:
         assert memory == data
 
 
-def test_a_miss_is_none_everywhere(store: Any, name: str) -> None:
-    assert store.get(name) is None
-    assert store.get_into(name, bytearray(8)) is None
-    assert store.get_tensor(name) is None
-    assert store.get_many([name, name]) == [None, None]
-    assert store.get_many_into([name], [bytearray(8)]) == [None]
-    assert store.match([name]) == 0
-    assert store.exists([name]) == [False]
-    assert store.remove(name) is False
-    with store.view(name) as memory:
+def test_a_miss_is_none_everywhere(store: Any, key: str) -> None:
+    assert store.get(key) is None
+    assert store.get_into(key, bytearray(8)) is None
+    assert store.get_tensor(key) is None
+    assert store.get_many([key, key]) == [None, None]
+    assert store.get_many_into([key], [bytearray(8)]) == [None]
+    assert store.match([key]) == 0
+    assert store.exists([key]) == [False]
+    assert store.remove(key) is False
+    with store.view(key) as memory:
         assert memory is None
 
 
-def test_an_object_never_changes(store: Any, name: str) -> None:
-    store.put(name, b"first")
-    assert store.put(name, b"second, longer") == larder.PutResult(copies=0, existed=True)
-    assert store.get(name) == b"first"
+def test_an_object_never_changes(store: Any, key: str) -> None:
+    store.put(key, b"first")
+    assert store.put(key, b"second, longer") == larder.PutResult(copies=0, existed=True)
+    assert store.get(key) == b"first"
 
 
-def test_two_copies_on_two_nodes_and_no_more(store: Any, name: str) -> None:
-    assert store.put(name + "2", b"data", copies=2).copies == 2
-    assert store.put(name + "3", b"data", copies=3).copies == 2
+def test_two_copies_on_two_nodes_and_no_more(store: Any, key: str) -> None:
+    assert store.put(key + "2", b"data", copies=2).copies == 2
+    assert store.put(key + "3", b"data", copies=3).copies == 2
 
 
-def test_remove_forgets(store: Any, name: str) -> None:
-    store.put(name, b"data")
-    assert store.remove(name) is True
-    assert store.get(name) is None
-    assert store.remove(name) is False
-    store.put(name, b"again")
-    assert store.get(name) == b"again"
+def test_remove_forgets(store: Any, key: str) -> None:
+    store.put(key, b"data")
+    assert store.remove(key) is True
+    assert store.get(key) is None
+    assert store.remove(key) is False
+    store.put(key, b"again")
+    assert store.get(key) == b"again"
 
 
-def test_keys_are_bytes_and_text_alike(store: Any, name: str) -> None:
-    store.put(name + "ü", b"data")
-    assert store.get((name + "ü").encode()) == b"data"
+def test_keys_are_bytes_and_text_alike(store: Any, key: str) -> None:
+    store.put(key + "ü", b"data")
+    assert store.get((key + "ü").encode()) == b"data"
     longest = os.urandom(1024)
     store.put(longest, b"long")
     assert store.get(longest) == b"long"
@@ -122,7 +115,7 @@ def test_one_key_is_no_list(store: Any) -> None:
             call("key")
 
 
-def test_bad_buffers_to_put(store: Any, name: str) -> None:
+def test_bad_buffers_to_put(store: Any, key: str) -> None:
     cases = {
         "0 bytes": b"",
         "contiguous": memoryview(bytes(16))[::2],
@@ -131,34 +124,34 @@ def test_bad_buffers_to_put(store: Any, name: str) -> None:
     }
     for said, buffer in cases.items():
         with pytest.raises(larder.InvalidArgument, match=said) as caught:
-            store.put(name, buffer)
-        assert name in str(caught.value)
-    assert store.exists([name]) == [False]
+            store.put(key, buffer)
+        assert key in str(caught.value)
+    assert store.exists([key]) == [False]
 
 
-def test_bad_buffers_to_get_into(store: Any, name: str) -> None:
-    store.put(name, b"0123456789")
+def test_bad_buffers_to_get_into(store: Any, key: str) -> None:
+    store.put(key, b"0123456789")
     for wrong in (bytearray(9), bytearray(11), [bytearray(5), bytearray(4)]):
         with pytest.raises(larder.InvalidArgument, match="10 are wanted") as caught:
-            store.get_into(name, wrong)
-        assert name in str(caught.value)
+            store.get_into(key, wrong)
+        assert key in str(caught.value)
     with pytest.raises(larder.InvalidArgument, match="read-only"):
-        store.get_into(name, bytes(10))
+        store.get_into(key, bytes(10))
     with pytest.raises(larder.InvalidArgument, match="contiguous"):
-        store.get_into(name, memoryview(bytearray(20))[::2])
+        store.get_into(key, memoryview(bytearray(20))[::2])
 
 
-def test_bad_batches(store: Any, name: str) -> None:
+def test_bad_batches(store: Any, key: str) -> None:
     with pytest.raises(larder.InvalidArgument, match="1 buffers for 2 keys"):
-        store.put_many([name, name + "b"], [b"data"])
+        store.put_many([key, key + "b"], [b"data"])
     with pytest.raises(larder.InvalidArgument, match="0 buffers for 1 keys"):
-        store.get_many_into([name], [])
+        store.get_many_into([key], [])
     with pytest.raises(larder.InvalidArgument, match="depths"):
-        store.put_many([name], [b"data"], depths=[1, 2])
+        store.put_many([key], [b"data"], depths=[1, 2])
     for copies in (0, -1, 17, True, "2"):
         with pytest.raises(larder.InvalidArgument, match="copies"):
-            store.put(name, b"data", copies=copies)
-    assert store.exists([name]) == [False]
+            store.put(key, b"data", copies=copies)
+    assert store.exists([key]) == [False]
 
 
 def test_empty_batches(store: Any) -> None:
@@ -169,20 +162,20 @@ def test_empty_batches(store: Any) -> None:
     assert store.exists([]) == []
 
 
-def test_batches_answer_in_order(store: Any, name: str) -> None:
-    keys = [f"{name}-{index}" for index in range(300)]
+def test_batches_answer_in_order(store: Any, key: str) -> None:
+    keys = [f"{key}-{index}" for index in range(300)]
     data = [os.urandom(1 + 977 * index) for index in range(300)]
     store.put(keys[7], data[7])
     results = store.put_many(keys, data, depths=range(300))
     assert [result.existed for result in results] == [index == 7 for index in range(300)]
-    assert store.get_many([*keys, name]) == [*data, None]
-    assert store.exists([keys[299], name, keys[0]]) == [True, False, True]
-    assert store.match([*keys, name]) == 300
-    assert store.match([keys[0], name, keys[1]]) == 1
+    assert store.get_many([*keys, key]) == [*data, None]
+    assert store.exists([keys[299], key, keys[0]]) == [True, False, True]
+    assert store.match([*keys, key]) == 300
+    assert store.match([keys[0], key, keys[1]]) == 1
 
 
-def test_per_key_errors_stand_in_their_places(store: Any, name: str) -> None:
-    keys = [name + "a", name + "b", name + "c"]
+def test_per_key_errors_stand_in_their_places(store: Any, key: str) -> None:
+    keys = [key + "a", key + "b", key + "c"]
     store.put_many(keys[:2], [b"aaaa", b"bbbb"])
     first = bytearray(4)
     answers = store.get_many_into(keys, [first, bytearray(3), bytearray(4)])
@@ -193,46 +186,46 @@ def test_per_key_errors_stand_in_their_places(store: Any, name: str) -> None:
     assert answers[2] is None
 
 
-def test_gather_and_scatter(store: Any, name: str) -> None:
+def test_gather_and_scatter(store: Any, key: str) -> None:
     data = os.urandom(3 * MIB + 10)
     cuts = [0, 1, 1, 70_000, MIB + 5, 2 * MIB, len(data)]
     pieces = [data[start:end] for start, end in pairwise(cuts)]
-    store.put_many([name], [pieces])
-    assert store.get(name) == data
+    store.put_many([key], [pieces])
+    assert store.get(key) == data
     targets = [bytearray(len(piece)) for piece in reversed(pieces)]
-    assert store.get_many_into([name], [targets]) == [len(data)]
+    assert store.get_many_into([key], [targets]) == [len(data)]
     assert b"".join(targets) == data
 
 
-def test_many_small_pieces(store: Any, name: str) -> None:
+def test_many_small_pieces(store: Any, key: str) -> None:
     pieces = [os.urandom(4096) for _ in range(200)]
-    store.put_many([name], [pieces])
+    store.put_many([key], [pieces])
     targets = [bytearray(4096) for _ in range(200)]
-    assert store.get_many_into([name], [targets]) == [200 * 4096]
+    assert store.get_many_into([key], [targets]) == [200 * 4096]
     assert targets == pieces
 
 
-def test_arrays_and_tensors_are_buffers(store: Any, name: str) -> None:
+def test_arrays_and_tensors_are_buffers(store: Any, key: str) -> None:
     torch = pytest.importorskip("torch")
     array = np.arange(1000, dtype=np.float64).reshape(10, 100)
-    store.put(name + "array", array)
-    assert store.get(name + "array") == array.tobytes()
+    store.put(key + "array", array)
+    assert store.get(key + "array") == array.tobytes()
     tensor = torch.randn(16, 33).to(torch.bfloat16)
-    store.put(name + "tensor", tensor)
+    store.put(key + "tensor", tensor)
     found = torch.zeros(16, 33, dtype=torch.bfloat16)
-    assert store.get_into(name + "tensor", found) == 16 * 33 * 2
+    assert store.get_into(key + "tensor", found) == 16 * 33 * 2
     assert torch.equal(found, tensor)
     with pytest.raises(larder.InvalidArgument, match="not contiguous"):
-        store.put(name, tensor.t())
+        store.put(key, tensor.t())
     with pytest.raises(larder.InvalidArgument, match="CPU tensor"):
-        store.put(name, torch.empty(4, device="meta"))
+        store.put(key, torch.empty(4, device="meta"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool", "float64"])
-def test_tensors_come_back_as_they_were(store: Any, name: str, dtype: str) -> None:
+def test_tensors_come_back_as_they_were(store: Any, key: str, dtype: str) -> None:
     torch = pytest.importorskip("torch")
     for shape in ((3, 1, 5), (), (7,), (0, 4)):
-        key = name + repr(shape)
+        key = key + repr(shape)
         tensor = (torch.rand(shape) * 100).to(getattr(torch, dtype))
         store.put_tensor(key, tensor)
         found = store.get_tensor(key)
@@ -241,59 +234,59 @@ def test_tensors_come_back_as_they_were(store: Any, name: str, dtype: str) -> No
         assert torch.equal(found, tensor)
 
 
-def test_what_is_no_tensor_is_refused(store: Any, name: str) -> None:
+def test_what_is_no_tensor_is_refused(store: Any, key: str) -> None:
     pytest.importorskip("torch")
     with pytest.raises(larder.InvalidArgument, match="torch tensor is wanted"):
-        store.put_tensor(name, b"bytes")
-    store.put(name, b"bytes" * 100)
+        store.put_tensor(key, b"bytes")
+    store.put(key, b"bytes" * 100)
     with pytest.raises(larder.InvalidArgument, match="put_tensor"):
-        store.get_tensor(name)
+        store.get_tensor(key)
 
 
-def test_started_is_called_once_before_the_objects_are_there(store: Any, name: str) -> None:
+def test_started_is_called_once_before_the_objects_are_there(store: Any, key: str) -> None:
     calls: list[int] = []
-    keys = [name + "a", name + "b"]
+    keys = [key + "a", key + "b"]
     store.put_many(keys, [b"data"] * 2, started=lambda: calls.append(1))
     assert calls == [1]
     with pytest.raises(RuntimeError, match="no"):
-        store.put_many([name + "c"], [b"data"], started=_refuse)
-    assert store.exists([*keys, name + "c"]) == [True, True, False]
+        store.put_many([key + "c"], [b"data"], started=_refuse)
+    assert store.exists([*keys, key + "c"]) == [True, True, False]
 
 
 def _refuse() -> None:
     raise RuntimeError("no")
 
 
-def test_a_view_is_read_only_and_ends_with_its_block(store: Any, name: str) -> None:
-    store.put(name, b"0123456789" * 1000)
-    with store.view(name) as memory:
+def test_a_view_is_read_only_and_ends_with_its_block(store: Any, key: str) -> None:
+    store.put(key, b"0123456789" * 1000)
+    with store.view(key) as memory:
         assert memory.readonly
         kept = memory
     with pytest.raises(ValueError, match="released"):
         kept[0]
-    with pytest.raises(KeyError), store.view(name):
+    with pytest.raises(KeyError), store.view(key):
         raise KeyError
 
 
-def test_registered_memory_is_read_and_written(store: Any, name: str) -> None:
+def test_registered_memory_is_read_and_written(store: Any, key: str) -> None:
     pool = bytearray(os.urandom(4 * MIB))
     store.register_buffer(pool)
     view = memoryview(pool)
-    store.put(name, view[: 2 * MIB])
-    assert store.get_into(name, view[2 * MIB :]) == 2 * MIB
+    store.put(key, view[: 2 * MIB])
+    assert store.get_into(key, view[2 * MIB :]) == 2 * MIB
     assert view[: 2 * MIB] == view[2 * MIB :]
     store.unregister_buffer(pool)
 
 
-def test_threads_may_share_a_store(store: Any, name: str) -> None:
+def test_threads_may_share_a_store(store: Any, key: str) -> None:
     wrong: list[str] = []
 
     def work(number: int) -> None:
         for turn in range(10):
-            key, data = f"{name}-{number}-{turn}", os.urandom(50_000)
-            store.put(key, data)
-            if store.get(key) != data:
-                wrong.append(key)
+            name, data = f"{key}-{number}-{turn}", os.urandom(50_000)
+            store.put(name, data)
+            if store.get(name) != data:
+                wrong.append(name)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -303,26 +296,26 @@ def test_threads_may_share_a_store(store: Any, name: str) -> None:
     assert wrong == []
 
 
-def test_stats_count(store: Any, name: str) -> None:
-    store.put(name, b"0123456789")
-    store.get_many([name, name + "missing"])
+def test_stats_count(store: Any, key: str) -> None:
+    store.put(key, b"0123456789")
+    store.get_many([key, key + "missing"])
     stats = store.stats()
     assert (stats["puts"], stats["gets"], stats["hits"], stats["misses"]) == (1, 2, 1, 1)
     assert (stats["put_bytes"], stats["get_bytes"]) == (10, 10)
 
 
-def test_a_closed_store_says_so(store: Any, name: str) -> None:
-    store.put(name, b"data")
+def test_a_closed_store_says_so(store: Any, key: str) -> None:
+    store.put(key, b"data")
     store.close()
     store.close()
-    for call in (lambda: store.get(name), lambda: store.put(name, b"data"), lambda: store.match([name])):
+    for call in (lambda: store.get(key), lambda: store.put(key, b"data"), lambda: store.match([key])):
         with pytest.raises(larder.StoreClosed):
             call()
 
 
-async def test_the_awaitable_store_has_the_same_names(open_aio: Any, name: str) -> None:
+async def test_the_awaitable_store_has_the_same_names(open_aio: Any, key: str) -> None:
     async with open_aio() as store:
-        keys = [f"{name}-{index}" for index in range(3)]
+        keys = [f"{key}-{index}" for index in range(3)]
         data = [os.urandom(MIB), b"b", b"c"]
         results = await store.put_many(keys, data, copies=2)
         assert [result.copies for result in results] == [2, 2, 2]
