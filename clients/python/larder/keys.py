@@ -27,6 +27,9 @@ def encode_keys(keys: Sequence[Key]) -> list[bytes]:
     """All keys' bytes; raises InvalidArgument, also for a single key in place of a list."""
     if isinstance(keys, str | bytes):
         raise InvalidArgument("a list of keys is wanted, not a single key")
+    lengths = set(map(len, keys)) if set(map(type, keys)) == {bytes} else {0}
+    if 0 < min(lengths) <= max(lengths) <= KEY_BYTES_MAX:
+        return list(keys)  # type: ignore[arg-type]  # all bytes, as a prompt's keys are: a call for each costs more
     return [encode_key(key) for key in keys]
 
 

@@ -1,5 +1,6 @@
 """Keys as a column, packed and unpacked. Used on both ends of every call that names keys."""
 
+import struct
 from collections.abc import Sequence
 
 from larder.v1 import types_pb2
@@ -12,9 +13,9 @@ class ColumnError(ValueError):
 def pack_keys(keys: Sequence[bytes]) -> types_pb2.Keys:
     """Keys end to end; of one size (the usual case: hashes) without a length each."""
     data = b"".join(keys)
-    width = len(keys[0]) if keys else 0
-    if width and len(data) == width * len(keys) and all(len(key) == width for key in keys):
-        return types_pb2.Keys(data=data, width=width)
+    lengths = set(map(len, keys))
+    if len(lengths) == 1 and data:
+        return types_pb2.Keys(data=data, width=lengths.pop())
     return types_pb2.Keys(data=data, lengths=[len(key) for key in keys])
 
 
@@ -24,7 +25,7 @@ def unpack_keys(column: types_pb2.Keys) -> list[bytes]:
     if width:
         if len(data) % width or column.lengths:
             raise ColumnError(f"keys: {len(data)} bytes are no whole number of keys of {width} bytes")
-        return [data[start : start + width] for start in range(0, len(data), width)]
+        return [key for (key,) in struct.iter_unpack(f"{width}s", data)]
     keys = []
     start = 0
     for length in column.lengths:

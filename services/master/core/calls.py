@@ -76,6 +76,8 @@ class Calls:
     def check_keys(self, keys: Sequence[bytes]) -> None:
         config = self.state.config
         self.check_batch(len(keys))
+        if all(0 < length <= config.key_bytes_max for length in set(map(len, keys))):
+            return
         for index, key in enumerate(keys):
             if not 0 < len(key) <= config.key_bytes_max:
                 raise Invalid(f"key {index} has {len(key)} bytes: give 1 to {config.key_bytes_max}")

@@ -6,6 +6,7 @@ anything alive.
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
@@ -96,10 +97,11 @@ class Reads:
     def _matched(self, keys: Sequence[bytes], start: int) -> int:
         """How many leading keys are readable, given that the first `start` are."""
         objects, readable = self.state.objects, self.state.readable
-        plain = all(segment.live for segment in self.state.segments.values())
+        if all(segment.live for segment in self.state.segments.values()):
+            return start + len(list(takewhile(objects.__contains__, keys[start:])))
         for index in range(start, len(keys)):
             obj = objects.get(keys[index])
-            if obj is None or not (plain or readable(obj)):
+            if obj is None or not readable(obj):
                 return index
         return len(keys)
 
