@@ -66,6 +66,12 @@ def test_a_miss_is_none_everywhere(store: Any, key: str) -> None:
         assert memory is None
 
 
+def test_a_key_twice_in_a_batch_is_stored_once(store: Any, key: str) -> None:
+    results = store.put_many([key, key], [b"data", b"data"])
+    assert sorted(result.existed for result in results) == [False, True]
+    assert store.get_many([key, key]) == [b"data", b"data"]
+
+
 def test_an_object_never_changes(store: Any, key: str) -> None:
     store.put(key, b"first")
     assert store.put(key, b"second, longer") == larder.PutResult(copies=0, existed=True)
@@ -148,6 +154,8 @@ def test_bad_batches(store: Any, key: str) -> None:
         store.get_many_into([key], [])
     with pytest.raises(larder.InvalidArgument, match="depths"):
         store.put_many([key], [b"data"], depths=[1, 2])
+    with pytest.raises(larder.InvalidArgument, match="depths"):
+        store.put_many([key], [b"data"], depths=[-1])
     for copies in (0, -1, 17, True, "2"):
         with pytest.raises(larder.InvalidArgument, match="copies"):
             store.put(key, b"data", copies=copies)
@@ -251,6 +259,13 @@ def test_started_is_called_once_before_the_objects_are_there(store: Any, key: st
     with pytest.raises(RuntimeError, match="no"):
         store.put_many([key + "c"], [b"data"], started=_refuse)
     assert store.exists([*keys, key + "c"]) == [True, True, False]
+
+
+def test_no_calls_from_the_callback(store: Any, key: str) -> None:
+    if isinstance(store, FakeStore):
+        pytest.skip("the fake has no thread to wait for")
+    with pytest.raises(larder.InvalidArgument, match="callback"):
+        store.put_many([key], [b"data"], started=lambda: store.get(key))
 
 
 def _refuse() -> None:

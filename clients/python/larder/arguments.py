@@ -23,6 +23,8 @@ def check_put(
         raise InvalidArgument(f"copies is {copies!r}: 1 to {COPIES_MAX} are wanted")
     if depths is not None and len(depths) != len(names):
         raise InvalidArgument(f"{len(depths)} depths for {len(names)} keys: one each is wanted")
+    if depths and not 0 <= min(depths) <= max(depths) < 2**32:
+        raise InvalidArgument(f"depths from {min(depths)} to {max(depths)}: 0 to {2**32 - 1} are wanted")
     return names, memories
 
 

@@ -103,14 +103,17 @@ class Putter:
             if not lost or time.monotonic() >= deadline:
                 break
             self._stats.add("put_retries", len(lost))
-            again = await self._attempt(
-                [keys[index] for index in lost],
-                [memories[index] for index in lost],
-                copies,
-                [depths[index] for index in lost] if depths else (),
-                None,
-                deadline,
-            )
+            try:
+                again = await self._attempt(
+                    [keys[index] for index in lost],
+                    [memories[index] for index in lost],
+                    copies,
+                    [depths[index] for index in lost] if depths else (),
+                    None,
+                    deadline,
+                )
+            except LarderError:
+                break  # the others were stored: the answers say so, and why these were not
             for index, answer in zip(lost, again, strict=True):
                 if isinstance(answer, PutResult):  # else the first error tells more: a lost node, not a full one
                     answers[index] = answer

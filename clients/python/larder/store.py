@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, Final, Self, TypeVar
 
 from larder import aio
-from larder.errors import LarderError, StoreClosed, Unavailable
+from larder.errors import InvalidArgument, LarderError, StoreClosed, Unavailable
 from larder.keys import Key
 from larder.options import Options, resolve
 from larder.puts import PutResult
@@ -161,6 +161,9 @@ class Store:
         await asyncio.gather(*calls, return_exceptions=True)
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        if threading.current_thread() is self._thread:
+            call.close()
+            raise InvalidArgument("this thread carries out the store's calls: call from another, not from a callback")
         try:
             future = asyncio.run_coroutine_threadsafe(call, self._running_loop())
         except BaseException:

@@ -13,7 +13,7 @@ from larder.gets import Getter, Landing
 from larder.memory import destination, fresh_bytes, source, view_at
 from larder.mover import Mover
 from larder.places import Copy, Fault, Segment, Slice
-from larder.puts import PutResult, Putter
+from larder.puts import ATTEMPTS, PutResult, Putter
 from larder.rpc import BadCopy, Ended, Found, Started
 from larder.stats import Stats
 from larder.transports import Move, Reach
@@ -285,7 +285,16 @@ async def test_a_slice_without_any_copy_is_aborted() -> None:
     answer = await World(master, engine).put()
     assert isinstance(answer, WriteFailed)
     assert (answer.key, answer.node) == (b"key", "b")
-    assert (master.ended, master.aborted) == ([], [1])
+    assert (master.ended, master.aborted) == ([], [1] * ATTEMPTS)
+
+
+async def test_what_was_lost_is_put_again() -> None:
+    engine = ScriptedTransport(
+        "engine", everywhere("a"), lambda s, m: Fault.UNREACHABLE if len(engine.asked) < 2 else None
+    )
+    master = Master([Slice(10, 0, copies(A))])
+    assert await World(master, engine).put() == PutResult(copies=1, existed=False)
+    assert (len(master.ended), master.aborted) == (1, [1])
 
 
 async def test_nothing_is_left_counted_as_under_way() -> None:

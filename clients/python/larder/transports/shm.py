@@ -29,6 +29,7 @@ JOB_BYTES: Final = 4 * 2**20
 RECHECK_S: Final = 5.0
 """How often the file system is asked again: for files not found, and for mapped files that are gone."""
 _POPULATE_BYTES: Final = 32 * 2**20
+_POPULATE_BYTES_MAX: Final = 16 * 2**30  # of one pool: takes seconds of a core, and 2 MiB of page tables a GiB
 _MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; not in the mmap module
 
 
@@ -61,8 +62,9 @@ class Mapping:
         """Fills the page tables step by step, so that the first copy to a page costs what the second does."""
         libc = ctypes.CDLL(None)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        for step in range(0, len(self._memory), _POPULATE_BYTES):
-            length = min(_POPULATE_BYTES, len(self._memory) - step)
+        end = min(len(self._memory), _POPULATE_BYTES_MAX)
+        for step in range(0, end, _POPULATE_BYTES):
+            length = min(_POPULATE_BYTES, end - step)
             if libc.madvise(ctypes.c_void_p(start + step), ctypes.c_size_t(length), _MADV_POPULATE_WRITE):
                 return  # an older kernel: pages come one by one
             time.sleep(0.001)  # let others at the memory map
