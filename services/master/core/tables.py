@@ -29,7 +29,7 @@ class Config:
     late_write_ms: int = 35_000
     heartbeat_ms: int = 250
     record_timeout_ms: int = 5_000  # a live node that has not recorded by then is done without
-    silence_ms: int = 1_250  # a node that says nothing for so long is suspect
+    silence_ms: int = 2_000  # a node that says nothing for so long is suspect
     repair_after_ms: int = 2_000  # a suspect node's copies are made elsewhere after so long
     repair_bytes_per_s: int = 256 << 20
     repair_timeout_ms: int = 10_000  # of one slice, node to node
