@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -60,10 +61,10 @@ def bytes_tables(measured: Measured, sizes: Sequence[int]) -> Iterator[Table]:
     """For each direction the movers and, where one has a limit, its share of it."""
     names = list(dict.fromkeys(name for name, _, _ in measured))
     for direction in DIRECTIONS:
-        table = Table(title=f"{direction}: GB/s in batches, share of the limit, p50 of a single one in us")
+        table = Table(title=f"{direction}: GB/s in batches, share of the limit, p50 of a single one", box=SIMPLE_HEAD)
         table.add_column("", no_wrap=True)
         for size in sizes:
-            for heading in (size_name(size), "of limit", "us"):
+            for heading in (size_name(size), "share", "p50 ms"):
                 table.add_column(heading, justify="right", no_wrap=True)
         for name in names:
             cells = []
@@ -71,13 +72,13 @@ def bytes_tables(measured: Measured, sizes: Sequence[int]) -> Iterator[Table]:
                 series = measured[name, size, direction]
                 limit = LIMIT_OF.get(name)
                 share = f"{series.ratio(measured[limit, size, direction]):.2f}" if limit else ""
-                cells += [f"{series.gbps:.2f}", share, f"{series.p50_us:.0f}"]
+                cells += [f"{series.gbps:.2f}", share, f"{series.p50_us / 1e3:.3g}"]
             table.add_row(name, *cells)
         yield table
 
 
 def master_table(times: metadata.Times, small: int, large: int) -> Table:
-    table = Table(title=f"master: p50 of a call with {metadata.KEYS:,} keys, in ms")
+    table = Table(title=f"master: p50 of a call with {metadata.KEYS:,} keys, in ms", box=SIMPLE_HEAD)
     for heading in ("", "", f"{small:,} objects", f"{large:,} objects", "growth"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, op in dict.fromkeys((name, op) for name, _, op in times):
@@ -113,7 +114,7 @@ def master_targets(times: metadata.Times, small: int, large: int, bytes_per_obje
 
 def targets_table(targets: Sequence[Target]) -> Table:
     missed = sum(not target.met for target in targets)
-    table = Table(title=f"targets: {len(targets) - missed} met, {missed} missed")
+    table = Table(title=f"targets: {len(targets) - missed} met, {missed} missed", box=SIMPLE_HEAD)
     for heading in ("", "measured", "target", ""):
         table.add_column(heading, justify="right" if heading else "left")
     for target in targets:

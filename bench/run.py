@@ -40,7 +40,7 @@ random."""
 @dataclass(frozen=True)
 class Plan:
     sizes: tuple[int, ...] = (64 * KIB, 1 * MIB, 4 * MIB, 16 * MIB)
-    rounds: int = 11
+    rounds: int = 15
     pool: str = "2GB"
     small: int = 10_000
     large: int = 1_000_000
