@@ -143,16 +143,17 @@ class Getter:
                 except LarderError as error:
                     answers[key.index] = error
             await self._read([read for key in begun for read in key.reads], until)
+            todo = [key for key in begun if key.spoiled]
             for key in begun:
                 if not key.spoiled:
                     answers[key.index] = self._answer(key)
-            todo = [key for key in begun if key.spoiled]
+            hits = [key.size for key in begun if answers[key.index] is key.value]
+            self._stats.add("hits", len(hits))
+            self._stats.add("get_bytes", sum(hits))
 
     def _answer(self, key: _KeyRead) -> Any:
         bad = next((read for read in key.reads if read.fault is not None), None)
         if bad is None:
-            self._stats.add("hits")
-            self._stats.add("get_bytes", key.size)
             return key.value
         if bad.fault is Fault.LATE:
             return DeadlineExceeded("the time or the lease ran out before all bytes were there", key=key.key)

@@ -173,6 +173,10 @@ class Store:
             return future.result()
         except concurrent.futures.CancelledError:
             raise StoreClosed("the store was closed while the call was under way") from None
+        except LarderError as error:
+            if self._closed and not isinstance(error, StoreClosed):  # its transports went first: the bytes are not lost
+                raise StoreClosed("the store was closed while the call was under way") from error
+            raise
         except KeyboardInterrupt:
             future.cancel()
             raise

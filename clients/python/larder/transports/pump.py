@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 TRANSFERS_MAX: Final = 64
 BYTES_MAX: Final = 64 * 2**20
-_EAGER_S: Final = 50e-6
+_NAP_S_MIN: Final = 100e-6  # less takes the core from the engine
 _NAP_S_MAX: Final = 1e-3
 _LONG_NAP_S: Final = 20e-3
 _EXPIRE_EVERY_S: Final = 5e-3
@@ -103,16 +103,14 @@ class Pump:
         self._nap(now - self._moved_at)
 
     def _nap(self, idle_s: float) -> None:
-        if not self._air and not self._groups and not self._inbox:
-            if not self._stopping:
-                self._doorbell.wait()
-            self._doorbell.clear()
-        elif idle_s < _EAGER_S:
-            time.sleep(0)
-        else:
-            nap_s = _LONG_NAP_S if not self._groups else min(max(idle_s / 8, _EAGER_S), _NAP_S_MAX)
-            self._doorbell.wait(nap_s)
-            self._doorbell.clear()
+        if self._groups or self._inbox:
+            time.sleep(min(max(idle_s / 8, _NAP_S_MIN), _NAP_S_MAX))
+            return
+        if self._air:
+            self._doorbell.wait(_LONG_NAP_S)
+        elif not self._stopping:
+            self._doorbell.wait()
+        self._doorbell.clear()
 
     def _take_in(self) -> bool:
         moved = False
