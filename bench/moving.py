@@ -23,8 +23,6 @@ from bench.store import Larder, LarderFresh
 from demo.cluster import Cluster
 
 KIB, MIB = 2**10, 2**20
-BATCH_BYTES = 64 * MIB
-BATCH_OBJECTS_MIN = 16
 SINGLES = 8  # puts and gets one at a time, in each round
 DIRECTIONS = ("put", "get")
 
@@ -37,10 +35,6 @@ LIMIT_OF = {
     "engine, checksums": "bare engine",
     "engine, buffers not registered": "bare engine",
 }
-
-
-def batch_objects(size: int) -> int:
-    return max(BATCH_OBJECTS_MIN, BATCH_BYTES // size)
 
 
 @dataclass
@@ -67,11 +61,12 @@ Measured = dict[tuple[str, int, str], Series]
 """By mover, size and direction."""
 
 
-def measure(sizes: Sequence[int], rounds: int, *, pool: str, work_dir: Path, say: Callable[[str], None]) -> Measured:
+def measure(
+    sizes: Sequence[int], rounds: int, *, batch_bytes: int, pool: str, work_dir: Path, say: Callable[[str], None]
+) -> Measured:
     """`rounds` rounds, and one before them that warms up and checks."""
-    largest = max(size * batch_objects(size) for size in sizes)
-    source = np.random.default_rng(1).integers(0, 256, largest, dtype=np.uint8)
-    destination = np.ones(largest, dtype=np.uint8)
+    source = np.random.default_rng(1).integers(0, 256, batch_bytes, dtype=np.uint8)
+    destination = np.ones(batch_bytes, dtype=np.uint8)
     warming: Measured = defaultdict(Series)
     measured: Measured = defaultdict(Series)
     with _movers(destination, pool, work_dir) as movers:
@@ -79,8 +74,8 @@ def measure(sizes: Sequence[int], rounds: int, *, pool: str, work_dir: Path, say
             say(f"bytes: round {number} of {rounds}")
             turn = number % len(movers)
             for size in sizes:
-                sources = Buffers.cut(source, size, batch_objects(size))
-                destinations = Buffers.cut(destination, size, batch_objects(size))
+                sources = Buffers.cut(source, size, batch_bytes // size)
+                destinations = Buffers.cut(destination, size, batch_bytes // size)
                 for mover in [*movers[turn:], *movers[:turn]]:
                     if number:
                         _visit(mover, sources, destinations, size, measured)

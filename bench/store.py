@@ -15,8 +15,8 @@ from larder.wire import pack_keys
 from bench.limits import Buffers, compare
 from demo.cluster import Cluster
 
-# A removed object's space rests until its lease ends; a batch of 256 MiB at 0.2 GB/s still fits.
-LEASE_MS = 2_000
+# A removed object's space rests until its lease ends; a batch of 256 MiB at 0.3 GB/s still fits.
+LEASE_MS = 1_000
 FREE_SHARE = 1.5  # of a batch: neither eviction nor a search for room is to be measured
 CALL_DEADLINE_S = 60.0
 

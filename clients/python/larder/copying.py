@@ -13,8 +13,9 @@ import xxhash
 
 from larder.memory import Piece, view_at
 
-CHUNK_BYTES: Final = 512 * 1024
-"""Fits the second-level cache with room to spare; above 1 MiB hashing pays for memory twice."""
+CHUNK_BYTES: Final = 2 * 2**20
+"""The C library copies runs of about 1 MiB and more past the caches: on an AMD EPYC twice as fast out of a pool as in
+runs of 512 KiB, and with hashing still 1.7 times as fast."""
 
 _memmove = ctypes.memmove
 

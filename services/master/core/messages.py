@@ -6,6 +6,7 @@ Batches are columns, as on the wire: one list entry a key, slice or copy.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 
 class Result(IntEnum):
@@ -135,9 +136,8 @@ class Hello:
     segments: Sequence[SegmentInfo]
 
 
-@dataclass(frozen=True, slots=True)
-class HeldCopy:
-    """One slice's bytes on a node, as recorded there."""
+class HeldCopy(NamedTuple):
+    """One slice's bytes on a node, as recorded there. A tuple: thousands of them are made in one call."""
 
     key: bytes
     write_id: int

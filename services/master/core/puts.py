@@ -5,10 +5,12 @@ Keeps invariants 1 and 2 (readable only once every slice is recorded by a holder
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
+from operator import attrgetter
 
 from services.master.core import messages as m
+from services.master.core.allocator import aligned
 from services.master.core.calls import Calls, Invalid, Overloaded
 from services.master.core.messages import HeldCopy, Result
 from services.master.core.repair import Repair
@@ -21,7 +23,7 @@ WAITING_POLL_MS = 20  # how often a put that waits for room looks whether leases
 class PendingStart:
     """A PutStart of which some keys wait for room."""
 
-    __slots__ = ("command", "copies", "deadline", "results", "todo", "write_ids")
+    __slots__ = ("command", "copies", "deadline", "next", "results", "waited", "write_ids")
 
     def __init__(self, command: m.PutStart, copies: int, deadline: int) -> None:
         self.command = command
@@ -29,7 +31,17 @@ class PendingStart:
         self.deadline = deadline
         self.results: list[Result] = [Result.OK] * len(command.keys)
         self.write_ids = [0] * len(command.keys)
-        self.todo = deque(range(len(command.keys)))
+        self.next = 0  # the first key that is not decided
+        self.waited = False
+
+    def decide(self, result: Result) -> None:
+        self.results[self.next] = result
+        self.next += 1
+
+    @property
+    def size(self) -> int:
+        """Of the object to be decided next."""
+        return self.command.sizes[self.next]
 
 
 class Puts:
@@ -52,6 +64,7 @@ class Puts:
         wait_ms = min(command.wait_ms, config.wait_ms_max)
         pending = PendingStart(command, command.copies or config.copies, self.state.now + wait_ms)
         if self.waiting or not self._advance(pending):
+            pending.waited = True
             self.waiting.append(pending)
             self.retry()  # a deadline of now is answered now
 
@@ -71,22 +84,36 @@ class Puts:
     def _advance(self, pending: PendingStart, *, degraded: bool = False) -> bool:
         """Decide the keys that can be decided now, in order; True when none is left."""
         command = pending.command
-        while pending.todo:
-            index = pending.todo[0]
-            key, size = command.keys[index], command.sizes[index]
-            if self._exists(key):
-                pending.results[index] = Result.EXISTS
-            elif not self.space.could_ever_fit(size):
-                pending.results[index] = Result.TOO_LARGE
+        fits: dict[int, bool] = {}  # by size
+        while pending.next < len(command.keys):
+            size = pending.size
+            if size not in fits:
+                fits[size] = self.space.could_ever_fit(size)
+            if self._exists(command.keys[pending.next]):
+                pending.decide(Result.EXISTS)
+            elif not fits[size]:
+                pending.decide(Result.TOO_LARGE)
             else:
-                slices = self.space.place(size, pending.copies, command.host_id, degraded=degraded)
-                if slices is None:
+                objects = self.space.place_run(
+                    size, self._run_length(pending), pending.copies, command.host_id, degraded=degraded
+                )
+                if not objects:
                     return False
-                depth = command.depths[index] if command.depths else 0
-                pending.write_ids[index] = self._open(key, size, depth, slices, pending.copies)
-            pending.todo.popleft()
+                for slices in objects:
+                    depth = command.depths[pending.next] if command.depths else 0
+                    write_id = self._open(command.keys[pending.next], size, depth, slices, pending.copies)
+                    pending.write_ids[pending.next] = write_id
+                    pending.decide(Result.OK)
         self._started(pending)
         return True
+
+    def _run_length(self, pending: PendingStart) -> int:
+        """How many of the next objects are of one size, new, and together no larger than a slice."""
+        keys, sizes = pending.command.keys, pending.command.sizes
+        first, size = pending.next, pending.size
+        stop = min(len(keys), first + max(1, self.state.config.slice_bytes // aligned(size)))
+        following = range(first + 1, stop)
+        return next((i for i in following if sizes[i] != size or self._exists(keys[i])), stop) - first
 
     def _exists(self, key: bytes) -> bool:
         """Whether the key can be read now: what lies on suspect nodes alone is put again rather than waited for."""
@@ -103,7 +130,7 @@ class Puts:
     def _started(self, pending: PendingStart) -> None:
         """Answer. The time to write runs from here; the client counts from before it asked, which is earlier."""
         ttl_ms = self.state.config.write_ttl_ms
-        for index, write_id in enumerate(pending.write_ids):
+        for index, write_id in enumerate(pending.write_ids if pending.waited else ()):
             # A node may have gone while the put waited: what is left of the write must still hold the whole object.
             if write_id and not self._prune(self.state.writes[write_id]):
                 self._drop(write_id)
@@ -111,11 +138,8 @@ class Puts:
         opened = [write_id for write_id in pending.write_ids if write_id]
         if opened:
             self.state.at(self.state.now + ttl_ms, lambda: self._expire(opened))
-        places = m.Places()
-        index_of: dict[int, int] = {}
-        for write_id in pending.write_ids:
-            write = self.state.writes.get(write_id)
-            add_places(places, index_of, write.slices if write else (), None)
+        writes = [self.state.writes.get(write_id) for write_id in pending.write_ids]
+        places = make_places([write.slices if write else () for write in writes], attrgetter("copies"))
         self.calls.finish(pending.command.request_id, m.PutStarted(pending.results, pending.write_ids, places, ttl_ms))
 
     def _prune(self, write: Write) -> bool:
@@ -129,12 +153,11 @@ class Puts:
         for pending in expired:
             self.waiting.remove(pending)
             while not self._advance(pending, degraded=True):
-                pending.results[pending.todo.popleft()] = Result.NO_SPACE
+                pending.decide(Result.NO_SPACE)
         while self.waiting and self._advance(self.waiting[0]):
             self.waiting.popleft()
         if self.waiting:
-            command = self.waiting[0].command
-            self.space.make_room(command.sizes[self.waiting[0].todo[0]])
+            self.space.make_room(self.waiting[0].size)
 
     def next_poll_ms(self) -> int | None:
         if not self.waiting:
@@ -152,6 +175,7 @@ class Puts:
         records: dict[str, list[Write]] = {}
         copies: dict[str, list[HeldCopy]] = {}
         starts = [0, *accumulate(command.slice_counts)]
+        live = {number for number, segment in self.state.segments.items() if segment.live}
         for index, write_id in enumerate(command.write_ids):
             write = self._open_write(write_id)
             if write is None:
@@ -160,7 +184,8 @@ class Puts:
             write.end, write.end_index = pending, index
             for number, part in enumerate(write.slices):
                 part.checksum = command.checksums[starts[index] + number]
-                self._keep_written(write, part, [(index, number, c) in failed for c in range(len(part.copies))])
+                if failed or not live.issuperset([copy[0] for copy in part.copies]):
+                    self._keep_written(write, part, [(index, number, c) in failed for c in range(len(part.copies))])
             self._record(write, records, copies)
         for node_id, writes in records.items():
             node = self.state.nodes[node_id]
@@ -322,20 +347,19 @@ class Puts:
         return True
 
 
-def add_places(
-    places: m.Places, index_of: dict[int, int], slices: Sequence[Slice], copies: Sequence[Sequence[Copy]] | None
-) -> None:
-    """Append one key's slices; `copies` (one list a slice) replaces the slices' own."""
-    places.slice_counts.append(len(slices))
-    for number, part in enumerate(slices):
-        chosen = part.copies if copies is None else copies[number]
-        places.slice_lengths.append(part.length)
-        places.checksums.append(part.checksum)
-        places.copy_counts.append(len(chosen))
-        for copy in chosen:
-            index = index_of.get(copy.segment)
-            if index is None:
-                index = index_of[copy.segment] = len(places.segments)
-                places.segments.append(copy.segment)
-            places.copy_segments.append(index)
-            places.copy_offsets.append(copy.offset)
+def make_places(keys: Sequence[Sequence[Slice]], copies_of: Callable[[Slice], Sequence[Copy]]) -> m.Places:
+    """The columns for each key's slices. A loop a column: a call with thousands of keys spends its time here."""
+    parts = [part for slices in keys for part in slices]
+    held = list(map(copies_of, parts))
+    copies = [copy for each in held for copy in each]
+    segments = list(dict.fromkeys([copy[0] for copy in copies]))
+    index_of = {number: index for index, number in enumerate(segments)}
+    return m.Places(
+        segments=segments,
+        slice_counts=list(map(len, keys)),
+        slice_lengths=[part.length for part in parts],
+        checksums=[part.checksum for part in parts],
+        copy_counts=list(map(len, held)),
+        copy_segments=[index_of[copy[0]] for copy in copies],
+        copy_offsets=[copy[1] for copy in copies],
+    )

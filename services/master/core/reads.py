@@ -5,16 +5,16 @@ Lookup prolongs life and gives a lease; Match and Exists do neither, so that a c
 anything alive.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
 from services.master.core.messages import Fault, Result
-from services.master.core.puts import add_places
+from services.master.core.puts import make_places
 from services.master.core.repair import Repair
 from services.master.core.space import Space
-from services.master.core.tables import Copy, Object, PendingRemove, State
+from services.master.core.tables import Copy, Object, PendingRemove, Slice, State
 
 LIST_LIMIT_DEFAULT = 1_000
 LIST_LIMIT_MAX = 10_000
@@ -44,42 +44,36 @@ class Reads:
 
     def lookup(self, command: m.Lookup) -> None:
         self.calls.check_keys(command.keys)
-        state, places = self.state, m.Places()
-        results: list[Result] = []
-        sizes: list[int] = []
-        index_of: dict[int, int] = {}
-        found: list[Object] = []
-        plain = all(segment.live for segment in state.segments.values())
+        state = self.state
+        objects = list(map(state.objects.get, command.keys))
+        if not all(segment.live for segment in state.segments.values()):
+            objects = [obj if obj is not None and state.readable(obj) else None for obj in objects]
+        found = [obj for obj in objects if obj is not None]
         lease_until = state.now + state.config.lease_ms
-        for key in command.keys:
-            obj = state.objects.get(key)
-            if obj is None or not (plain or state.readable(obj)):
-                results.append(Result.MISS)
-                sizes.append(0)
-                places.slice_counts.append(0)
-                continue
-            results.append(Result.OK)
-            sizes.append(obj.size)
+        for obj in found:
             obj.lease_until = lease_until
-            add_places(places, index_of, obj.slices, self._offered(obj, command.host_id))
-            found.append(obj)
-            state.counters.hit_bytes += obj.size
         for obj in reversed(found):  # a prompt's root comes first and is worth most: it is to be the most recently used
             self.space.touch(obj)
-        state.counters.requested_keys += len(command.keys)
+        results = [Result.MISS if obj is None else Result.OK for obj in objects]
+        sizes = [0 if obj is None else obj.size for obj in objects]
+        state.counters.requested_keys += len(objects)
         state.counters.hit_keys += len(found)
+        state.counters.hit_bytes += sum(sizes)
+        places = make_places([() if obj is None else obj.slices for obj in objects], self._offered(command.host_id))
         self.calls.reply(command.call, m.Found(results, sizes, places, state.config.lease_ms))
 
-    def _offered(self, obj: Object, host_id: str) -> list[Sequence[Copy]]:
-        """Per slice the copies on live nodes, the caller's host first."""
+    def _offered(self, host_id: str) -> Callable[[Slice], Sequence[Copy]]:
+        """For a slice its copies on live nodes, the caller's host first."""
         segments = self.state.segments
-        offered: list[Sequence[Copy]] = []
-        for part in obj.slices:
+        live = {number for number, segment in segments.items() if segment.live}
+        near = {number for number, segment in segments.items() if segment.node.host_id == host_id}
+
+        def offered(part: Slice) -> Sequence[Copy]:
             copies = part.copies
-            if len(copies) > 1 or not segments[copies[0].segment].live:
-                copies = [copy for copy in copies if copy.segment in segments and segments[copy.segment].live]
-                copies.sort(key=lambda copy: segments[copy.segment].node.host_id != host_id)
-            offered.append(copies)
+            if len(copies) == 1 and copies[0][0] in live:
+                return copies
+            return sorted((copy for copy in copies if copy[0] in live), key=lambda copy: copy[0] not in near)
+
         return offered
 
     # ---- match -----------------------------------------------------------------------------------

@@ -57,6 +57,23 @@ class Space:
             slices.append(Slice(length, 0, placed))
         return slices
 
+    def place_run(self, size: int, count: int, copies: int, host_id: str, *, degraded: bool) -> list[list[Slice]]:
+        """`place` for 1 to `count` objects of `size`; none when there is no room for the first now.
+
+        Where several fit into one slice they are placed as if they were one: side by side, on the same nodes.
+        """
+        room = aligned(size)
+        if count > 1:
+            whole = self._place_slice(count * room, copies, host_id, degraded=False)
+            if len(whole) == min(copies, len({segment.node.node_id for segment in self._live()})):
+                return [
+                    [Slice(size, 0, [Copy(number, offset + index * room) for number, offset in whole])]
+                    for index in range(count)
+                ]
+            self._unreserve(whole, count * room)
+        slices = self.place(size, copies, host_id, degraded=degraded)
+        return [slices] if slices else []
+
     def _could_hold(self, segment: Segment, size: int) -> bool:
         """Whether eviction could make room here. What is reserved or in long quarantine is not worth waiting for."""
         return segment.allocator.free_bytes + segment.soon_bytes + segment.live_bytes >= size

@@ -5,7 +5,7 @@ import pytest
 
 from bench import metadata
 from bench.limits import Buffers, compare
-from bench.moving import LIMIT_OF, MIB, Series, batch_objects
+from bench.moving import LIMIT_OF, MIB, Series
 from bench.report import TARGETS, Target, bytes_targets, master_targets
 
 
@@ -19,11 +19,6 @@ def test_a_ratio_is_taken_round_by_round() -> None:
 def test_figures_are_medians_in_their_units() -> None:
     series = Series([1.0, 5.0, 2.0], [0.001, 0.5, 0.002])
     assert (series.gbps, series.p50_us) == (2.0, 2000.0)
-
-
-@pytest.mark.parametrize(("size", "count"), [(MIB // 16, 1024), (MIB, 64), (4 * MIB, 16), (16 * MIB, 16)])
-def test_a_batch_is_64_mib_or_16_objects(size: int, count: int) -> None:
-    assert batch_objects(size) == count
 
 
 @pytest.mark.parametrize(

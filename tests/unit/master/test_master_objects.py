@@ -46,6 +46,41 @@ def test_the_callers_host_comes_first() -> None:
     assert cluster.core.state.segments[places.segments[places.copy_segments[0]]].node.host_id == "h2"
 
 
+def start_many(cluster: Cluster, keys: list[bytes], sizes: list[int], copies: int = 1) -> m.PutStarted:
+    call = cluster.call()
+    cluster.step(m.PutStart(call, call.to_bytes(16, "big"), keys, sizes, copies))
+    answer = cluster.answers[call]
+    assert isinstance(answer, m.PutStarted)
+    return answer
+
+
+def test_objects_of_a_batch_lie_side_by_side_as_far_as_a_slice_goes() -> None:
+    cluster = Cluster(nodes=3, capacity=64 * KIB)
+    keys = [b"%d" % i for i in range(6)]
+    started = start_many(cluster, keys, [KIB] * 6, copies=2)  # a slice has 4 KiB
+    places = started.places
+    assert (started.results, places.slice_counts, places.copy_counts) == ([Result.OK] * 6, [1] * 6, [2] * 6)
+    run = list(zip(places.copy_segments, places.copy_offsets, strict=True))
+    first, second = run[0], run[1]
+    assert first[0] != second[0]
+    assert run[:8] == [(s, o + i * KIB) for i in range(4) for s, o in (first, second)]
+    assert {segment for segment, _ in run[8:]} != {first[0], second[0]}, "the next run goes where there is most room"
+    cluster.end(started)
+    assert [cluster.found(key) for key in keys] == [True] * 6
+
+
+def test_a_batch_is_placed_piece_by_piece_where_no_run_fits_or_sizes_differ() -> None:
+    cluster = Cluster(nodes=1, capacity=8 * KIB)
+    for i in range(8):
+        cluster.put(b"old%d" % i, KIB)
+    assert not cluster.found(b"old0"), "evicted: the pool is above its watermark"
+    call = cluster.call()
+    cluster.step(m.Remove(call, call.to_bytes(16, "big"), [b"old%d" % i for i in (2, 4, 6)]))
+    started = start_many(cluster, [b"a", b"b", b"old7", b"c"], [KIB, KIB, KIB, KIB // 2])
+    assert started.results == [Result.OK, Result.OK, Result.EXISTS, Result.OK]
+    assert started.places.copy_offsets == [0, 2 * KIB, 4 * KIB]
+
+
 def test_an_existing_key_moves_no_bytes() -> None:
     cluster = Cluster()
     cluster.put(b"k", KIB)

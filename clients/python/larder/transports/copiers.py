@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final, TypeVar
 
 from larder.errors import StoreClosed
@@ -28,15 +30,35 @@ class Copiers:
         except RuntimeError as error:
             raise StoreClosed("the store is closed") from error
 
-    async def run(self, works: Iterable[Callable[[], T]]) -> list[T]:
-        """Runs all works on the threads, to their end: also a cancelled caller waits, for they touch its memory."""
-        jobs: list[asyncio.Future[T]] = []
+    async def run(self, works: Iterable[Callable[[], T]], *, short: bool = False) -> list[T]:
+        """Runs all works in any order; those begun to their end, for they touch the caller's memory.
+
+        short: each takes well under a millisecond. Then the event loop lends a hand between its other duties: a thread
+        that is woken begins 0.1 to 0.2 ms late, and two are as often as not put on one core.
+        """
+        todo = deque(enumerate(works))
+        results: dict[int, T] = {}
+
+        def work_off() -> None:
+            with suppress(IndexError):
+                while True:
+                    number, work = todo.popleft()
+                    results[number] = work()
+
+        threads = min(THREADS, len(todo)) - short
+        jobs = [asyncio.wrap_future(self.submit(work_off)) for _ in range(threads)]
         try:
-            for work in works:
-                jobs.append(asyncio.wrap_future(self.submit(work)))  # noqa: PERF401  (those begun are waited for)
+            while short and todo:
+                number, work = todo.popleft()
+                results[number] = work()
+                await asyncio.sleep(0)
+            await asyncio.shield(asyncio.gather(*jobs))
+        except BaseException:
+            todo.clear()
+            raise
         finally:
-            results = await unbroken(asyncio.gather(*jobs))
-        return results
+            await unbroken(asyncio.gather(*jobs))
+        return [results[number] for number in range(len(results))]
 
     def close(self) -> None:
         """Takes no more work; what was handed in is finished."""

@@ -24,8 +24,8 @@ from larder.transports.copiers import INLINE_BYTES, Copiers
 
 logger = logging.getLogger(__name__)
 
-JOB_BYTES: Final = 4 * 2**20
-"""Handed to a copy thread at once."""
+JOB_BYTES: Final = 2 * 2**20
+"""Copied by one thread at a stretch, if the objects allow: 0.2 to 0.6 ms."""
 RECHECK_S: Final = 5.0
 """How often the file system is asked again: for files not found, and for mapped files that are gone."""
 _POPULATE_BYTES: Final = 32 * 2**20
@@ -111,8 +111,9 @@ class SharedMemory:
         total = sum(move.memory.length for move in moves)
         if total <= INLINE_BYTES:
             return work(mapping, moves, until)
+        short = max(move.memory.length for move in moves) <= JOB_BYTES
         jobs = [partial(work, mapping, job, until) for job in _jobs(moves)]
-        return [fault for faults in await self._copiers.run(jobs) for fault in faults]
+        return [fault for faults in await self._copiers.run(jobs, short=short) for fault in faults]
 
     def _mapping(self, segment: Segment) -> Mapping | None:
         now = time.monotonic()
