@@ -80,12 +80,9 @@ def copies_from_wire(message: Copies, numbers: Numbers) -> list[Copy]:
     lengths = {len(column) for column in columns}
     if lengths != {len(keys)}:
         raise WireError(f"copies of {len(keys)} keys come with columns of {sorted(lengths)} entries")
-    return [
-        Copy(key, write_id, size, slices, index, numbers.own(segment), offset, length, checksum, depth, wanted)
-        for key, write_id, size, slices, index, segment, offset, length, checksum, depth, wanted in zip(
-            keys, *columns, strict=True
-        )
-    ]
+    own = {segment: numbers.own(segment) for segment in set(message.segment_ids)}
+    segments = [own[segment] for segment in message.segment_ids]
+    return list(map(Copy, keys, *columns[:4], segments, *columns[5:]))
 
 
 def copies_to_wire(copies: Sequence[Copy], numbers: Numbers) -> Copies:

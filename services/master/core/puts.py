@@ -278,16 +278,17 @@ class Puts:
         """Every holder has answered, or none is left: make the object readable, or give its extents back."""
         pending, index = write.end, write.end_index
         assert pending is not None
+        copies = min([len(part.copies) for part in write.slices])
         if self._exists(write.key):
             result, copies = Result.EXISTS, 0
-        elif not all(part.copies for part in write.slices):
-            result, copies = Result.LOST, 0
+        elif not copies:
+            result = Result.LOST
         else:
-            self._become_object(write)
-            result, copies = Result.OK, min(len(part.copies) for part in write.slices)
+            result = Result.OK
+            obj = self._become_object(write)
             if copies < write.wanted:
                 self.state.counters.degraded_puts += 1
-                self.repair.want(self.state.objects[write.key])
+                self.repair.want(obj)
         if result is not Result.OK:
             for part in write.slices:
                 for copy in part.copies:
@@ -295,16 +296,14 @@ class Puts:
         self._close(write)
         self._resolve(pending, index, result, copies)
 
-    def _become_object(self, write: Write) -> None:
+    def _become_object(self, write: Write) -> Object:
         for replaced in (self.state.objects.get(write.key), self.state.partial.get(write.key)):
             if replaced is not None:
                 self.space.discard(replaced)
-        for part in write.slices:
-            for copy in part.copies:
-                self.space.settle(copy, part.length)
         obj = Object(write.key, write.write_id, write.size, write.depth, write.slices, 0, write.wanted)
+        self.space.settle_all(obj)
         self.space.show(obj)
-        self.space.shelve(obj)
+        return obj
 
     def _close(self, write: Write) -> None:
         del self.state.writes[write.write_id]

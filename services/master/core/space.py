@@ -216,11 +216,17 @@ class Space:
 
     # ---- objects on segments ---------------------------------------------------------------------
 
-    def shelve(self, obj: Object) -> None:
-        """Make an object evictable wherever it has a copy, as the most recently used."""
+    def settle_all(self, obj: Object) -> None:
+        """Reserved becomes live for a whole object, evictable from now on, as the most recently used."""
+        segments = self.state.segments
         for part in obj.slices:
+            size = aligned(part.length)
             for copy in part.copies:
-                self.state.segments[copy.segment].residents[obj] = None
+                segment = segments[copy.segment]
+                segment.reserved_bytes -= size
+                segment.live_bytes += size
+                segment.copies += 1
+                segment.residents[obj] = None
 
     def touch(self, obj: Object) -> None:
         for part in obj.slices:
@@ -230,7 +236,7 @@ class Space:
     def show(self, obj: Object) -> None:
         """From now on the object can be found."""
         assert obj.key not in self.state.objects
-        assert all(part.copies for part in obj.slices)
+        assert all([part.copies for part in obj.slices])
         self.state.objects[obj.key] = obj
         self.state.names.add(obj.key)
         self.state.object_bytes += obj.size

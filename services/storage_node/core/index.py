@@ -8,7 +8,7 @@ first pool); a master's own numbers never come here, for they end with its reign
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from sortedcontainers import SortedDict
 
@@ -17,9 +17,8 @@ SegmentNumber = NewType("SegmentNumber", int)
 KEY_BYTES_MAX = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """One slice's bytes on this node, and what it takes to know the object by them."""
+class Copy(NamedTuple):
+    """One slice's bytes on this node, and what it takes to know the object by them. A tuple: a Record has thousands."""
 
     key: bytes
     write_id: int
