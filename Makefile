@@ -17,7 +17,7 @@ PROTOS := $(wildcard proto/larder/v1/*.proto)
 # An old compiler on purpose: what it generates loads with protobuf 5 to 7.
 PROTO_TOOLS := grpcio-tools==1.66.2 'setuptools<80'
 
-.PHONY: help setup demo up test lint bench proto lock clean
+.PHONY: help setup demo up test lint chaos bench proto lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 14
@@ -39,6 +39,10 @@ test: setup  ## every test; PYTEST_ARGS='-k name' for some
 
 lint: setup  ## ruff, mypy, import rules, stubs, lengths
 	@$(BIN)/pytest -q tests/tidy
+
+chaos: setup  ## kill, freeze, cut and fill real processes, then check what clients saw: SECONDS=60 ROUNDS=3 SEED=...
+	@$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(SEED),--seed $(SEED))
 
 bench: setup  ## measure against this machine's limits and the bare engine; BENCH_ARGS is handed on
 	@$(BIN)/python -m bench.run $(BENCH_ARGS)

@@ -19,7 +19,8 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -48,7 +49,14 @@ ENGINE_ENV = {
 
 
 class Cluster:
-    def __init__(self, work_dir: Path, *, say: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self,
+        work_dir: Path,
+        *,
+        say: Callable[[str], None] = lambda text: None,
+        within: Callable[[str], Sequence[str]] = lambda name: (),
+    ) -> None:
+        """`within`: what the process of that name is started through, such as `nsenter --net=...`; it must exec."""
         work_dir.mkdir(parents=True, exist_ok=True)
         self.work_dir = work_dir.absolute()
         self.pool_dir = Path(tempfile.mkdtemp(prefix="larder-", dir="/dev/shm"))
@@ -56,8 +64,9 @@ class Cluster:
         self.processes: dict[str, Process] = {}
         self.addresses: dict[str, str] = {}  # HOST:PORT where each process serves its API
         self.metrics: dict[str, str] = {}  # HOST:PORT where each process serves /metrics
-        self._pending: dict[str, Callable[[], None]] = {}
+        self._pending: dict[str, Callable[[], object]] = {}
         self._say = say
+        self._within = within
 
     def __enter__(self) -> Self:
         return self
@@ -130,6 +139,14 @@ class Cluster:
         self._when_ready(process, r"proxy ready: http://(?P<address>[^\s/]+)")
         return process
 
+    def start_program(
+        self, name: str, program: str, *args: str, ready: str, env: dict[str, str] | None = None
+    ) -> Process:
+        """Start any other program of this environment; `ready` is the pattern of the line that says that it is."""
+        process = self._spawn(name, program, *args, env=env)
+        self._pending[name] = partial(process.wait_line, ready, START_DEADLINE_S)
+        return process
+
     def wait_ready(self) -> None:
         """Wait for everything started so far; raises ProcessError for the first that fails."""
         while self._pending:
@@ -144,7 +161,11 @@ class Cluster:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN_ENV)}
         executable = Path(sys.prefix) / "bin" / program
         process = Process(
-            name, [executable, *args], log_dir=self.work_dir, env=clean | (env or {}), again=former is not None
+            name,
+            [*self._within(name), executable, *args],
+            log_dir=self.work_dir,
+            env=clean | (env or {}),
+            again=former is not None,
         )
         self.processes[name] = process
         return process

@@ -93,6 +93,10 @@ class Process:
     def _last_lines(self) -> str:
         return f" The last lines of {self.log}:\n{self.tail()}"
 
+    def wait(self, deadline_s: float) -> int:
+        """Its exit status, once it has ended by itself; raises subprocess.TimeoutExpired."""
+        return self._popen.wait(deadline_s)
+
     def pause(self) -> None:
         """SIGSTOP: alive, and silent until `resume`."""
         os.killpg(self.pid, signal.SIGSTOP)
