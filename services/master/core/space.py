@@ -65,7 +65,7 @@ class Space:
         room = aligned(size)
         if count > 1:
             whole = self._place_slice(count * room, copies, host_id, degraded=False)
-            if len(whole) == min(copies, len({segment.node.node_id for segment in self._live()})):
+            if whole and len(whole) == min(copies, len({segment.node.node_id for segment in self._live()})):
                 return [
                     [Slice(size, 0, [Copy(number, offset + index * room) for number, offset in whole])]
                     for index in range(count)

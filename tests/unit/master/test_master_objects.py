@@ -81,6 +81,12 @@ def test_a_batch_is_placed_piece_by_piece_where_no_run_fits_or_sizes_differ() ->
     assert started.places.copy_offsets == [0, 2 * KIB, 4 * KIB]
 
 
+def test_a_batch_finds_no_place_where_no_node_is_live() -> None:
+    cluster = Cluster(nodes=1)
+    cluster.step(m.Broken(1))
+    assert start_many(cluster, [b"a", b"b"], [KIB, KIB]).results == [Result.NO_SPACE] * 2
+
+
 def test_an_existing_key_moves_no_bytes() -> None:
     cluster = Cluster()
     cluster.put(b"k", KIB)
