@@ -17,6 +17,8 @@ _HELP = {
     "lost_copies": "Copies lost with their node",
     "corrupt_copies": "Copies a reader's checksum condemned",
     "unreachable_reports": "Reads that failed to reach a copy, as reported by clients",
+    "probes": "Nodes asked for a word because a client could not reach them",
+    "failed_probes": "Probes that were not answered in time: the node became suspect",
     "adopted_copies": "Copies taken over from nodes' inventories",
     "dropped_claims": "Claims in inventories that contradicted what was known",
     "degraded_puts": "Puts that ended with fewer copies than asked for",

@@ -207,6 +207,8 @@ def to_node(effect: m.Effect, epoch: int, heartbeat_ms: int, segment_of: Segment
             timeout_ms=effect.timeout_ms,
         )
         return node_pb2.MasterMessage(epoch=epoch, fetch=fetch)
+    if isinstance(effect, m.Ping):
+        return node_pb2.MasterMessage(epoch=epoch, ping=node_pb2.Ping())
     if isinstance(effect, m.Farewell):
         return node_pb2.MasterMessage(epoch=epoch, farewell=node_pb2.Farewell())
     if not isinstance(effect, m.Close):

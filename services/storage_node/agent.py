@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -153,6 +154,7 @@ class _Attachment:
         self._metrics = metrics
         self._fetcher = fetcher
         self._patience = patience
+        self._pinged = asyncio.Event()
         self._acks: asyncio.Queue[tuple[int, bool]] = asyncio.Queue(_ACKS_WAITING_MAX)  # command, carried out
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -182,6 +184,8 @@ class _Attachment:
                 await self._carry_out(kind, message)
             elif kind == "fetch":
                 begin_fetch(message)  # it takes a while: what comes after need not wait
+            elif kind == "ping":
+                self._pinged.set()
             elif kind == "farewell" and stop.is_set():
                 return
             else:
@@ -230,7 +234,10 @@ class _Attachment:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(self._heartbeat_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._heartbeat_s):
+                    await self._pinged.wait()
+            self._pinged.clear()
             await self._stream.send(NodeMessage(heartbeat=Heartbeat()))
 
     async def _leave(self, stop: asyncio.Event) -> None:

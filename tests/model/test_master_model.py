@@ -101,6 +101,13 @@ class MasterMachine(RuleBasedStateMachine):
             segment, offset = obj.slices[0].copies[0]
             self.world.step(m.Report(self.world.call(), [key], [0], [segment], [offset], [m.Fault.CORRUPT]))
 
+    @rule(key=keys)
+    def report_unreachable(self, key: bytes) -> None:
+        obj = self.world.core.state.objects.get(key)
+        if obj is not None:
+            segment, offset = obj.slices[0].copies[0]
+            self.world.step(m.Report(self.world.call(), [key], [0], [segment], [offset], [m.Fault.UNREACHABLE]))
+
     @rule(
         batch=st.lists(st.tuples(keys, sizes), min_size=1, max_size=3), copies=st.integers(1, 3), deliver=st.booleans()
     )

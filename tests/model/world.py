@@ -21,6 +21,7 @@ CONFIG = Config(
     late_write_ms=300,
     heartbeat_ms=50,
     silence_ms=200,
+    probe_ms=100,
     lost_ms=1000,
     repair_after_ms=150,
     repair_timeout_ms=300,
@@ -296,6 +297,8 @@ class World:
             node.to_master.append(m.Ack(effect.stream, epoch, [effect.command_id]))
         elif isinstance(effect, m.Fetch):
             self._fetch(node, effect, epoch)
+        elif isinstance(effect, m.Ping):
+            node.to_master.append(m.Heartbeat(effect.stream))
         elif isinstance(effect, m.Forget):
             zero = SegmentNumber(0)
             node.index.forget(epoch, [Place(zero, offset, write_id) for _, offset, write_id in effect.extents])

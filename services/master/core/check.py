@@ -10,6 +10,7 @@ def check(master: Master) -> None:
     state = master.state
     assert not state.effects
     assert not state.ended_keys
+    assert not state.unreached
     assert list(state.names) == sorted(state.objects)
     assert state.object_bytes == sum(obj.size for obj in state.objects.values())
     assert not state.objects.keys() & state.partial.keys()
@@ -23,6 +24,7 @@ def check(master: Master) -> None:
         assert (node.stream is None) <= (node.phase is Phase.SUSPECT)
         assert all(segment.live == (node.phase is Phase.LIVE) for segment in node.segments)
         assert node.stream is None or state.streams[node.stream] is node
+        assert node.probed_at is None or node.phase is Phase.LIVE
         if node.stream is None:
             assert not node.recording
             assert not node.copying

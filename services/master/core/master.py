@@ -83,6 +83,8 @@ class Master:
     def _settle(self) -> None:
         """What follows from the step. Room that was made may let a put end, whose keys a match waits for."""
         state = self.state
+        if state.unreached:
+            self.nodes.probe_unreached()
         poll = self.puts.next_poll_ms()
         retry = poll is not None  # waiting puts look again in every step: leases end by themselves
         for _ in range(ROUNDS_MAX):

@@ -353,6 +353,13 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Ping:
+    """The node is to say a word at once."""
+
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
 class Farewell:
     stream: int
 
@@ -365,4 +372,4 @@ class Close:
     reason: str
 
 
-Effect = Reply | Welcome | Record | Forget | Fetch | Farewell | Close
+Effect = Reply | Welcome | Record | Forget | Fetch | Ping | Farewell | Close

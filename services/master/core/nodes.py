@@ -58,6 +58,7 @@ class Nodes:
         node.host_id = command.host_id
         node.phase = Phase.ATTACHING
         node.heard_at = state.now
+        node.probed_at = None
         node.inventory = []
         state.streams[command.stream] = node
         state.effects.append(m.Welcome(command.stream, [segment.number for segment in node.segments]))
@@ -122,6 +123,7 @@ class Nodes:
         if node is None:
             return None
         node.heard_at = self.state.now
+        node.probed_at = None
         if node.phase is Phase.SUSPECT:
             # It was only slow. What was taken from it meanwhile it is told to forget, on the same stream.
             self._live(node)
@@ -138,8 +140,39 @@ class Nodes:
         """The master itself did not run for a while: that is nobody's silence."""
         for node in self.state.nodes.values():
             node.heard_at = min(node.heard_at + gap_ms, self.state.now)
+            if node.probed_at is not None:
+                node.probed_at = min(node.probed_at + gap_ms, self.state.now)
 
     # ---- silence and death -----------------------------------------------------------------------
+
+    def probe_unreached(self) -> None:
+        """Ask the nodes that clients could not reach for a word, rather than wait until silence tells."""
+        numbers, self.state.unreached = self.state.unreached, []
+        for number in numbers:
+            segment = self.state.segments.get(number)
+            node = segment.node if segment is not None else None
+            if node is None or node.phase is not Phase.LIVE or node.probed_at is not None:
+                continue
+            assert node.stream is not None
+            node.probed_at = self.state.now
+            self.state.counters.probes += 1
+            self.state.effects.append(m.Ping(node.stream))
+            if not node.awaited:
+                self._await_word(node, node.probed_at)
+
+    def _await_word(self, node: Node, asked_at: int) -> None:
+        def look() -> None:
+            node.awaited = False
+            if node.probed_at is None:
+                return
+            if node.probed_at > asked_at:  # a later probe, or the master stood still meanwhile
+                self._await_word(node, node.probed_at)
+                return
+            self.state.counters.failed_probes += 1
+            self._suspect(node)
+
+        node.awaited = True
+        self.state.at(asked_at + self.state.config.probe_ms, look)
 
     def _watch(self, node: Node) -> None:
         """Look at a node when it would be due for suspicion, and again until it is gone."""
@@ -174,6 +207,7 @@ class Nodes:
         self._suspect(node)
 
     def _suspect(self, node: Node) -> None:
+        node.probed_at = None
         if node.phase is not Phase.SUSPECT:
             node.phase = Phase.SUSPECT
             node.suspect_since = self.state.now

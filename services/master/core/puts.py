@@ -221,6 +221,8 @@ class Puts:
             if segment is not None and segment.live and not bad:
                 kept.append(copy)
                 continue
+            if bad and segment is not None:
+                self.state.unreached.append(segment.number)
             # What failed for the client may still land; what a node cannot record was written, and is still.
             not_before = self.state.now + (self.state.config.late_write_ms if bad else 0)
             self.space.release(copy, part.length, write.write_id, not_before=not_before, recorded=False)

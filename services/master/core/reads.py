@@ -159,6 +159,7 @@ class Reads:
         for key, number, segment, offset, fault in columns:
             if fault is Fault.UNREACHABLE:
                 self.state.counters.unreachable_reports += 1
+                self.state.unreached.append(segment)
                 continue
             obj = self.state.objects.get(key)
             if obj is None or number >= len(obj.slices):

@@ -30,6 +30,7 @@ class Config:
     heartbeat_ms: int = 250
     record_timeout_ms: int = 5_000  # a live node that has not recorded by then is done without
     silence_ms: int = 2_000  # a node that says nothing for so long is suspect
+    probe_ms: int = 500  # the same for one that a client could not reach, from when the client said so
     repair_after_ms: int = 2_000  # a suspect node's copies are made elsewhere after so long
     repair_bytes_per_s: int = 256 << 20
     repair_timeout_ms: int = 10_000  # of one slice, node to node
@@ -184,6 +185,8 @@ class Node:
         self.stream: int | None = stream
         self.phase = Phase.ATTACHING
         self.heard_at = now
+        self.probed_at: int | None = None  # a client could not reach it, and no word has come since
+        self.awaited = False  # a timer looks after the probe
         self.suspect_since = 0
         self.segments: list[Segment] = []
         self.inventory: list[HeldCopy] = []
@@ -205,6 +208,8 @@ class Counters:
     lost_copies: int = 0
     corrupt_copies: int = 0
     unreachable_reports: int = 0
+    probes: int = 0
+    failed_probes: int = 0
     adopted_copies: int = 0
     dropped_claims: int = 0
     degraded_puts: int = 0
@@ -239,6 +244,7 @@ class State:
     ended_keys: list[bytes] = field(
         default_factory=list
     )  # writes that ended during this step: waiting matches may go on
+    unreached: list[int] = field(default_factory=list)  # segments that a client could not reach, said in this step
     next_write_id: int = 0
     next_number: int = 0
     timers: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)

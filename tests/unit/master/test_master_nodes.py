@@ -1,5 +1,7 @@
 """Transcripts of the core: each test tells one story of a node's life, or of a master's."""
 
+from dataclasses import replace
+
 from services.master.core import messages as m
 from services.master.core.messages import Result
 from tests.unit.master.transcript import CONFIG, KIB, Cluster
@@ -136,3 +138,63 @@ def test_a_leaving_node_is_let_go() -> None:
     assert any(isinstance(effect, m.Farewell) for effect in cluster.sent)
     assert cluster.found(b"k")
     assert list(cluster.core.state.nodes) == ["n1"]
+
+
+def unreachable(cluster: Cluster, key: bytes) -> None:
+    """A client says that it could not reach the first copy of a key."""
+    call = cluster.call()
+    segment, offset = cluster.core.state.objects[key].slices[0].copies[0]
+    cluster.step(m.Report(call, [key], [0], [segment], [offset], [m.Fault.UNREACHABLE]))
+
+
+def pings(cluster: Cluster) -> int:
+    return sum(isinstance(effect, m.Ping) for effect in cluster.sent)
+
+
+def test_a_node_that_a_client_cannot_reach_is_asked_and_suspect_without_a_word() -> None:
+    cluster = Cluster(nodes=1, config=replace(CONFIG, probe_ms=100))
+    cluster.put(b"k", KIB)
+    for _ in range(3):
+        unreachable(cluster, b"k")
+    assert pings(cluster) == 1, "one probe at a time"
+    cluster.pass_time(50, silent=(0,))
+    assert cluster.found(b"k")
+    cluster.pass_time(50, silent=(0,))
+    assert not cluster.found(b"k"), "long before its silence would tell"
+    counters = cluster.core.state.counters
+    assert (counters.unreachable_reports, counters.probes, counters.failed_probes) == (3, 1, 1)
+    cluster.step(m.Heartbeat(1))
+    assert cluster.found(b"k")
+
+
+def test_a_word_answers_a_probe_and_the_next_report_asks_again() -> None:
+    cluster = Cluster(nodes=1, config=replace(CONFIG, probe_ms=100))
+    cluster.put(b"k", KIB)
+    for expected in (1, 2, 3):
+        unreachable(cluster, b"k")
+        assert pings(cluster) == expected
+        cluster.step(m.Heartbeat(1))
+    unreachable(cluster, b"k")  # the timer of the first one now sees to this one
+    cluster.pass_time(100, silent=(0,))
+    assert cluster.core.state.counters.failed_probes == 1
+    cluster.pass_time(500)
+    assert cluster.found(b"k")
+
+
+def test_a_stall_of_the_master_answers_no_probe_and_fails_none() -> None:
+    cluster = Cluster(nodes=1, config=replace(CONFIG, probe_ms=100))
+    cluster.put(b"k", KIB)
+    unreachable(cluster, b"k")
+    cluster.now += 10_000
+    cluster.step(m.Tick())
+    assert cluster.found(b"k")
+    cluster.pass_time(100, silent=(0,))
+    assert not cluster.found(b"k")
+
+
+def test_a_write_that_failed_makes_the_master_ask_its_node() -> None:
+    cluster = Cluster(nodes=2)
+    started = cluster.start(b"k", KIB, copies=2)
+    assert started is not None
+    cluster.end(started, failed=((0, 0, 1),))
+    assert pings(cluster) == 1

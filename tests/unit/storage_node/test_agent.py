@@ -5,74 +5,16 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
-from unittest.mock import AsyncMock
 
 import pytest
-from larder.pool_file import PoolHeader
-from larder.v1.node_pb2 import Copies, Farewell, Forget, MasterMessage, Record, Refuse, Welcome
-from prometheus_client import CollectorRegistry
+from larder.v1.node_pb2 import Copies, MasterMessage, Ping, Record, Refuse, Welcome
 
 from services.storage_node import agent as agent_module
-from services.storage_node.agent import Agent, Patience
-from services.storage_node.core.index import Copy, Index, SegmentNumber
-from services.storage_node.metrics import Metrics
-from services.storage_node.wire import Numbers, Reachable, copies_to_wire, hello_to_wire
+from services.storage_node.agent import Patience
+from services.storage_node.wire import Numbers, copies_to_wire
+from tests.unit.storage_node.agents import CAPACITY, a_copy, forget, record, run_node
 
-CAPACITY = 1 << 24
-QUICK = Patience(answer_s=2.0, farewell_s=2.0, retry_s_min=0.01, retry_s_max=0.05)
 StartMaster = Callable[..., Awaitable[Any]]
-
-
-def a_copy(number: int, *, key: bytes = b"key") -> Copy:
-    return Copy(key, number + 1, 64, 1, 0, SegmentNumber(0), number * 64, 64, 99, 0)
-
-
-def record(command_id: int, *copies: Copy, segment_id: int = 7) -> Record:
-    return Record(command_id=command_id, copies=copies_to_wire(copies, Numbers((segment_id,))))
-
-
-def forget(command_id: int, *copies: Copy, segment_id: int = 7) -> Forget:
-    return Forget(
-        command_id=command_id,
-        segment_ids=[segment_id] * len(copies),
-        offsets=[copy.offset for copy in copies],
-        write_ids=[copy.write_id for copy in copies],
-    )
-
-
-class Node:
-    """An agent that runs, with what it works on."""
-
-    def __init__(self, masters: list[str], patience: Patience) -> None:
-        self.registry = CollectorRegistry()
-        self.index = Index([CAPACITY])
-        self.metrics = Metrics(self.registry, self.index, ("dram",))
-        hello = hello_to_wire(
-            "n1", "/pools/n1", PoolHeader(CAPACITY, b"t" * 16, 42), Reachable("127.0.0.1:9", 4096, "tcp")
-        )
-        self.agent = Agent(masters, hello, self.index, self.metrics, AsyncMock(), patience)
-        self.stop = asyncio.Event()
-
-    def metric(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(f"larder_node_{name}", labels) or 0.0
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110  (whatever the condition is about)
-                await asyncio.sleep(0.005)
-
-
-@asynccontextmanager
-async def run_node(*masters: Any, patience: Patience = QUICK) -> AsyncIterator[Node]:
-    """Stops at the end without a leave, as where the process dies."""
-    node = Node([master if isinstance(master, str) else master.address for master in masters], patience)
-    running = asyncio.create_task(node.agent.run(node.stop))
-    try:
-        yield node
-        assert not running.done() or running.exception() is None
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
 
 
 async def test_it_says_hello_and_is_attached_after_its_inventory(master: Any) -> None:
@@ -104,6 +46,15 @@ async def test_it_beats_at_the_masters_pace(master: Any) -> None:
         for _ in range(10):
             await stream.expect("heartbeat")
         assert 0.15 < loop.time() - begun < 5
+
+
+async def test_it_says_a_word_at_once_when_it_is_asked_for_one(master: Any) -> None:
+    async with run_node(master):
+        stream = await master.stream()
+        await stream.welcome(heartbeat_ms=60_000)
+        for _ in range(2):
+            stream.say(1, ping=Ping())
+            await stream.expect("heartbeat")
 
 
 async def test_it_records_forgets_and_acknowledges(master: Any) -> None:
@@ -352,44 +303,6 @@ async def test_a_connection_that_falls_silent_is_found_out(master: Any) -> None:
         begun = loop.time()
         await node.until(lambda: not node.agent.attached.is_set())
         assert 1 < loop.time() - begun < 8
-
-
-async def test_it_leaves_with_a_farewell_and_obeys_until_then(master: Any) -> None:
-    node = Node([master.address], QUICK)
-    running = asyncio.create_task(node.agent.run(node.stop))
-    stream = await master.stream()
-    await stream.welcome()
-    await node.until(node.agent.attached.is_set)
-    node.stop.set()
-    await stream.expect("leave")
-    stream.say(1, record=record(1, a_copy(0)))
-    assert list((await stream.expect("ack")).command_ids) == [1]
-    assert not running.done()
-    stream.say(1, farewell=Farewell())
-    async with asyncio.timeout(1):  # and not only when the patience for it is over
-        await running
-    assert not node.agent.attached.is_set()
-
-
-async def test_it_leaves_without_a_farewell_after_a_while(master: Any, caplog: pytest.LogCaptureFixture) -> None:
-    node = Node([master.address], Patience(farewell_s=0.2))
-    running = asyncio.create_task(node.agent.run(node.stop))
-    stream = await master.stream()
-    await stream.welcome()
-    node.stop.set()
-    await stream.expect("leave")
-    async with asyncio.timeout(20):
-        await running
-    assert "no farewell in 0.2 s" in caplog.text
-
-
-async def test_it_stops_at_once_while_it_waits_for_the_next_attempt() -> None:
-    node = Node(["127.0.0.1:1"], Patience(retry_s_min=60.0, retry_s_max=60.0))
-    running = asyncio.create_task(node.agent.run(node.stop))
-    await node.until(lambda: node.metric("attach_attempts_total", result="failed") == 1)
-    node.stop.set()
-    async with asyncio.timeout(5):
-        await running
 
 
 @pytest.fixture(autouse=True)

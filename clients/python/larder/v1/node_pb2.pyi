@@ -87,7 +87,7 @@ class Leave(_message.Message):
     def __init__(self) -> None: ...
 
 class MasterMessage(_message.Message):
-    __slots__ = ("epoch", "welcome", "record", "forget", "refuse", "farewell", "fetch")
+    __slots__ = ("epoch", "welcome", "record", "forget", "refuse", "farewell", "fetch", "ping")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +95,7 @@ class MasterMessage(_message.Message):
     REFUSE_FIELD_NUMBER: _ClassVar[int]
     FAREWELL_FIELD_NUMBER: _ClassVar[int]
     FETCH_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     welcome: Welcome
     record: Record
@@ -102,7 +103,8 @@ class MasterMessage(_message.Message):
     refuse: Refuse
     farewell: Farewell
     fetch: Fetch
-    def __init__(self, epoch: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ...) -> None: ...
+    ping: Ping
+    def __init__(self, epoch: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("segment_ids", "heartbeat_ms")
@@ -153,5 +155,9 @@ class Refuse(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Farewell(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Ping(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

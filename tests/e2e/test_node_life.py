@@ -1,0 +1,52 @@
+"""What becomes of storage nodes, by real processes: one that cannot be reached is asked, and done without."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import larder
+import pytest
+from larder.v1 import master_pb2, master_pb2_grpc
+from larder.wire import pack_keys
+
+from demo.cluster import Cluster
+from demo.traffic import metric
+
+NODES = ("node-1", "node-2", "node-3")
+SILENCE_S = 2.0
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(tmp_path) as cluster:
+        cluster.start_master()
+        for node in NODES:
+            cluster.start_node(node, dram="64MB")
+        cluster.wait_ready()
+        yield cluster
+
+
+def test_a_frozen_node_is_found_out_when_a_client_reports_it(cluster: Cluster) -> None:
+    with larder.connect(cluster.master) as store, grpc.insecure_channel(cluster.master) as channel:
+        assert store.put("key", bytes(100_000), copies=2).copies == 2
+        stub = master_pb2_grpc.MasterStub(channel)
+        lookup = master_pb2.LookupRequest(keys=pack_keys([b"key"]))
+        places = stub.Lookup(lookup, timeout=5).places
+        frozen = places.segments[places.copy_segments[0]]
+        cluster.processes[frozen.node_id].pause()
+        begun = time.monotonic()
+        report = master_pb2.ReportRequest(
+            keys=pack_keys([b"key"]),
+            slices=[0],
+            segment_ids=[frozen.id],
+            offsets=[places.copy_offsets[0]],
+            faults=[master_pb2.FAULT_UNREACHABLE],
+        )
+        assert stub.Report(report, timeout=5).dropped == 0
+        while frozen.node_id in {segment.node_id for segment in stub.Lookup(lookup, timeout=5).places.segments}:
+            assert time.monotonic() - begun < SILENCE_S
+            time.sleep(0.02)
+        print(f"suspect {time.monotonic() - begun:.2f} s after the report")
+        assert metric(cluster.metrics["master"], "larder_master_failed_probes_total") == 1
+        assert store.get("key") == bytes(100_000)
