@@ -81,6 +81,7 @@ def put_end(call: int, request: pb.PutEndRequest) -> m.PutEnd:
         list(request.slice_counts),
         list(request.checksums),
         list(failed),
+        request.wait_ms,
     )
 
 

@@ -49,4 +49,23 @@ def test_a_frozen_node_is_found_out_when_a_client_reports_it(cluster: Cluster) -
             time.sleep(0.02)
         print(f"suspect {time.monotonic() - begun:.2f} s after the report")
         assert metric(cluster.metrics["master"], "larder_master_failed_probes_total") == 1
+        cluster.processes[frozen.node_id].kill()
         assert store.get("key") == bytes(100_000)
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+def test_a_copy_that_fails_is_made_elsewhere_within_the_same_put(cluster: Cluster, fault: str) -> None:
+    """By the engine; the fault comes when the places are given out and nothing is written yet."""
+    values = {b"key-%d" % i: bytes([i]) * (1_000_000 + i) for i in range(8)}  # of unequal sizes: spread over the nodes
+    with larder.connect(cluster.master, transports=("engine",)) as store:
+        for i in range(3):
+            assert store.put(b"warm-%d" % i, bytes(1000), copies=2).copies == 2
+        begun = time.monotonic()
+        results = store.put_many(
+            list(values), list(values.values()), copies=2, started=getattr(cluster.processes["node-2"], fault)
+        )
+        print(f"{fault}: put in {time.monotonic() - begun:.2f} s")
+        assert results == [larder.PutResult(2, False)] * len(values)
+        assert metric(cluster.metrics["master"], "larder_master_degraded_puts_total") > 0
+        cluster.processes["node-2"].kill()
+        assert store.get_many(list(values)) == list(values.values())

@@ -53,15 +53,15 @@ class MasterMachine(RuleBasedStateMachine):
             self.world.write(put, part, copy)
 
     @precondition(lambda self: self.world.puts)
-    @rule(data=st.data(), everything=st.booleans())
-    def put_end(self, data: st.DataObject, everything: bool) -> None:
+    @rule(data=st.data(), everything=st.booleans(), wait=st.sampled_from([0, 0, 100, 1000]))
+    def put_end(self, data: st.DataObject, everything: bool, wait: int) -> None:
         put = data.draw(st.sampled_from(self.world.puts))
         self.world.puts.remove(put)
         if everything and self.world.now < put.asked_at + CONFIG.write_ttl_ms:
             for part, copies in enumerate(put.places):
                 for copy in range(len(copies)):
                     self.world.write(put, part, copy)
-        self.world.end(put)
+        self.world.end(put, wait)
 
     @precondition(lambda self: self.world.puts)
     @rule(data=st.data())

@@ -101,6 +101,7 @@ class World:
         self.grants: list[Grant] = []
         self.finished: dict[bytes, set[int]] = {}  # key -> write ids of puts their clients ended
         self.ended: dict[int, list[Put]] = {}  # call -> puts of an unanswered PutEnd
+        self.patient: set[int] = set()  # calls of PutEnd that wait for copies
 
     # ---- steps -----------------------------------------------------------------------------------
 
@@ -197,8 +198,8 @@ class World:
         put.written.add((part, copy))
         self.verify()
 
-    def end(self, put: Put) -> int:
-        """End a put; copies that were not written are reported as failed."""
+    def end(self, put: Put, wait_ms: int = 0) -> int:
+        """End a put; copies that were not written are reported as failed, and may be waited for."""
         failed = [
             (0, part, copy)
             for part, copies in enumerate(put.places)
@@ -207,10 +208,12 @@ class World:
         ]
         call = self.call()
         self.ended[call] = [put]
+        if wait_ms:
+            self.patient.add(call)
         # Whatever the answer will be: one that is lost may have taken effect, as after any cut line.
         self.finished.setdefault(put.key, set()).add(put.write_id)
         checksums = [put.write_id * 100 + part for part in range(len(put.lengths))]
-        self.step(m.PutEnd(call, self.request_id(), [put.write_id], [len(put.lengths)], checksums, failed))
+        self.step(m.PutEnd(call, self.request_id(), [put.write_id], [len(put.lengths)], checksums, failed, wait_ms))
         return call
 
     def lookup(self, keys: list[bytes]) -> m.Found:
@@ -243,9 +246,8 @@ class World:
         if isinstance(answer, m.PutEnded):
             for put, result, copies in zip(self.ended.pop(call, []), answer.results, answer.copies, strict=True):
                 obj = self.core.state.objects.get(put.key)
-                if (
-                    result is m.Result.OK and calm
-                ):  # answered OK means readable now (invariant 2), unless evicted at once
+                # Answered OK means readable now (invariant 2), unless evicted at once, or gone while it was waited.
+                if result is m.Result.OK and calm and call not in self.patient:
                     assert obj is not None
                     assert self.core.state.readable(obj)
                 assert (result is m.Result.OK) == (copies > 0)

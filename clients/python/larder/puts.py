@@ -32,7 +32,10 @@ END_SHARE: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class PutResult:
-    """`copies`: how many copies of every slice this put made, maybe fewer than asked; 0 where the key existed."""
+    """`copies`: how many copies of every slice there were in the end, maybe fewer than asked; 0 where the key existed.
+
+    A copy that fails is made again on another node, by the nodes, as long as the put's deadline allows (at most 2 s).
+    """
 
     copies: int
     existed: bool

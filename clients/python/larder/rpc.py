@@ -40,7 +40,9 @@ _OK: Final = int(Result.RESULT_OK)  # attributes of protobuf's enums are slow
 _BACK_OFF_S: Final = 0.02
 _BACK_OFF_S_MAX: Final = 0.5
 _WAIT_SHARE: Final = 0.75
-"""Of a put's time, what it may wait for room; the rest is for the bytes."""
+"""Of a put's time, what it may wait for room, and of the rest for copies that are made elsewhere."""
+_REPLACED_S_MAX: Final = 2.0
+"""How long a put waits at most until the master has made copies elsewhere that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class MasterClient:
             failed_writes=[index for index, _, _ in failed],
             failed_slices=[number for _, number, _ in failed],
             failed_copies=[copy for _, _, copy in failed],
+            wait_ms=max(0, int(1000 * min(_REPLACED_S_MAX, _WAIT_SHARE * (deadline - time.monotonic())))),
         )
         reply: pb.PutEndReply = await self._call("PutEnd", request, deadline)
         return Ended(reply.results, reply.copies)

@@ -51,6 +51,7 @@ class PutEnd:
     slice_counts: Sequence[int]  # one a write
     checksums: Sequence[int]  # one a slice, all writes' end to end
     failed: Sequence[tuple[int, int, int]] = ()  # (index into write_ids, slice, copy)
+    wait_ms: int = 0  # for copies that are made elsewhere
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ class Nodes:
             return
         for command_id in command.failed_ids:
             self.puts.not_recorded(node, [command_id])
-            self.repair.failed(node, command_id)
+            self.repair.refused(node, command_id)
         for command_id in command.command_ids:
             self.puts.recorded(node, command_id)
             self.repair.done(node, command_id)
@@ -123,7 +123,9 @@ class Nodes:
         if node is None:
             return None
         node.heard_at = self.state.now
-        node.probed_at = None
+        if node.probed_at is not None:
+            node.probed_at = None
+            self.repair.look_again()
         if node.phase is Phase.SUSPECT:
             # It was only slow. What was taken from it meanwhile it is told to forget, on the same stream.
             self._live(node)
@@ -218,6 +220,7 @@ class Nodes:
                 self.space.settle_remove(entry)
         self.puts.not_recorded(node, list(node.recording))
         self.repair.node_is_away(node)
+        self.repair.look_again()
 
     def _give_up(self, node: Node) -> None:
         """The node's copies are lost. Its objects are seen to a few at a time."""

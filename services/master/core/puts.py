@@ -171,7 +171,8 @@ class Puts:
         if not self.calls.begin(command.call, command.request_id, m.PutEnded):
             return
         failed = {(index, part, copy) for index, part, copy in command.failed}
-        pending = PendingEnd(command.request_id, len(command.write_ids))
+        wait_ms = min(command.wait_ms, self.state.config.wait_ms_max)
+        pending = PendingEnd(command.request_id, len(command.write_ids), self.state.now + wait_ms)
         records: dict[str, list[Write]] = {}
         copies: dict[str, list[HeldCopy]] = {}
         starts = [0, *accumulate(command.slice_counts)]
@@ -290,13 +291,24 @@ class Puts:
             obj = self._become_object(write)
             if copies < write.wanted:
                 self.state.counters.degraded_puts += 1
-                self.repair.want(obj)
         if result is not Result.OK:
             for part in write.slices:
                 for copy in part.copies:
                     self.space.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
         self._close(write)
-        self._resolve(pending, index, result, copies)
+        if not 0 < copies < write.wanted:
+            self._resolve(pending, index, result, copies)
+            return
+
+        def answer() -> None:  # the object can be read meanwhile; it may be gone, or have lost a copy more
+            made = min([len(part.copies) for part in obj.slices])
+            self._resolve(pending, index, result, max(copies, made))
+
+        if pending.until > self.state.now:
+            self.repair.promise(obj, pending.until, answer)
+        else:
+            answer()
+            self.repair.want(obj)
 
     def _become_object(self, write: Write) -> Object:
         for replaced in (self.state.objects.get(write.key), self.state.partial.get(write.key)):

@@ -7,13 +7,16 @@ copies were made elsewhere gives the surplus back.
 
 import heapq
 from collections import deque
+from collections.abc import Callable
+from itertools import islice
 
 from services.master.core import messages as m
 from services.master.core.allocator import aligned
 from services.master.core.space import Space
 from services.master.core.tables import Copy, Node, Object, Phase, Segment, Slice, State, Transfer
 
-REVIEWS_PER_STEP = 1_024  # objects looked at in one step: a step must stay short
+REVIEWS_PER_STEP = 1_024  # objects looked at, and as many begun, in one step: a step must stay short
+PROMISES_MAX = 65_536  # puts whose answer waits for repair
 TRANSFERS_MAX = 64  # under way at once, in all
 RETRY_MS = 500  # before a transfer that failed, or found no room, is tried again
 
@@ -22,12 +25,15 @@ class Repair:
     def __init__(self, state: State, space: Space) -> None:
         self.state = state
         self.space = space
-        self._queue: list[tuple[int, int, int, Object]] = []  # (copies left, -lease end, number, object)
+        # (no put waits for it, copies left, -lease end, number, object)
+        self._queue: list[tuple[bool, int, int, int, Object]] = []
         self._queued: dict[Object, None] = {}
-        self._short: dict[Object, None] = {}  # no node to repair them to: looked at when one comes
+        self._short: dict[Object, None] = {}  # no node to repair them to, or it failed: looked at again and again
+        self._retrying = False
+        self._promises: dict[Object, Callable[[], None]] = {}  # puts to be answered when the copies are there
         self._reviews: deque[Object] = deque()
         self._transfers: dict[int, Transfer] = {}
-        self._budget_bytes = 0.0
+        self._budget_bytes = state.config.repair_bytes_per_s / 4  # as in _refill
         self._budget_at = state.now
         self._pumping_at: int | None = None
 
@@ -40,12 +46,35 @@ class Repair:
 
     def want(self, obj: Object) -> None:
         """Look at an object that may lack copies."""
-        if obj in self._queued or self.state.objects.get(obj.key) is not obj:
+        if obj in self._queued:
             return
-        left = min(len(self._live(part)) for part in obj.slices)
-        if left and left < obj.wanted:
+        left = min(len(self._live(part)) for part in obj.slices) if self._is_there(obj) else 0
+        if 0 < left < obj.wanted:
+            self._short.pop(obj, None)
             self._queued[obj] = None
-            heapq.heappush(self._queue, (left, -obj.lease_until, self.state.number(), obj))
+            is_promised = obj in self._promises
+            heapq.heappush(self._queue, (not is_promised, left, -obj.lease_until, self.state.number(), obj))
+        elif left:
+            self._keep_promise(obj)
+
+    def promise(self, obj: Object, until: int, answer: Callable[[], None]) -> None:
+        """Repair an object before others, and `answer` when it has its copies, can have no more, or time is up."""
+        if len(self._promises) >= PROMISES_MAX:
+            answer()
+            self.want(obj)
+            return
+        assert obj not in self._promises
+        self._promises[obj] = answer
+        self.want(obj)
+        self.state.at(until, lambda: self._keep_promise(obj))
+
+    def _keep_promise(self, obj: Object) -> None:
+        answer = self._promises.pop(obj, None)
+        if answer is not None:
+            answer()
+
+    def _is_there(self, obj: Object) -> bool:
+        return self.state.objects.get(obj.key) is obj
 
     def suspected(self, node: Node) -> None:
         """A node blinks: if it stays away its copies are made elsewhere."""
@@ -65,9 +94,13 @@ class Repair:
 
     def node_is_live(self, node: Node) -> None:
         """Room for what had none; and what was made elsewhere meanwhile is surplus now."""
+        self.look_again()
+        self.review(node)
+
+    def look_again(self) -> None:
+        """Another node can be had, or one less."""
         self._reviews.extend(self._short)
         self._short = {}
-        self.review(node)
 
     # ---- doing it --------------------------------------------------------------------------------
 
@@ -82,11 +115,15 @@ class Repair:
         if not self._queue:
             return
         self._refill()
-        while self._queue and self._budget_bytes > 0 and len(self._transfers) < TRANSFERS_MAX:
-            _, _, _, obj = heapq.heappop(self._queue)
+        for _ in range(REVIEWS_PER_STEP):
+            if not self._queue or self._budget_bytes <= 0 or len(self._transfers) >= TRANSFERS_MAX:
+                break
+            *_, obj = heapq.heappop(self._queue)
             del self._queued[obj]
-            if self.state.objects.get(obj.key) is obj:
+            if self._is_there(obj):
                 self._begin(obj)
+            else:
+                self._keep_promise(obj)
         if self._queue and len(self._transfers) < TRANSFERS_MAX:
             rate = self.state.config.repair_bytes_per_s
             self._again_at(self.state.now + max(1, int(-self._budget_bytes * 1000 / rate) + 1))
@@ -115,20 +152,35 @@ class Repair:
                 continue
             target = self.space.place_copy(part)
             if target is None:
-                self._short[obj] = None
-                self.state.at(self.state.now + RETRY_MS, lambda: self._retry(obj))
+                self._put_off(obj)
+                if all(node.probed_at is None for node in self.state.nodes.values()):  # else one may yet turn out well
+                    self._keep_promise(obj)
                 continue
-            # Copies on different nodes share the load; the least full is the least read, as a rule.
-            source = min(sources, key=lambda copy: (self.state.segments[copy.segment].live_bytes, copy.segment))
+            source = min(sources, key=self._cost)
             self._send(obj, number, part, source, target)
+
+    def _cost(self, copy: Copy) -> tuple[bool, int, int]:
+        """Of reading it: copies on different nodes share the load; the least full is the least read, as a rule."""
+        segment = self.state.segments[copy.segment]
+        return segment.node.probed_at is not None, segment.live_bytes, copy.segment
 
     def _is_under_way(self, obj: Object, number: int) -> bool:
         return any(t.obj is obj and t.number == number for t in self._transfers.values())
 
-    def _retry(self, obj: Object) -> None:
-        if obj in self._short:
+    def _put_off(self, obj: Object) -> None:
+        self._short[obj] = None
+        if not self._retrying:
+            self._retrying = True
+            self.state.at(self.state.now + RETRY_MS, self._retry)
+
+    def _retry(self) -> None:
+        self._retrying = False
+        again = list(islice(self._short, REVIEWS_PER_STEP))
+        for obj in again:
             del self._short[obj]
-            self.want(obj)
+        self._reviews.extend(again)
+        if self._short:
+            self._put_off(next(iter(self._short)))
 
     def _send(self, obj: Object, number: int, part: Slice, source: Copy, target: Copy) -> None:
         config = self.state.config
@@ -160,8 +212,9 @@ class Repair:
         if transfer is None:
             return
         obj, part = transfer.obj, transfer.obj.slices[transfer.number]
-        if self.state.objects.get(obj.key) is not obj:
+        if not self._is_there(obj):
             self._give_back(transfer, recorded=True)
+            self._keep_promise(obj)
             return
         self.space.settle(transfer.target, transfer.length)
         part.copies.append(transfer.target)
@@ -170,6 +223,13 @@ class Repair:
         self.want(obj)
         self._trim(obj)
 
+    def refused(self, node: Node, command_id: int) -> None:
+        """The node could not: its source may be the one that is not well."""
+        transfer = node.copying.get(command_id)
+        if transfer is not None:
+            self.state.unreached.append(transfer.source.segment)
+            self.failed(node, command_id)
+
     def failed(self, node: Node, command_id: int) -> None:
         """The node could not, or did not in time, or is gone. It reads into memory of its own: nothing lands late."""
         transfer = self._take(node, command_id)
@@ -177,8 +237,7 @@ class Repair:
             return
         self._give_back(transfer, recorded=True)
         self.state.counters.failed_repairs += 1
-        self._short[transfer.obj] = None
-        self.state.at(self.state.now + RETRY_MS, lambda: self._retry(transfer.obj))
+        self._put_off(transfer.obj)
 
     def node_is_away(self, node: Node) -> None:
         for command_id in list(node.copying):
@@ -197,7 +256,7 @@ class Repair:
 
     def _trim(self, obj: Object) -> None:
         """Give back live copies above what is wanted, from the fullest segments."""
-        if self.state.objects.get(obj.key) is not obj:
+        if not self._is_there(obj):
             return
         for part in obj.slices:
             live = self._live(part)

@@ -90,9 +90,10 @@ class Space:
         nodes: list[Node] = list(avoided)
         placed: list[Copy] = []
 
-        def rank(segment: Segment) -> tuple[bool, bool, bool, float, int]:
+        def rank(segment: Segment) -> tuple[bool, bool, bool, bool, float, int]:
             used = segment.live_bytes + segment.reserved_bytes + size
             return (
+                segment.node.probed_at is not None,  # somebody could not reach it
                 used > self.state.config.high_watermark * segment.capacity,  # rather elsewhere than by eviction
                 any(node.host_id == segment.node.host_id for node in nodes),
                 bool(host_id) and not nodes and segment.node.host_id != host_id,
@@ -127,7 +128,8 @@ class Space:
         full = [
             segment.node
             for segment in self._live()
-            if segment.live_bytes + segment.reserved_bytes + size > self.state.config.high_watermark * segment.capacity
+            if segment.node.probed_at is not None
+            or segment.live_bytes + segment.reserved_bytes + size > self.state.config.high_watermark * segment.capacity
         ]
         placed = self._place_slice(part.length, 1, "", False, holders + full)
         return placed[0] if placed else None

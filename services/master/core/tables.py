@@ -112,10 +112,11 @@ class Transfer:
 class PendingEnd:
     """A PutEnd whose answer waits for the nodes."""
 
-    __slots__ = ("copies", "remaining", "request_id", "results")
+    __slots__ = ("copies", "remaining", "request_id", "results", "until")
 
-    def __init__(self, request_id: bytes, count: int) -> None:
+    def __init__(self, request_id: bytes, count: int, until: int) -> None:
         self.request_id = request_id
+        self.until = until  # so long it may wait for copies that are made elsewhere
         self.results = [Result.UNKNOWN_WRITE] * count
         self.copies = [0] * count
         self.remaining = count

@@ -151,6 +151,14 @@ async def test_an_answer_that_contradicts_itself_is_an_error(master: Master, cli
         await client.lookup([b"key"], deadline=soon())
 
 
+async def test_a_put_waits_for_copies_made_elsewhere_within_its_deadline(master: Master, client: MasterClient) -> None:
+    master.script = [pb.PutEndReply()]
+    for seconds in (60.0, 1.0):
+        await client.put_end([], [], [], deadline=soon(seconds))
+    long, short = (request.wait_ms for request in master.requests)
+    assert (long, 500 < short <= 750) == (2000, True)
+
+
 async def test_columns_of_put_end_and_report(master: Master, client: MasterClient) -> None:
     master.script = [pb.PutEndReply(results=[Result.RESULT_OK] * 2, copies=[1, 2]), pb.ReportReply(dropped=1)]
     ended = await client.put_end([7, 8], [[1, 2], [3]], [(0, 1, 1), (1, 0, 0)], deadline=soon())

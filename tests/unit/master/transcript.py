@@ -26,7 +26,7 @@ class Cluster:
         self.now = 0
         self.calls = 0
         self.hold = False
-        self.held: list[m.Record | m.Forget] = []
+        self.held: list[m.Record | m.Forget | m.Fetch] = []
         self.sent: list[m.Effect] = []
         self.answers: dict[int, m.Answer] = {}
         self.infos = [m.SegmentInfo(capacity, shm_token=b"%d" % i) for i in range(nodes)]
@@ -46,7 +46,7 @@ class Cluster:
         for effect in effects:
             if isinstance(effect, m.Reply):
                 self.answers[effect.call] = effect.answer
-            elif isinstance(effect, m.Record | m.Forget):
+            elif isinstance(effect, m.Record | m.Forget | m.Fetch):
                 self.held.append(effect)
         if not self.hold:
             self.acknowledge()
@@ -76,11 +76,11 @@ class Cluster:
         assert answer is None or isinstance(answer, m.PutStarted)
         return answer
 
-    def end(self, started: m.PutStarted, failed: tuple[tuple[int, int, int], ...] = ()) -> int:
+    def end(self, started: m.PutStarted, failed: tuple[tuple[int, int, int], ...] = (), wait_ms: int = 0) -> int:
         call = self.call()
         counts = [count for count in started.places.slice_counts if count]
         checksums = list(range(1, sum(counts) + 1))
-        self.step(m.PutEnd(call, call.to_bytes(16, "big"), started.write_ids, counts, checksums, failed))
+        self.step(m.PutEnd(call, call.to_bytes(16, "big"), started.write_ids, counts, checksums, failed, wait_ms))
         return call
 
     def put(self, key: bytes, size: int, copies: int = 1) -> m.PutEnded:

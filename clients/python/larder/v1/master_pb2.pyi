@@ -47,7 +47,7 @@ class PutStartReply(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[_types_pb2.Result, str]]] = ..., write_ids: _Optional[_Iterable[int]] = ..., places: _Optional[_Union[_types_pb2.Places, _Mapping]] = ..., write_ttl_ms: _Optional[int] = ...) -> None: ...
 
 class PutEndRequest(_message.Message):
-    __slots__ = ("request_id", "write_ids", "checksums", "failed_writes", "failed_slices", "failed_copies", "slice_counts")
+    __slots__ = ("request_id", "write_ids", "checksums", "failed_writes", "failed_slices", "failed_copies", "slice_counts", "wait_ms")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     WRITE_IDS_FIELD_NUMBER: _ClassVar[int]
     CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class PutEndRequest(_message.Message):
     FAILED_SLICES_FIELD_NUMBER: _ClassVar[int]
     FAILED_COPIES_FIELD_NUMBER: _ClassVar[int]
     SLICE_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     request_id: bytes
     write_ids: _containers.RepeatedScalarFieldContainer[int]
     checksums: _containers.RepeatedScalarFieldContainer[int]
@@ -62,7 +63,8 @@ class PutEndRequest(_message.Message):
     failed_slices: _containers.RepeatedScalarFieldContainer[int]
     failed_copies: _containers.RepeatedScalarFieldContainer[int]
     slice_counts: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[bytes] = ..., write_ids: _Optional[_Iterable[int]] = ..., checksums: _Optional[_Iterable[int]] = ..., failed_writes: _Optional[_Iterable[int]] = ..., failed_slices: _Optional[_Iterable[int]] = ..., failed_copies: _Optional[_Iterable[int]] = ..., slice_counts: _Optional[_Iterable[int]] = ...) -> None: ...
+    wait_ms: int
+    def __init__(self, request_id: _Optional[bytes] = ..., write_ids: _Optional[_Iterable[int]] = ..., checksums: _Optional[_Iterable[int]] = ..., failed_writes: _Optional[_Iterable[int]] = ..., failed_slices: _Optional[_Iterable[int]] = ..., failed_copies: _Optional[_Iterable[int]] = ..., slice_counts: _Optional[_Iterable[int]] = ..., wait_ms: _Optional[int] = ...) -> None: ...
 
 class PutEndReply(_message.Message):
     __slots__ = ("results", "copies")

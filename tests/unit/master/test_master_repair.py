@@ -1,0 +1,173 @@
+"""Transcripts of the core: each test tells one story of copies that are made again."""
+
+from dataclasses import replace
+
+from services.master.core import messages as m
+from services.master.core.messages import Result
+from services.master.core.repair import REVIEWS_PER_STEP
+from tests.unit.master.transcript import CONFIG, KIB, Cluster
+
+
+def node_of(cluster: Cluster, segment: int) -> str:
+    return cluster.core.state.segments[segment].node.node_id
+
+
+def holders(cluster: Cluster, key: bytes, number: int = 0) -> list[str]:
+    return sorted(node_of(cluster, copy.segment) for copy in cluster.core.state.objects[key].slices[number].copies)
+
+
+def start(cluster: Cluster, key: bytes = b"k", size: int = KIB) -> m.PutStarted:
+    started = cluster.start(key, size, copies=2)
+    assert started is not None
+    return started
+
+
+def test_a_put_whose_copy_failed_is_answered_when_another_node_has_one() -> None:
+    cluster = Cluster(nodes=3)
+    started = start(cluster, size=6 * KIB)
+    failed = node_of(cluster, started.places.segments[started.places.copy_segments[1]])
+    cluster.hold = True
+    call = cluster.end(started, failed=((0, 0, 1),), wait_ms=1000)
+    records = [effect for effect in cluster.held if isinstance(effect, m.Record)]
+    for record in records:
+        cluster.held.remove(record)
+        cluster.step(m.Ack(record.stream, 7, [record.command_id]))
+    assert cluster.found(b"k"), "what there is can be read at once"
+    assert call not in cluster.answers
+    (fetch,) = cluster.held
+    assert isinstance(fetch, m.Fetch)
+    assert node_of(cluster, fetch.copy.segment) != failed, "nothing is made on a node that was not reached"
+    cluster.acknowledge()
+    assert cluster.answers[call] == m.PutEnded([Result.OK], [2])
+    assert failed not in holders(cluster, b"k", 0)
+
+
+def test_the_answer_waits_for_the_slowest_of_a_batch_and_no_longer_than_it_may() -> None:
+    cluster = Cluster(nodes=3)
+    started = start(cluster)
+    cluster.step(m.Heartbeat(1))
+    cluster.hold = True
+    call = cluster.end(started, failed=((0, 0, 1),), wait_ms=300)
+    while any(isinstance(effect, m.Record) for effect in cluster.held):
+        record = next(effect for effect in cluster.held if isinstance(effect, m.Record))
+        cluster.held.remove(record)
+        cluster.step(m.Ack(record.stream, 7, [record.command_id]))
+    cluster.pass_time(250)
+    assert call not in cluster.answers
+    cluster.pass_time(50)
+    assert cluster.answers[call] == m.PutEnded([Result.OK], [1])
+    cluster.hold = False
+    cluster.acknowledge()
+    assert len(holders(cluster, b"k")) == 2, "it is repaired all the same"
+
+
+def test_the_answer_does_not_wait_where_there_is_no_other_node() -> None:
+    cluster = Cluster(nodes=2)
+    started = start(cluster)
+    call = cluster.end(started, failed=((0, 0, 1),), wait_ms=60_000)
+    assert call not in cluster.answers, "the node that failed may say a word yet"
+    cluster.pass_time(50, silent=(0,))
+    cluster.pass_time(50)
+    assert cluster.answers[call] == m.PutEnded([Result.OK], [2])
+
+    cluster = Cluster(nodes=2, config=replace(CONFIG, probe_ms=100))
+    started = start(cluster)
+    dead = int(node_of(cluster, started.places.segments[started.places.copy_segments[1]])[1:])
+    call = cluster.end(started, failed=((0, 0, 1),), wait_ms=60_000)
+    cluster.pass_time(100, silent=(dead,))
+    assert cluster.answers[call] == m.PutEnded([Result.OK], [1])
+
+
+def test_a_holder_lost_before_it_recorded_is_made_up_for_in_the_same_put() -> None:
+    cluster = Cluster(nodes=3)
+    started = start(cluster)
+    cluster.hold = True
+    call = cluster.end(started, wait_ms=1000)
+    lost = cluster.held[0].stream
+    cluster.held = [effect for effect in cluster.held if effect.stream != lost]
+    cluster.step(m.Broken(lost))
+    cluster.hold = False
+    cluster.acknowledge()
+    assert cluster.answers[call] == m.PutEnded([Result.OK], [2])
+
+
+def test_a_put_whose_object_is_removed_meanwhile_is_answered() -> None:
+    cluster = Cluster(nodes=3)
+    started = start(cluster)
+    cluster.hold = True
+    call = cluster.end(started, failed=((0, 0, 1),), wait_ms=1000)
+    record = cluster.held.pop(0)
+    cluster.step(m.Ack(record.stream, 7, [record.command_id]))
+    cluster.step(m.Remove(cluster.call(), b"d" * 16, [b"k"]))
+    cluster.hold = False
+    cluster.acknowledge()
+    assert cluster.answers[call] == m.PutEnded([Result.OK], [1])
+    assert not cluster.found(b"k")
+
+
+def test_what_a_put_waits_for_is_repaired_before_the_rest() -> None:
+    config = replace(CONFIG, repair_after_ms=0, repair_bytes_per_s=4 * KIB, silence_ms=60_000, lost_ms=60_000)
+    cluster = Cluster(nodes=3, config=config, capacity=32 * KIB)
+    for i in range(6):
+        cluster.put(b"old%d" % i, KIB, copies=2)
+    started = start(cluster, b"new")
+    lost = node_of(cluster, started.places.segments[started.places.copy_segments[1]])
+    cluster.step(m.Broken(int(lost[1:]) + 1))
+    cluster.sent.clear()
+    cluster.pass_time(50)  # the budget holds one object or so; the others wait
+    call = cluster.end(started, wait_ms=10_000)
+    before = sum(isinstance(effect, m.Fetch) for effect in cluster.sent)
+    cluster.pass_time(2000)
+    assert cluster.answers[call] == m.PutEnded([Result.OK], [2])
+    fetched = [effect.copy.key for effect in cluster.sent if isinstance(effect, m.Fetch)]
+    assert fetched.index(b"new") == before
+    assert before < len(fetched) - 1, fetched
+
+
+def test_a_source_that_fails_is_probed_and_the_next_one_taken() -> None:
+    cluster = Cluster(nodes=4, config=replace(CONFIG, repair_after_ms=50, lost_ms=60_000))
+    started = cluster.start(b"k", KIB, copies=3)
+    assert started is not None
+    cluster.end(started)
+    gone, *_ = holders(cluster, b"k")
+    cluster.hold = True
+    cluster.step(m.Broken(int(gone[1:]) + 1))
+    cluster.pass_time(100, silent=(int(gone[1:]),))
+    (first,) = [effect for effect in cluster.held if isinstance(effect, m.Fetch)]
+    cluster.held.clear()
+    cluster.step(m.Ack(first.stream, 7, [], [first.command_id]))
+    source = cluster.core.state.segments[first.source_segment].node
+    assert source.probed_at is not None
+    cluster.pass_time(600, silent=(int(gone[1:]), int(source.node_id[1:])))
+    (second,) = [effect for effect in cluster.held if isinstance(effect, m.Fetch)]
+    assert second.source_segment != first.source_segment
+
+
+def test_what_finds_no_node_costs_a_bounded_look_now_and_then() -> None:
+    cluster = Cluster(
+        nodes=2, capacity=4 << 20, config=replace(CONFIG, repair_after_ms=50, silence_ms=60_000, lost_ms=60_000)
+    )
+    count = 2 * REVIEWS_PER_STEP
+    call = cluster.call()
+    keys = [b"%d" % i for i in range(count)]
+    cluster.step(m.PutStart(call, call.to_bytes(16, "big"), keys, [256] * count, 2))
+    started = cluster.answers[call]
+    assert isinstance(started, m.PutStarted)
+    cluster.end(started)
+    cluster.step(m.Broken(2))
+    calls = 0
+    place_copy = cluster.core.space.place_copy
+
+    def counted(*args: object) -> object:
+        nonlocal calls
+        calls += 1
+        return place_copy(*args)  # type: ignore[arg-type]
+
+    cluster.core.space.place_copy = counted  # type: ignore[method-assign,assignment]
+    for _ in range(20):
+        cluster.now += 50
+        before = calls
+        cluster.step(m.Tick())
+        assert calls - before <= REVIEWS_PER_STEP
+    assert cluster.core.repair.pending == count
+    assert calls <= count + 2 * REVIEWS_PER_STEP, "each once, then some of them every half a second"
