@@ -2,7 +2,8 @@
 
 That the file is the segment's is proved by the token in its header, never by names. Mappings are kept by token and
 dropped when their file is gone; whoever still copies from one holds it alive. A dead node's file changes no more, so to
-read it or write to it harms nobody.
+read it or write to it harms nobody. A writer holds a lock on the bytes from before it looks at the clock until it is
+done, so that its node can tell that nobody writes there any more.
 """
 
 import ctypes
@@ -11,8 +12,8 @@ import mmap
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -21,11 +22,14 @@ from larder.places import Fault, Segment
 from larder.pool_file import HEADER_BYTES, PoolFileError, PoolHeader
 from larder.transports import Move, Reach, in_range
 from larder.transports.copiers import INLINE_BYTES, Copiers
+from larder.writer_locks import lock, unlock
 
 logger = logging.getLogger(__name__)
 
 JOB_BYTES: Final = 2 * 2**20
 """Copied by one thread at a stretch, if the objects allow: 0.2 to 0.6 ms."""
+PADDING_BYTES_MAX: Final = 256
+"""Between objects that were placed side by side: the master's alignment."""
 RECHECK_S: Final = 5.0
 """How often the file system is asked again: for files not found, and for mapped files that are gone."""
 _POPULATE_BYTES: Final = 32 * 2**20
@@ -34,29 +38,29 @@ _MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; not in the mmap module
 
 
 class Mapping:
-    """A mapped pool file. The memory stays as long as this object does."""
+    """A mapped pool file. The memory and the descriptor, which it takes over, stay as long as this object does."""
 
-    __slots__ = ("_data_offset", "_memory", "address", "identity", "path")
+    __slots__ = ("__weakref__", "_memory", "address", "data_offset", "fd", "path")
 
-    def __init__(self, path: str, memory: mmap.mmap, identity: tuple[int, int], data_offset: int) -> None:
+    def __init__(self, path: str, fd: int, length: int, data_offset: int) -> None:
         self.path = path
-        self.identity = identity
-        self._memory = memory
-        self._data_offset = data_offset
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + data_offset
+        self.fd = fd
+        self._memory = mmap.mmap(fd, length)
+        self.data_offset = data_offset
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory)) + data_offset
+        weakref.finalize(self, os.close, fd).atexit = False
 
     def view(self, offset: int, length: int) -> memoryview:
         """A read-only view; it keeps the memory mapped by itself."""
-        start = self._data_offset + offset
+        start = self.data_offset + offset
         return memoryview(self._memory)[start : start + length].toreadonly()
 
     def is_current(self) -> bool:
         """Whether the file still stands at its path."""
         try:
-            status = os.stat(self.path)
+            return os.path.samestat(os.stat(self.path), os.fstat(self.fd))
         except OSError:
             return False
-        return (status.st_dev, status.st_ino) == self.identity
 
     def populate(self) -> None:
         """Fills the page tables step by step, so that the first copy to a page costs what the second does."""
@@ -145,17 +149,15 @@ def _open(segment: Segment) -> Mapping | None:
         return None
     try:
         header = PoolHeader.unpack(os.pread(fd, HEADER_BYTES, 0))
-        status = os.fstat(fd)
         length = segment.shm_data_offset + segment.capacity_bytes
-        if header.token != segment.shm_token or status.st_size < length:
-            return None  # another host's file of the same name, or another life of the node
-        return Mapping(segment.shm_path, mmap.mmap(fd, length), (status.st_dev, status.st_ino), segment.shm_data_offset)
+        if header.token == segment.shm_token and os.fstat(fd).st_size >= length:
+            unlock(fd, 0, segment.capacity_bytes)  # refused where there are no such locks
+            return Mapping(segment.shm_path, fd, length, segment.shm_data_offset)
+        # Else another host's file of the same name, or another life of the node.
     except (PoolFileError, OSError, ValueError) as error:
         logger.warning("the pool file %s of node %s cannot be used: %s", segment.shm_path, segment.node_id, error)
-        return None
-    finally:
-        with suppress(OSError):
-            os.close(fd)
+    os.close(fd)
+    return None
 
 
 def _jobs(moves: Sequence[Move]) -> list[Sequence[Move]]:
@@ -186,14 +188,39 @@ def _read(mapping: Mapping, moves: Sequence[Move], until: float) -> list[Fault |
 
 def _write(mapping: Mapping, moves: Sequence[Move], until: float) -> list[Fault | None]:
     faults: list[Fault | None] = []
-    for move in moves:
+    for run in _runs(moves):
+        start = mapping.data_offset + run[0].offset
+        length = run[-1].offset + run[-1].memory.length - run[0].offset
         try:
-            address = mapping.address + move.offset
-            digest = store_pieces(move.memory.pieces, address, hashing=move.hashing, until=until)
-        except TooLate:
-            faults.append(Fault.LATE)
+            lock(mapping.fd, start, length)  # and only then the clock: see larder.writer_locks
+        except OSError as error:
+            logger.warning("the pool file %s cannot be locked: %s", mapping.path, error)
+            faults += [Fault.UNREACHABLE] * len(run)
             continue
-        if move.hashing:
-            move.checksum = digest
-        faults.append(None)
+        try:
+            faults += [_write_one(mapping, move, until) for move in run]
+        finally:
+            unlock(mapping.fd, start, length)
     return faults
+
+
+def _write_one(mapping: Mapping, move: Move, until: float) -> Fault | None:
+    try:
+        digest = store_pieces(move.memory.pieces, mapping.address + move.offset, hashing=move.hashing, until=until)
+    except TooLate:
+        return Fault.LATE
+    if move.hashing:
+        move.checksum = digest
+    return None
+
+
+def _runs(moves: Sequence[Move]) -> list[Sequence[Move]]:
+    """The moves, those that lie side by side (but for padding) together."""
+    runs: list[Sequence[Move]] = []
+    first = 0
+    for index in range(1, len(moves)):
+        before = moves[index - 1]
+        if not 0 <= moves[index].offset - (before.offset + before.memory.length) < PADDING_BYTES_MAX:
+            runs.append(moves[first:index])
+            first = index
+    return [*runs, moves[first:]] if moves else []
