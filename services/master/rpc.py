@@ -46,7 +46,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
 
     async def Lookup(self, request: pb.LookupRequest, context: Context) -> pb.LookupReply:
         answer: m.Found = await self._ask(
-            lambda call: m.Lookup(call, unpack_keys(request.keys), request.host_id), context
+            lambda call: m.Lookup(call, unpack_keys(request.keys), request.host_id, request.zone), context
         )
         return pb.LookupReply(
             results=wire.results(answer.results),
@@ -101,7 +101,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
 
 def segment_message(driver: Driver, number: int) -> types_pb2.Segment:
     segment = driver.core.state.segments[number]
-    return wire.segment_message(number, segment.node.node_id, segment.node.host_id, segment.info)
+    return wire.segment_message(number, segment.node, segment.info)
 
 
 class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):

@@ -8,6 +8,7 @@ from larder.v1 import node_pb2, types_pb2
 from larder.wire import pack_keys, unpack_keys
 
 from services.master.core import messages as m
+from services.master.core.tables import Node
 
 SegmentOf = Callable[[int], types_pb2.Segment]
 
@@ -29,11 +30,12 @@ def segment_info(segment: types_pb2.Segment) -> m.SegmentInfo:
     )
 
 
-def segment_message(number: int, node_id: str, host_id: str, info: m.SegmentInfo) -> types_pb2.Segment:
+def segment_message(number: int, node: Node, info: m.SegmentInfo) -> types_pb2.Segment:
     return types_pb2.Segment(
         id=number,
-        node_id=node_id,
-        host_id=host_id,
+        node_id=node.node_id,
+        host_id=node.host_id,
+        zone=node.zone,
         capacity_bytes=info.capacity_bytes,
         shm_path=info.shm_path,
         shm_token=info.shm_token,
@@ -69,6 +71,7 @@ def put_start(call: int, request: pb.PutStartRequest) -> m.PutStart:
         list(request.depths),
         request.host_id,
         request.wait_ms,
+        request.zone,
     )
 
 
@@ -108,6 +111,7 @@ def status_message(answer: m.StatusReport, version: str, segment_of: SegmentOf) 
             pb.NodeStatus(
                 node_id=node.node_id,
                 host_id=node.host_id,
+                zone=node.zone,
                 state=node.state,
                 incarnation=node.incarnation,
                 segments=[
@@ -171,7 +175,7 @@ def node_command(stream: int, message: node_pb2.NodeMessage) -> m.NodeCommand:
     if kind == "hello":
         hello = message.hello
         segments = [segment_info(segment) for segment in hello.segments]
-        return m.Hello(stream, hello.node_id, hello.incarnation, hello.epoch, hello.host_id, segments)
+        return m.Hello(stream, hello.node_id, hello.incarnation, hello.epoch, hello.host_id, segments, hello.zone)
     if kind == "inventory":
         return m.Inventory(stream, held_copies(message.inventory))
     if kind == "inventory_end":

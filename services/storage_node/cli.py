@@ -28,6 +28,7 @@ from services.storage_node.wire import Reachable, hello_to_wire
 
 logger = logging.getLogger(__name__)
 PROG = "storage-node"
+LABEL = "([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
 
 
 def _check_reachable(host: str) -> str:
@@ -40,8 +41,9 @@ class Settings(ServiceSettings):
     """Holds copies of objects in this host's memory, as a master says, for clients to read and write directly."""
 
     master: HostPorts = Field(min_length=1, description="addresses of the master and its standbys")
-    node_id: str = Field(
-        socket.gethostname(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="unique in the cluster"
+    node_id: str = Field(socket.gethostname(), pattern=rf"^{LABEL}$", description="unique in the cluster")
+    zone: str = Field(
+        "", pattern=rf"^{LABEL}?$", description="what fails together, such as a rack: copies go to distinct zones"
     )
     host: Annotated[str, AfterValidator(_check_reachable)] = Field(
         "127.0.0.1", description="this node's address for clients on other hosts"
@@ -80,7 +82,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             parts.callback(engine.close)
             metrics.engine_up.set(1)
             reachable = Reachable(engine.endpoint, engine.base, engine.protocol)
-        hello = hello_to_wire(settings.node_id, str(pool.path), pool.header, reachable)
+        hello = hello_to_wire(settings.node_id, str(pool.path), pool.header, reachable, settings.zone)
         fetcher = Fetcher(pool)
         parts.push_async_callback(fetcher.close)
         agent = Agent(settings.master, hello, index, metrics, fetcher.fetch)

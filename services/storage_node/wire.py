@@ -49,7 +49,7 @@ class Reachable:
     protocol: str = ""
 
 
-def hello_to_wire(node_id: str, pool_path: str, header: PoolHeader, engine: Reachable) -> Hello:
+def hello_to_wire(node_id: str, pool_path: str, header: PoolHeader, engine: Reachable, zone: str = "") -> Hello:
     """The first message of every attachment, with one segment; its epoch is set when it is sent."""
     segment = Segment(
         id=0,
@@ -64,7 +64,12 @@ def hello_to_wire(node_id: str, pool_path: str, header: PoolHeader, engine: Reac
         engine_protocol=engine.protocol,
     )
     return Hello(
-        version=VERSION, node_id=node_id, incarnation=header.incarnation, host_id=host_id(), segments=[segment]
+        version=VERSION,
+        node_id=node_id,
+        incarnation=header.incarnation,
+        host_id=host_id(),
+        zone=zone,
+        segments=[segment],
     )
 
 

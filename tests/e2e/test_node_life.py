@@ -14,6 +14,7 @@ from demo.cluster import Cluster
 from demo.traffic import metric
 
 NODES = ("node-1", "node-2", "node-3")
+ZONES = ("rack-a", "rack-a", "rack-b")
 SILENCE_S = 2.0
 
 
@@ -21,8 +22,8 @@ SILENCE_S = 2.0
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with Cluster(tmp_path) as cluster:
         cluster.start_master()
-        for node in NODES:
-            cluster.start_node(node, dram="64MB")
+        for node, zone in zip(NODES, ZONES, strict=True):
+            cluster.start_node(node, "--zone", zone, dram="64MB")
         cluster.wait_ready()
         yield cluster
 
@@ -69,3 +70,17 @@ def test_a_copy_that_fails_is_made_elsewhere_within_the_same_put(cluster: Cluste
         assert metric(cluster.metrics["master"], "larder_master_degraded_puts_total") > 0
         cluster.processes["node-2"].kill()
         assert store.get_many(list(values)) == list(values.values())
+
+
+def test_copies_lie_in_distinct_zones(cluster: Cluster) -> None:
+    with larder.connect(cluster.master, zone="rack-b") as store, grpc.insecure_channel(cluster.master) as channel:
+        keys = [b"key-%d" % i for i in range(6)]
+        for key in keys:
+            assert store.put(key, bytes(100_000), copies=2).copies == 2
+        stub = master_pb2_grpc.MasterStub(channel)
+        nodes = stub.Status(master_pb2.StatusRequest(), timeout=5).nodes
+        assert {node.node_id: node.zone for node in nodes} == dict(zip(NODES, ZONES, strict=True))
+        for key in keys:
+            lookup = master_pb2.LookupRequest(keys=pack_keys([key]), zone="rack-b")
+            places = stub.Lookup(lookup, timeout=5).places
+            assert sorted(segment.zone for segment in places.segments) == ["rack-a", "rack-b"]

@@ -36,15 +36,17 @@ def connect(
     timeout_s: float | None = None,
     verify: bool | None = None,
     transports: Sequence[str] | None = None,
+    zone: str | None = None,
 ) -> "Store":
     """A store; nothing is sent before its first call. It may be awaited, and is an async context manager.
 
     master: HOST:PORT, or several with commas between them. timeout_s: of every call (default 5). verify: checksums are
-    made and checked (default True). transports: which of "shm" and "engine" may be used (default both). What is not
-    given is taken from the file that LARDER_CONFIG_FILE names; the master also from MOONCAKE_CONFIG_PATH's.
+    made and checked (default True). transports: which of "shm" and "engine" may be used (default both). zone: the
+    storage nodes with that --zone are the nearest after those of this host. What is not given is taken from the file
+    that LARDER_CONFIG_FILE names; the master also from MOONCAKE_CONFIG_PATH's.
     Raises InvalidArgument.
     """
-    return Store(resolve(master, timeout_s=timeout_s, verify=verify, transports=transports))
+    return Store(resolve(master, timeout_s=timeout_s, verify=verify, transports=transports, zone=zone))
 
 
 class Store:
@@ -250,8 +252,8 @@ class _Parts:
     def __init__(self, options: Options, stats: Stats) -> None:
         self.pid = os.getpid()
         self.loop = asyncio.get_running_loop()
-        self.master = MasterClient(options.masters, stats)
-        self.mover = Mover(options.transports, stats)
+        self.master = MasterClient(options.masters, stats, options.zone)
+        self.mover = Mover(options.transports, stats, options.zone)
         self.background = Background(self.master, stats)
         self.getter = Getter(self.master, self.mover, self.background, verify=options.verify)
         self.putter = Putter(self.master, self.mover, self.background, verify=options.verify)

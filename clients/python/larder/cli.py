@@ -65,12 +65,12 @@ def status(obj: tuple[str | None, str]) -> None:
         f"master of version {reply.version}, epoch {reply.epoch}: {reply.objects} objects of "
         f"{_size(reply.object_bytes)}, {reply.writes_in_flight} writes in flight"
     )
-    table = Table("node", "state", "live", "reserved", "quarantined", "free", "capacity", "copies", "engine")
+    table = Table("node", "zone", "state", "live", "reserved", "quarantined", "free", "capacity", "copies", "engine")
     for node in reply.nodes:
         for part in node.segments:
             sizes = (part.live_bytes, part.reserved_bytes, part.quarantined_bytes, part.free_bytes)
             capacity, engine = _size(part.segment.capacity_bytes), part.segment.engine_endpoint or "none"
-            table.add_row(node.node_id, node.state, *map(_size, sizes), capacity, str(part.copies), engine)
+            table.add_row(node.node_id, node.zone, node.state, *map(_size, sizes), capacity, str(part.copies), engine)
     console.print(table)
 
 
@@ -161,7 +161,7 @@ def _ask(master: str | None, call: Callable[[MasterClient], Awaitable[T]]) -> T:
     """Runs a call that is the operator's, and so no store's."""
 
     async def run() -> T:
-        options = resolve(master, timeout_s=None, verify=None, transports=None)
+        options = resolve(master)
         client = MasterClient(options.masters, Stats())
         try:
             return await call(client)
@@ -196,6 +196,7 @@ def _status_json(reply: master_pb2.StatusReply) -> dict[str, Any]:
             {
                 "node_id": node.node_id,
                 "host_id": node.host_id,
+                "zone": node.zone,
                 "state": node.state,
                 "incarnation": node.incarnation,
                 "segments": [

@@ -1,10 +1,11 @@
-"""Which transport carries which copy: shared memory before the engine, the least busy node before the others."""
+"""Which transport carries which copy: shared memory before the engine, near before far, the least busy node first."""
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Generic, TypeVar
 
+from larder.host import host_id
 from larder.places import Copy, Fault, Segment
 from larder.stats import Stats
 from larder.transports import Move, Reach, Transport
@@ -59,7 +60,8 @@ class Bundles(Generic[T]):
 class Mover:
     """The transports of one store."""
 
-    def __init__(self, names: Sequence[str], stats: Stats) -> None:
+    def __init__(self, names: Sequence[str], stats: Stats, zone: str = "") -> None:
+        self._zone = zone
         self.copiers = Copiers()
         self.stats = stats
         self.shm = SharedMemory(self.copiers) if "shm" in names else None
@@ -84,15 +86,20 @@ class Mover:
 
     def best(self, copies: Iterable[Copy]) -> tuple[Copy, Transport] | None:
         """The copy to read first, and how; None where there is none or none is in reach."""
-        chosen, least = None, (Reach.NONE, 0, 0, 0.0)
+        chosen, least = None, (Reach.NONE, 0, 0, 0, 0.0)
         for copy in copies:
             for rank, transport in enumerate(self._transports):
                 reach = transport.reach(copy.segment)
                 under_way = self._under_way.get(copy.segment.shm_token, 0)
-                cost = (reach, rank, under_way, random.random())  # noqa: S311  (breaks ties)
+                cost = (reach, rank, self._distance(copy.segment), under_way, random.random())  # noqa: S311  (breaks ties)
                 if reach is not Reach.NONE and cost < least:
                     chosen, least = (copy, transport), cost
         return chosen
+
+    def _distance(self, segment: Segment) -> int:
+        if segment.host_id == host_id():
+            return 0
+        return 1 if self._zone and segment.zone == self._zone else 2
 
     def count(self, what: str, bundle: Bundle[T], faults: Sequence[Fault | None]) -> None:
         """Adds to the statistics what was moved and what was not."""

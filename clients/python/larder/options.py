@@ -13,7 +13,8 @@ from larder.mover import TRANSPORTS
 CONFIG_FILE_VARIABLE: Final = "LARDER_CONFIG_FILE"
 MOONCAKE_VARIABLE: Final = "MOONCAKE_CONFIG_PATH"
 TIMEOUT_S: Final = 5.0
-_NAMES: Final = ("master", "timeout_s", "verify", "transports")
+ZONE_LENGTH_MAX: Final = 64
+_NAMES: Final = ("master", "timeout_s", "verify", "transports", "zone")
 _MOONCAKE_IGNORED: Final = (  # what that file says of storage nodes and of the engine's own ways
     "device_name", "global_segment_size", "local_buffer_size", "local_hostname", "metadata_server", "mode", "protocol",
 )  # fmt: skip
@@ -27,13 +28,19 @@ class Options:
     timeout_s: float
     verify: bool
     transports: tuple[str, ...]
+    zone: str
 
 
 def resolve(
-    master: str | None, *, timeout_s: float | None, verify: bool | None, transports: Sequence[str] | None
+    master: str | None,
+    *,
+    timeout_s: float | None = None,
+    verify: bool | None = None,
+    transports: Sequence[str] | None = None,
+    zone: str | None = None,
 ) -> Options:
     """Arguments where given, else the file's word, else the default; raises InvalidArgument."""
-    given = {"master": master, "timeout_s": timeout_s, "verify": verify, "transports": transports}
+    given = {"master": master, "timeout_s": timeout_s, "verify": verify, "transports": transports, "zone": zone}
     chosen = _from_file() if master is None or CONFIG_FILE_VARIABLE in os.environ else {}
     chosen |= {name: value for name, value in given.items() if value is not None}
     if not chosen.get("master"):
@@ -45,6 +52,7 @@ def resolve(
         timeout_s=_timeout(chosen.get("timeout_s", TIMEOUT_S)),
         verify=_verify(chosen.get("verify", True)),
         transports=_transports(chosen.get("transports", TRANSPORTS)),
+        zone=_zone(chosen.get("zone", "")),
     )
 
 
@@ -116,3 +124,9 @@ def _transports(value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence) or not value or set(value) - set(TRANSPORTS):
         raise InvalidArgument(f"transports is {value!r}: one or more of {', '.join(TRANSPORTS)} are wanted")
     return tuple(value)
+
+
+def _zone(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > ZONE_LENGTH_MAX:
+        raise InvalidArgument(f"zone is {value!r}: a label of at most {ZONE_LENGTH_MAX} characters is wanted")
+    return value

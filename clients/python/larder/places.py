@@ -31,6 +31,8 @@ class Segment:
     engine_endpoint: str
     engine_base: int
     engine_protocol: str
+    host_id: str = ""
+    zone: str = ""
 
 
 class Copy(NamedTuple):
@@ -82,4 +84,6 @@ def _segment(message: types_pb2.Segment) -> Segment:
         engine_endpoint=message.engine_endpoint,
         engine_base=message.engine_base,
         engine_protocol=message.engine_protocol,
+        host_id=message.host_id,
+        zone=message.zone,
     )

@@ -86,7 +86,8 @@ class BadCopy:
 class MasterClient:
     """One channel an address; lives on one event loop."""
 
-    def __init__(self, addresses: Sequence[str], stats: Stats) -> None:
+    def __init__(self, addresses: Sequence[str], stats: Stats, zone: str = "") -> None:
+        self._zone = zone
         self.addresses = list(addresses)
         self._stats = stats
         self._channels = [grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) for address in addresses]
@@ -108,6 +109,7 @@ class MasterClient:
             copies=copies,
             depths=depths,
             host_id=host_id(),
+            zone=self._zone,
             wait_ms=max(0, int(1000 * _WAIT_SHARE * (deadline - asked_at))),
         )
         reply: pb.PutStartReply = await self._call("PutStart", request, deadline)
@@ -140,7 +142,7 @@ class MasterClient:
 
     async def lookup(self, keys: Sequence[bytes], *, deadline: float) -> Found:
         asked_at = time.monotonic()
-        request = pb.LookupRequest(keys=pack_keys(keys), host_id=host_id())
+        request = pb.LookupRequest(keys=pack_keys(keys), host_id=host_id(), zone=self._zone)
         reply: pb.LookupReply = await self._call("Lookup", request, deadline)
         slices = list(unpack(reply.places))
         for result, size, parts in zip(reply.results, reply.sizes, slices, strict=True):

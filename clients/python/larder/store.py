@@ -31,15 +31,17 @@ def connect(
     timeout_s: float | None = None,
     verify: bool | None = None,
     transports: Sequence[str] | None = None,
+    zone: str | None = None,
 ) -> "Store":
     """A store; nothing is sent, and no thread started, before its first call. Also a context manager.
 
     master: HOST:PORT, or several with commas between them. timeout_s: of every call (default 5). verify: checksums are
-    made and checked (default True). transports: which of "shm" and "engine" may be used (default both). What is not
-    given is taken from the file that LARDER_CONFIG_FILE names; the master also from MOONCAKE_CONFIG_PATH's.
+    made and checked (default True). transports: which of "shm" and "engine" may be used (default both). zone: the
+    storage nodes with that --zone are the nearest after those of this host. What is not given is taken from the file
+    that LARDER_CONFIG_FILE names; the master also from MOONCAKE_CONFIG_PATH's.
     Raises InvalidArgument.
     """
-    return Store(resolve(master, timeout_s=timeout_s, verify=verify, transports=transports))
+    return Store(resolve(master, timeout_s=timeout_s, verify=verify, transports=transports, zone=zone))
 
 
 class Store:

@@ -41,6 +41,7 @@ class PutStart:
     depths: Sequence[int] = ()
     host_id: str = ""
     wait_ms: int = 0
+    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Lookup:
     call: int
     keys: Sequence[bytes]
     host_id: str = ""
+    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ class Hello:
     epoch: int
     host_id: str
     segments: Sequence[SegmentInfo]
+    zone: str = ""
 
 
 class HeldCopy(NamedTuple):
@@ -288,6 +291,7 @@ class NodeReport:
     state: str
     incarnation: int
     segments: list[SegmentReport]
+    zone: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ class Nodes:
             self._watch(node)
         node.stream = command.stream
         node.host_id = command.host_id
+        node.zone = command.zone
         node.phase = Phase.ATTACHING
         node.heard_at = state.now
         node.probed_at = None

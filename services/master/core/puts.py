@@ -15,7 +15,7 @@ from services.master.core.calls import Calls, Invalid, Overloaded
 from services.master.core.messages import HeldCopy, Result
 from services.master.core.repair import Repair
 from services.master.core.space import Space
-from services.master.core.tables import Copy, Node, Object, PendingEnd, Slice, State, Write
+from services.master.core.tables import Copy, Near, Node, Object, PendingEnd, Slice, State, Write
 
 WAITING_POLL_MS = 20  # how often a put that waits for room looks whether leases have ended
 
@@ -84,6 +84,7 @@ class Puts:
     def _advance(self, pending: PendingStart, *, degraded: bool = False) -> bool:
         """Decide the keys that can be decided now, in order; True when none is left."""
         command = pending.command
+        near = Near(command.host_id, command.zone)
         fits: dict[int, bool] = {}  # by size
         while pending.next < len(command.keys):
             size = pending.size
@@ -94,9 +95,7 @@ class Puts:
             elif not fits[size]:
                 pending.decide(Result.TOO_LARGE)
             else:
-                objects = self.space.place_run(
-                    size, self._run_length(pending), pending.copies, command.host_id, degraded=degraded
-                )
+                objects = self.space.place_run(size, self._run_length(pending), pending.copies, near, degraded=degraded)
                 if not objects:
                     return False
                 for slices in objects:

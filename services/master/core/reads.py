@@ -59,20 +59,22 @@ class Reads:
         state.counters.requested_keys += len(objects)
         state.counters.hit_keys += len(found)
         state.counters.hit_bytes += sum(sizes)
-        places = make_places([() if obj is None else obj.slices for obj in objects], self._offered(command.host_id))
+        places = make_places([() if obj is None else obj.slices for obj in objects], self._offered(command))
         self.calls.reply(command.call, m.Found(results, sizes, places, state.config.lease_ms))
 
-    def _offered(self, host_id: str) -> Callable[[Slice], Sequence[Copy]]:
-        """For a slice its copies on live nodes, the caller's host first."""
-        segments = self.state.segments
-        live = {number for number, segment in segments.items() if segment.live}
-        near = {number for number, segment in segments.items() if segment.node.host_id == host_id}
+    def _offered(self, command: m.Lookup) -> Callable[[Slice], Sequence[Copy]]:
+        """For a slice its copies on live nodes: on the caller's host, in its zone, the rest."""
+        far = {
+            number: (segment.node.host_id != command.host_id, not command.zone or segment.node.zone != command.zone)
+            for number, segment in self.state.segments.items()
+            if segment.live
+        }
 
         def offered(part: Slice) -> Sequence[Copy]:
             copies = part.copies
-            if len(copies) == 1 and copies[0][0] in live:
+            if len(copies) == 1 and copies[0][0] in far:
                 return copies
-            return sorted((copy for copy in copies if copy[0] in live), key=lambda copy: copy[0] not in near)
+            return sorted((copy for copy in copies if copy[0] in far), key=lambda copy: far[copy[0]])
 
         return offered
 
@@ -226,6 +228,7 @@ class Reads:
                     )
                     for segment in node.segments
                 ],
+                node.zone,
             )
             for node in state.nodes.values()
         ]

@@ -13,7 +13,7 @@ from itertools import islice
 from services.master.core import messages as m
 from services.master.core.allocator import aligned
 from services.master.core.space import Space
-from services.master.core.tables import Copy, Node, Object, Phase, Segment, Slice, State, Transfer
+from services.master.core.tables import Copy, Node, Object, Phase, Slice, State, Transfer
 
 REVIEWS_PER_STEP = 1_024  # objects looked at, and as many begun, in one step: a step must stay short
 PROMISES_MAX = 65_536  # puts whose answer waits for repair
@@ -156,13 +156,14 @@ class Repair:
                 if all(node.probed_at is None for node in self.state.nodes.values()):  # else one may yet turn out well
                     self._keep_promise(obj)
                 continue
-            source = min(sources, key=self._cost)
+            zone = self.state.segments[target.segment].node.zone
+            source = min(sources, key=lambda copy: self._cost(copy, zone))
             self._send(obj, number, part, source, target)
 
-    def _cost(self, copy: Copy) -> tuple[bool, int, int]:
+    def _cost(self, copy: Copy, zone: str) -> tuple[bool, bool, int, int]:
         """Of reading it: copies on different nodes share the load; the least full is the least read, as a rule."""
         segment = self.state.segments[copy.segment]
-        return segment.node.probed_at is not None, segment.live_bytes, copy.segment
+        return segment.node.probed_at is not None, segment.node.zone != zone, segment.live_bytes, copy.segment
 
     def _is_under_way(self, obj: Object, number: int) -> bool:
         return any(t.obj is obj and t.number == number for t in self._transfers.values())
@@ -255,15 +256,23 @@ class Repair:
         )
 
     def _trim(self, obj: Object) -> None:
-        """Give back live copies above what is wanted, from the fullest segments."""
+        """Give back live copies above what is wanted: those that share a zone or a host, from the fullest segments."""
         if not self._is_there(obj):
             return
         for part in obj.slices:
             live = self._live(part)
-            live.sort(key=lambda copy: (-self._fill(self.state.segments[copy.segment]), copy.segment))
-            for copy in live[: max(0, len(live) - obj.wanted)]:
-                self.space.drop_copy(obj, part, copy)
+            while len(live) > obj.wanted:
+                surplus = max(live, key=lambda copy: self._dispensable(copy, live))
+                live.remove(surplus)
+                self.space.drop_copy(obj, part, surplus)
                 self.state.counters.trimmed_copies += 1
 
-    def _fill(self, segment: Segment) -> float:
-        return (segment.live_bytes + segment.reserved_bytes) / aligned(segment.capacity)
+    def _dispensable(self, copy: Copy, among: list[Copy]) -> tuple[int, int, float, int]:
+        segment = self.state.segments[copy.segment]
+        nodes = [self.state.segments[other.segment].node for other in among]
+        return (
+            sum(node.zone == segment.node.zone for node in nodes),
+            sum(node.host_id == segment.node.host_id for node in nodes),
+            (segment.live_bytes + segment.reserved_bytes) / aligned(segment.capacity),
+            -copy.segment,
+        )

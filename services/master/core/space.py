@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from services.master.core.allocator import aligned
 from services.master.core.calls import Calls
 from services.master.core.messages import Forget
-from services.master.core.tables import Copy, Node, Object, Phase, Quarantined, Segment, Slice, State
+from services.master.core.tables import Copy, Near, Node, Object, Phase, Quarantined, Segment, Slice, State
 
 LEASED_SKIPPED_MAX = 64  # victims looked at in vain before eviction leaves a segment alone for this step
 
@@ -39,17 +39,17 @@ class Space:
             return room >= full
         return room == full and any(segment.capacity % slice_size >= aligned(rest) for segment in segments)
 
-    def place(self, size: int, copies: int, host_id: str, *, degraded: bool) -> list[Slice] | None:
+    def place(self, size: int, copies: int, near: Near, *, degraded: bool) -> list[Slice] | None:
         """Reserve extents for every slice, `copies` on distinct nodes (as many as there are nodes).
 
         With `degraded` fewer copies are taken rather than none. None, and nothing reserved, when there is no room now.
         """
         lengths = self.slice_lengths(size)
         # An object of many slices is spread over the nodes: reading it then uses all their bandwidth.
-        host_id = host_id if len(lengths) == 1 else ""
+        near = near if len(lengths) == 1 else Near(zone=near.zone)
         slices: list[Slice] = []
         for length in lengths:
-            placed = self._place_slice(length, copies, host_id, degraded)
+            placed = self._place_slice(length, copies, near, degraded=degraded)
             if not placed:
                 for done in slices:
                     self._unreserve(done.copies, done.length)
@@ -57,21 +57,21 @@ class Space:
             slices.append(Slice(length, 0, placed))
         return slices
 
-    def place_run(self, size: int, count: int, copies: int, host_id: str, *, degraded: bool) -> list[list[Slice]]:
+    def place_run(self, size: int, count: int, copies: int, near: Near, *, degraded: bool) -> list[list[Slice]]:
         """`place` for 1 to `count` objects of `size`; none when there is no room for the first now.
 
         Where several fit into one slice they are placed as if they were one: side by side, on the same nodes.
         """
         room = aligned(size)
         if count > 1:
-            whole = self._place_slice(count * room, copies, host_id, degraded=False)
+            whole = self._place_slice(count * room, copies, near, degraded=False)
             if whole and len(whole) == min(copies, len({segment.node.node_id for segment in self._live()})):
                 return [
                     [Slice(size, 0, [Copy(number, offset + index * room) for number, offset in whole])]
                     for index in range(count)
                 ]
             self._unreserve(whole, count * room)
-        slices = self.place(size, copies, host_id, degraded=degraded)
+        slices = self.place(size, copies, near, degraded=degraded)
         return [slices] if slices else []
 
     def _could_hold(self, segment: Segment, size: int) -> bool:
@@ -82,21 +82,33 @@ class Space:
         return [segment for segment in self.state.segments.values() if segment.live]
 
     def _place_slice(
-        self, length: int, copies: int, host_id: str, degraded: bool, avoided: Sequence[Node] = ()
+        self,
+        length: int,
+        copies: int,
+        near: Near,
+        *,
+        degraded: bool,
+        holders: Sequence[Node] = (),
+        barred: Sequence[Node] = (),
     ) -> list[Copy]:
+        """Reserve extents on `copies` nodes that are neither holders nor barred: distinct zones, then hosts, first."""
         size = aligned(length)
-        segments = [s for s in self._live() if s.node not in avoided and self._could_hold(s, size)]
+        nodes = list(holders)  # with a copy
+        segments = [
+            s for s in self._live() if s.node not in nodes and s.node not in barred and self._could_hold(s, size)
+        ]
         wanted = min(copies, len({segment.node.node_id for segment in segments}))
-        nodes: list[Node] = list(avoided)
         placed: list[Copy] = []
 
-        def rank(segment: Segment) -> tuple[bool, bool, bool, bool, float, int]:
-            used = segment.live_bytes + segment.reserved_bytes + size
+        def rank(segment: Segment) -> tuple[bool, bool, bool, bool, bool, bool, float, int]:
+            node, used = segment.node, segment.live_bytes + segment.reserved_bytes + size
             return (
-                segment.node.probed_at is not None,  # somebody could not reach it
+                node.probed_at is not None,  # somebody could not reach it
                 used > self.state.config.high_watermark * segment.capacity,  # rather elsewhere than by eviction
-                any(node.host_id == segment.node.host_id for node in nodes),
-                bool(host_id) and not nodes and segment.node.host_id != host_id,
+                any(other.zone == node.zone for other in nodes),
+                any(other.host_id == node.host_id for other in nodes),
+                bool(near.host_id) and not nodes and node.host_id != near.host_id,
+                bool(near.zone) and not nodes and node.zone != near.zone,
                 used / segment.capacity,
                 segment.number,
             )
@@ -125,13 +137,13 @@ class Space:
         """
         segments, size = self.state.segments, aligned(part.length)
         holders = [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
-        full = [
+        barred = [
             segment.node
             for segment in self._live()
             if segment.node.probed_at is not None
             or segment.live_bytes + segment.reserved_bytes + size > self.state.config.high_watermark * segment.capacity
         ]
-        placed = self._place_slice(part.length, 1, "", False, holders + full)
+        placed = self._place_slice(part.length, 1, Near(), degraded=False, holders=holders, barred=barred)
         return placed[0] if placed else None
 
     def _unreserve(self, copies: Sequence[Copy], length: int) -> None:

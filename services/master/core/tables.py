@@ -47,6 +47,13 @@ class Config:
     evictions_per_step_max: int = 512
 
 
+class Near(NamedTuple):
+    """Where a caller is. Empty: not said, or of no account."""
+
+    host_id: str = ""
+    zone: str = ""
+
+
 class Copy(NamedTuple):
     segment: int
     offset: int
@@ -183,6 +190,7 @@ class Node:
         self.node_id = node_id
         self.incarnation = incarnation
         self.host_id = host_id
+        self.zone = ""
         self.stream: int | None = stream
         self.phase = Phase.ATTACHING
         self.heard_at = now

@@ -9,7 +9,7 @@ import pytest
 from larder.errors import InvalidArgument
 from larder.options import Options, resolve
 
-NOTHING: dict[str, Any] = {"timeout_s": None, "verify": None, "transports": None}
+NOTHING: dict[str, Any] = {"timeout_s": None, "verify": None, "transports": None, "zone": None}
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def write(path: Path, text: str, variable: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_defaults() -> None:
-    assert resolve("host:1", **NOTHING) == Options(("host:1",), 5.0, True, ("shm", "engine"))
+    assert resolve("host:1", **NOTHING) == Options(("host:1",), 5.0, True, ("shm", "engine"), "")
     assert resolve("a:1, b:2", **NOTHING).masters == ("a:1", "b:2")
 
 
@@ -36,14 +36,15 @@ def test_connect_is_cheap_and_sends_nothing() -> None:
 
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
 def test_the_file_and_who_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    values = {"master": "file:1", "timeout_s": 2, "verify": False, "transports": ["shm"]}
+    values = {"master": "file:1", "timeout_s": 2, "verify": False, "transports": ["shm"], "zone": "rack-1"}
     text = (
         json.dumps(values) if suffix == "json" else "".join(f"{name}: {json.dumps(values[name])}\n" for name in values)
     )
     write(tmp_path / f"larder.{suffix}", text, "LARDER_CONFIG_FILE", monkeypatch)
     monkeypatch.setenv("MOONCAKE_CONFIG_PATH", "/nowhere")  # not even read
-    assert resolve(None, **NOTHING) == Options(("file:1",), 2.0, False, ("shm",))
-    assert resolve("arg:1", timeout_s=7, verify=True, transports=None) == Options(("arg:1",), 7.0, True, ("shm",))
+    assert resolve(None, **NOTHING) == Options(("file:1",), 2.0, False, ("shm",), "rack-1")
+    chosen = resolve("arg:1", timeout_s=7, verify=True, zone="")
+    assert chosen == Options(("arg:1",), 7.0, True, ("shm",), "")
 
 
 def test_mooncakes_file_gives_the_master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

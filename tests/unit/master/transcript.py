@@ -21,7 +21,10 @@ CONFIG = Config(
 class Cluster:
     """The core with nodes that acknowledge at once, unless they are told to hold."""
 
-    def __init__(self, nodes: int = 2, capacity: int = 16 * KIB, config: Config = CONFIG) -> None:
+    def __init__(
+        self, nodes: int = 2, capacity: int = 16 * KIB, config: Config = CONFIG, zones: tuple[str, ...] = ()
+    ) -> None:
+        self.zones = zones
         self.core = Master(config, epoch=7)
         self.now = 0
         self.calls = 0
@@ -35,7 +38,8 @@ class Cluster:
 
     def attach(self, i: int, stream: int | None = None, held: tuple[m.HeldCopy, ...] = (), epoch: int = 0) -> None:
         number = stream or i + 1
-        self.step(m.Hello(number, f"n{i}", 1, epoch, f"h{i}", [self.infos[i]]))
+        zone = self.zones[i] if self.zones else ""
+        self.step(m.Hello(number, f"n{i}", 1, epoch, f"h{i}", [self.infos[i]], zone))
         self.step(m.Inventory(number, held))
         self.step(m.InventoryEnd(number))
 
@@ -69,9 +73,11 @@ class Cluster:
         self.calls += 1
         return self.calls
 
-    def start(self, key: bytes, size: int, copies: int = 1, wait_ms: int = 0, host: str = "") -> m.PutStarted | None:
+    def start(
+        self, key: bytes, size: int, copies: int = 1, wait_ms: int = 0, host: str = "", zone: str = ""
+    ) -> m.PutStarted | None:
         call = self.call()
-        self.step(m.PutStart(call, call.to_bytes(16, "big"), [key], [size], copies, (), host, wait_ms))
+        self.step(m.PutStart(call, call.to_bytes(16, "big"), [key], [size], copies, (), host, wait_ms, zone))
         answer = self.answers.get(call)
         assert answer is None or isinstance(answer, m.PutStarted)
         return answer
@@ -98,9 +104,9 @@ class Cluster:
         assert isinstance(answer, m.Existing)
         return answer.exists[0]
 
-    def lookup(self, key: bytes, host: str = "") -> m.Found:
+    def lookup(self, key: bytes, host: str = "", zone: str = "") -> m.Found:
         call = self.call()
-        self.step(m.Lookup(call, [key], host))
+        self.step(m.Lookup(call, [key], host, zone))
         answer = self.answers[call]
         assert isinstance(answer, m.Found)
         return answer

@@ -48,6 +48,7 @@ def test_an_option_like_no_other_is_refused_with_those_there_are() -> None:
         ("copies", 17, "from 1 to 16"),
         ("chunk_blocks", 0, "from 1"),
         ("lookup_timeout_ms", -1, "from 1 to 600000"),
+        ("zone", 7, "a label"),
         ("load_timeout_ms", 1.5, "from 1 to 600000"),
         ("save_timeout_ms", "5s", "from 1 to 600000"),
     ],

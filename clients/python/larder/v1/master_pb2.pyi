@@ -17,7 +17,7 @@ FAULT_CORRUPT: Fault
 FAULT_UNREACHABLE: Fault
 
 class PutStartRequest(_message.Message):
-    __slots__ = ("request_id", "keys", "sizes", "copies", "depths", "host_id", "wait_ms")
+    __slots__ = ("request_id", "keys", "sizes", "copies", "depths", "host_id", "wait_ms", "zone")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class PutStartRequest(_message.Message):
     DEPTHS_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
     request_id: bytes
     keys: _types_pb2.Keys
     sizes: _containers.RepeatedScalarFieldContainer[int]
@@ -32,7 +33,8 @@ class PutStartRequest(_message.Message):
     depths: _containers.RepeatedScalarFieldContainer[int]
     host_id: str
     wait_ms: int
-    def __init__(self, request_id: _Optional[bytes] = ..., keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., copies: _Optional[int] = ..., depths: _Optional[_Iterable[int]] = ..., host_id: _Optional[str] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+    zone: str
+    def __init__(self, request_id: _Optional[bytes] = ..., keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., copies: _Optional[int] = ..., depths: _Optional[_Iterable[int]] = ..., host_id: _Optional[str] = ..., wait_ms: _Optional[int] = ..., zone: _Optional[str] = ...) -> None: ...
 
 class PutStartReply(_message.Message):
     __slots__ = ("results", "write_ids", "places", "write_ttl_ms")
@@ -89,12 +91,14 @@ class PutAbortReply(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[_types_pb2.Result, str]]] = ...) -> None: ...
 
 class LookupRequest(_message.Message):
-    __slots__ = ("keys", "host_id")
+    __slots__ = ("keys", "host_id", "zone")
     KEYS_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
     keys: _types_pb2.Keys
     host_id: str
-    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., host_id: _Optional[str] = ...) -> None: ...
+    zone: str
+    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., host_id: _Optional[str] = ..., zone: _Optional[str] = ...) -> None: ...
 
 class LookupReply(_message.Message):
     __slots__ = ("results", "sizes", "places", "lease_ms")
@@ -213,18 +217,20 @@ class StatusReply(_message.Message):
     def __init__(self, version: _Optional[str] = ..., epoch: _Optional[int] = ..., objects: _Optional[int] = ..., object_bytes: _Optional[int] = ..., writes_in_flight: _Optional[int] = ..., slice_bytes: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("node_id", "host_id", "state", "incarnation", "segments")
+    __slots__ = ("node_id", "host_id", "state", "incarnation", "segments", "zone")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     host_id: str
     state: str
     incarnation: int
     segments: _containers.RepeatedCompositeFieldContainer[SegmentStatus]
-    def __init__(self, node_id: _Optional[str] = ..., host_id: _Optional[str] = ..., state: _Optional[str] = ..., incarnation: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentStatus, _Mapping]]] = ...) -> None: ...
+    zone: str
+    def __init__(self, node_id: _Optional[str] = ..., host_id: _Optional[str] = ..., state: _Optional[str] = ..., incarnation: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentStatus, _Mapping]]] = ..., zone: _Optional[str] = ...) -> None: ...
 
 class SegmentStatus(_message.Message):
     __slots__ = ("segment", "live_bytes", "reserved_bytes", "quarantined_bytes", "free_bytes", "largest_free_bytes", "copies")

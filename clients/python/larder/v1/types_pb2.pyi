@@ -36,7 +36,7 @@ class Keys(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., width: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("id", "node_id", "host_id", "capacity_bytes", "shm_path", "shm_token", "shm_data_offset", "engine_endpoint", "engine_base", "engine_protocol")
+    __slots__ = ("id", "node_id", "host_id", "capacity_bytes", "shm_path", "shm_token", "shm_data_offset", "engine_endpoint", "engine_base", "engine_protocol", "zone")
     ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class Segment(_message.Message):
     ENGINE_ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     ENGINE_BASE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
     id: int
     node_id: str
     host_id: str
@@ -57,7 +58,8 @@ class Segment(_message.Message):
     engine_endpoint: str
     engine_base: int
     engine_protocol: str
-    def __init__(self, id: _Optional[int] = ..., node_id: _Optional[str] = ..., host_id: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., shm_path: _Optional[str] = ..., shm_token: _Optional[bytes] = ..., shm_data_offset: _Optional[int] = ..., engine_endpoint: _Optional[str] = ..., engine_base: _Optional[int] = ..., engine_protocol: _Optional[str] = ...) -> None: ...
+    zone: str
+    def __init__(self, id: _Optional[int] = ..., node_id: _Optional[str] = ..., host_id: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., shm_path: _Optional[str] = ..., shm_token: _Optional[bytes] = ..., shm_data_offset: _Optional[int] = ..., engine_endpoint: _Optional[str] = ..., engine_base: _Optional[int] = ..., engine_protocol: _Optional[str] = ..., zone: _Optional[str] = ...) -> None: ...
 
 class Places(_message.Message):
     __slots__ = ("segments", "slice_counts", "slice_lengths", "checksums", "copy_counts", "copy_segments", "copy_offsets")

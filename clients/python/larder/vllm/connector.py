@@ -298,7 +298,7 @@ class _Matcher:
 
 
 async def _connect(settings: ConnectorSettings, timeout_s: float, buffers: Sequence[memoryview] = ()) -> AsyncStore:
-    store = aio.connect(settings.master, timeout_s=timeout_s, verify=settings.verify)
+    store = aio.connect(settings.master, timeout_s=timeout_s, verify=settings.verify, zone=settings.zone)
     for buffer in buffers:
         await store.register_buffer(buffer)
     return store

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from larder.errors import InvalidArgument
+from larder.options import ZONE_LENGTH_MAX
 
 EXAMPLE: Final = '{"master": "127.0.0.1:50001"}'
 CHUNK_TOKENS: Final = 256
@@ -27,6 +28,7 @@ class ConnectorSettings:
     chunk_blocks: int | None = None
     namespace: str = ""
     verify: bool = True
+    zone: str = ""
     copies: int = 1
     lookup_timeout_ms: int = 1_000
     load_timeout_ms: int = 2_000
@@ -35,6 +37,9 @@ class ConnectorSettings:
     def __post_init__(self) -> None:
         _check(isinstance(self.master, str) and bool(self.master), "master", self.master, "an address, HOST:PORT")
         _check(isinstance(self.namespace, str), "namespace", self.namespace, "text")
+        _check(
+            isinstance(self.zone, str) and len(self.zone) <= ZONE_LENGTH_MAX, "zone", self.zone, "a label, as --zone"
+        )
         _check(isinstance(self.verify, bool), "verify", self.verify, "true or false")
         _check_int("copies", self.copies, COPIES_MAX)
         for name in ("lookup_timeout_ms", "load_timeout_ms", "save_timeout_ms"):
