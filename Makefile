@@ -17,10 +17,10 @@ PROTOS := $(wildcard proto/larder/v1/*.proto)
 # An old compiler on purpose: what it generates loads with protobuf 5 to 7.
 PROTO_TOOLS := grpcio-tools==1.66.2 'setuptools<80'
 
-.PHONY: help setup demo up test lint chaos bench proto lock clean
+.PHONY: help setup demo up test lint chaos bench bench-eviction proto lock clean
 
 help:  ## this list
-	@sed -nE 's/^([a-z]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 23
 
 setup: .venv/.larder .venv/.libraries .venv-proto/.ready  ## the environment, in .venv (2.2 GB, a minute or two)
 
@@ -46,6 +46,10 @@ chaos: setup  ## kill, freeze, cut and fill real processes, then check what clie
 
 bench: setup  ## measure against this machine's limits and the bare engine; BENCH_ARGS is handed on
 	@$(BIN)/python -m bench.run $(BENCH_ARGS)
+
+bench-eviction: setup  ## what a pool serves of a request trace, beside LRU and the optimum: TRACE=FILE [CAPACITIES=1000,5000]
+	@$(if $(TRACE),,echo "Give a trace: make bench-eviction TRACE=FILE"; exit 2)
+	$(BIN)/python -m bench.eviction $(if $(CAPACITIES),--capacities '$(CAPACITIES)') '$(TRACE)'
 
 proto: .venv-proto/.ready  ## generate the stubs in clients/python/larder/v1 from proto/
 	@.venv-proto/bin/python -m grpc_tools.protoc -Iproto $(foreach kind,python grpc_python pyi,--$(kind)_out=clients/python) $(PROTOS)

@@ -86,6 +86,7 @@ class Adoption:
                 continue
             end = stop
             self._adopt(segment, claim)
+        segment.residents.sort_adopted()
 
     def _adopt(self, segment: Segment, claim: HeldCopy) -> None:
         obj = self.state.objects.get(claim.key) or self.state.partial.get(claim.key)
@@ -97,6 +98,7 @@ class Adoption:
             obj = Object(
                 claim.key, claim.write_id, claim.object_size, claim.depth, slices, self.leases_end, claim.wanted
             )
+            obj.used = self.state.traffic.uses
             self.state.partial[claim.key] = obj
             self.state.at(self.state.now + self.state.config.partial_ms, lambda: self._give_up(obj))
         if not self._fits(obj, claim):
@@ -111,7 +113,7 @@ class Adoption:
         obj.lease_until = max(obj.lease_until, self.leases_end)
         segment.live_bytes += aligned(claim.length)
         segment.copies += 1
-        segment.residents[obj] = None
+        self.space.house(obj, segment)
         self.state.counters.adopted_copies += 1
         if obj.key in self.state.partial and all(each.copies for each in obj.slices):
             del self.state.partial[obj.key]

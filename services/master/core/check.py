@@ -44,6 +44,7 @@ def _check_objects(master: Master) -> None:
                 for copy in part.copies:
                     assert obj in state.segments[copy.segment].residents, key
     for segment in state.segments.values():
+        assert len(segment.residents) == len(set(segment.residents)), "resident twice"
         for obj in segment.residents:
             assert state.objects.get(obj.key) is obj or state.partial.get(obj.key) is obj, obj.key
             assert any(copy.segment == segment.number for part in obj.slices for copy in part.copies)

@@ -68,7 +68,7 @@ class Nodes:
         node = Node(command.node_id, command.incarnation, command.host_id, command.stream, self.state.now)
         self.state.nodes[command.node_id] = node
         for info in command.segments:
-            segment = Segment(self.state.number(), node, info)
+            segment = Segment(self.state.number(), node, info, self.state.traffic)
             self.state.segments[segment.number] = segment
             node.segments.append(segment)
             # Under an earlier master, or before it was given up, writes may have begun there that nobody here knows of.

@@ -91,6 +91,7 @@ class Puts:
             if size not in fits:
                 fits[size] = self.space.could_ever_fit(size)
             if self._exists(command.keys[pending.next]):
+                self.state.objects[command.keys[pending.next]].used = self.state.traffic.use()
                 pending.decide(Result.EXISTS)
             elif not fits[size]:
                 pending.decide(Result.TOO_LARGE)
@@ -248,8 +249,8 @@ class Puts:
             records.setdefault(node_id, []).append(write)
 
     def recorded(self, node: Node, command_id: int) -> None:
-        """A node acknowledged a Record."""
-        for write in node.recording.pop(command_id, ()):
+        """A node acknowledged a Record. Leaves of a chain before its root: in this order they leave again."""
+        for write in reversed(node.recording.pop(command_id, ())):
             self._acknowledged(write)
 
     def _give_up_later(self, node: Node, command_id: int) -> None:

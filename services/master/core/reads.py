@@ -50,10 +50,10 @@ class Reads:
             objects = [obj if obj is not None and state.readable(obj) else None for obj in objects]
         found = [obj for obj in objects if obj is not None]
         lease_until = state.now + state.config.lease_ms
+        used = state.traffic.use(len(found))
         for obj in found:
             obj.lease_until = lease_until
-        for obj in reversed(found):  # a prompt's root comes first and is worth most: it is to be the most recently used
-            self.space.touch(obj)
+            obj.used = used
         results = [Result.MISS if obj is None else Result.OK for obj in objects]
         sizes = [0 if obj is None else obj.size for obj in objects]
         state.counters.requested_keys += len(objects)

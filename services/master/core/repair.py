@@ -219,7 +219,7 @@ class Repair:
             return
         self.space.settle(transfer.target, transfer.length)
         part.copies.append(transfer.target)
-        self.state.segments[transfer.target.segment].residents[obj] = None
+        self.space.house(obj, self.state.segments[transfer.target.segment])
         self.state.counters.repaired_copies += 1
         self.want(obj)
         self._trim(obj)

@@ -11,8 +11,6 @@ from services.master.core.calls import Calls
 from services.master.core.messages import Forget
 from services.master.core.tables import Copy, Near, Node, Object, Phase, Quarantined, Segment, Slice, State
 
-LEASED_SKIPPED_MAX = 64  # victims looked at in vain before eviction leaves a segment alone for this step
-
 
 class Space:
     def __init__(self, state: State, calls: Calls) -> None:
@@ -231,8 +229,8 @@ class Space:
     # ---- objects on segments ---------------------------------------------------------------------
 
     def settle_all(self, obj: Object) -> None:
-        """Reserved becomes live for a whole object, evictable from now on, as the most recently used."""
-        segments = self.state.segments
+        """Reserved becomes live for a whole object, evictable from now on."""
+        segments, returns = self.state.segments, self.state.traffic.put(obj)
         for part in obj.slices:
             size = aligned(part.length)
             for copy in part.copies:
@@ -240,12 +238,15 @@ class Space:
                 segment.reserved_bytes -= size
                 segment.live_bytes += size
                 segment.copies += 1
-                segment.residents[obj] = None
+                segment.residents.add(obj, returns)
 
-    def touch(self, obj: Object) -> None:
-        for part in obj.slices:
-            for copy in part.copies:
-                self.state.segments[copy.segment].residents.move_to_end(obj)
+    def house(self, obj: Object, segment: Segment) -> None:
+        """One more copy of an object lies on the segment: it counts there for what it counts elsewhere."""
+        if obj in segment.residents:
+            return
+        segments = self.state.segments
+        holders = [segments[copy.segment] for part in obj.slices for copy in part.copies if copy.segment in segments]
+        segment.residents.add(obj, max(holder.residents.returns(obj) or 0 for holder in holders))
 
     def show(self, obj: Object) -> None:
         """From now on the object can be found."""
@@ -279,20 +280,22 @@ class Space:
             return None
         self.unsettle(copy, part.length)
         if not any(other.segment == copy.segment for each in obj.slices for other in each.copies):
-            del segment.residents[obj]
+            segment.residents.discard(obj)
         return self.release(copy, part.length, obj.write_id, not_before=obj.lease_until, recorded=True)
 
     # ---- eviction --------------------------------------------------------------------------------
 
     def evict_pressed(self) -> None:
-        """Bring segments above the watermark back to it, least recently used objects first; bounded work a step."""
+        """Bring segments above the watermark back to it; bounded work a step."""
         budget = self.state.config.evictions_per_step_max
         for segment in list(self.pressed.values()):
             limit = int(self.state.config.high_watermark * segment.capacity)
             excess = segment.live_bytes + segment.reserved_bytes - limit
+            cut_short = False
             if excess > 0 and segment.live:
-                budget -= self._evict(segment, excess, budget)
-            if budget <= 0:
+                evicted, cut_short = self._evict(segment, excess, budget)
+                budget -= evicted
+            if cut_short or budget <= 0:
                 self.state.at(self.state.now, lambda: None)  # the rest in the next step
                 return
             del self.pressed[segment.number]
@@ -308,29 +311,27 @@ class Space:
                 continue  # the room is short elsewhere
             # Enough bytes but none on their way: they lie in pieces too small, so more has to go.
             if free + segment.soon_bytes < need or not segment.soon_bytes:
-                self._evict(segment, need, self.state.config.evictions_per_step_max)
+                _, cut_short = self._evict(segment, need, self.state.config.evictions_per_step_max)
+                if cut_short:
+                    self.state.at(self.state.now, lambda: None)  # waiting puts look again in every step
 
-    def _evict(self, segment: Segment, wanted_bytes: int, budget: int) -> int:
-        """Evict about `wanted_bytes` of unleased objects; the number evicted."""
-        before = segment.live_bytes
-        victims: list[Object] = []
-        taken = skipped = 0
-        for obj in segment.residents:
-            if taken >= wanted_bytes or len(victims) >= budget or skipped >= LEASED_SKIPPED_MAX:
-                break
-            if obj.lease_until > self.state.now:
-                skipped += 1
-                continue
-            victims.append(obj)
-            taken += sum(
-                aligned(part.length) for part in obj.slices for copy in part.copies if copy.segment == segment.number
+    def _evict(self, segment: Segment, wanted_bytes: int, budget: int) -> tuple[int, bool]:
+        """Evict about `wanted_bytes` of unleased objects; how many went, and whether the next step may find more."""
+        now = self.state.now
+
+        def bytes_here(obj: Object) -> int:
+            return sum(
+                [aligned(part.length) for part in obj.slices for copy in part.copies if copy.segment == segment.number]
             )
+
+        victims, cut_short = segment.residents.victims(
+            wanted_bytes, count_max=budget, size_of=bytes_here, held=lambda obj: obj.lease_until > now
+        )
         for obj in victims:
             self.state.counters.evicted_objects += 1
             self.state.counters.evicted_bytes += obj.size
             self.discard(obj)
-        assert segment.live_bytes <= before
-        return len(victims)
+        return len(victims), cut_short
 
     # ---- messages to nodes -----------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ Objects are lean on purpose (slots, tuples, one list a slice): a master holds mi
 """
 
 import heapq
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from sortedcontainers import SortedList
 
 from services.master.core.allocator import Allocator
+from services.master.core.eviction import Residents, Traffic
 from services.master.core.messages import Effect, HeldCopy, Result, SegmentInfo
 
 
@@ -71,7 +71,7 @@ class Slice:
 class Object:
     """Bytes under a key: readable when every slice has a copy on a live node."""
 
-    __slots__ = ("depth", "key", "lease_until", "size", "slices", "wanted", "write_id")
+    __slots__ = ("depth", "key", "lease_until", "size", "slices", "used", "wanted", "write_id")
 
     def __init__(
         self, key: bytes, write_id: int, size: int, depth: int, slices: list[Slice], lease_until: int, wanted: int
@@ -82,6 +82,7 @@ class Object:
         self.depth = depth
         self.slices = slices
         self.lease_until = lease_until
+        self.used = 0  # last, by the count of `Traffic`
         self.wanted = wanted  # copies
 
 
@@ -161,13 +162,13 @@ class Quarantined:
 class Segment:
     """One pool: who holds which of its bytes. free + live + reserved + quarantined = capacity (invariant 3)."""
 
-    def __init__(self, number: int, node: "Node", info: SegmentInfo) -> None:
+    def __init__(self, number: int, node: "Node", info: SegmentInfo, traffic: Traffic) -> None:
         self.number = number
         self.node = node
         self.info = info
         self.allocator = Allocator(info.capacity_bytes)
         self.capacity = self.allocator.capacity
-        self.residents: OrderedDict[Object, None] = OrderedDict()  # least recently used first
+        self.residents = Residents(traffic)
         self.quarantine: dict[int, Quarantined] = {}  # by offset
         self.live = False  # copies may be read and placed here
         self.fenced = False  # when adopted, its free space has to outwait writes of another master's time
@@ -257,6 +258,10 @@ class State:
     next_write_id: int = 0
     next_number: int = 0
     timers: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
+    traffic: Traffic = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.traffic = Traffic(self.objects)
 
     def readable(self, obj: Object) -> bool:
         """Whether every slice has a copy on a live node."""

@@ -1,0 +1,192 @@
+"""Which objects leave a segment first. Plain recency takes what was used longest ago; here an object that came back
+after a while stays longer: for each time it did by the distance, in uses, after which objects come back.
+
+What is learned from the traffic is shared by all segments (`Traffic`); each segment keeps its own order (`Residents`).
+A lookup only stamps the object (`used`): an object's place is put right when it is first in line, so that a hit costs
+next to nothing and every look is paid for by a use. No clock: time is counted in uses. Keeps invariants 12 and 13.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+if TYPE_CHECKING:
+    from services.master.core.tables import Object
+
+RETURNS_MAX = 7  # more than so many make no difference: what was wanted most must go, too, when it is not any longer
+BURST_SHARE = 8  # used within the first 1/8 of its stay only (put, then handed over): that was one use, not a return
+HELD_SKIPPED_MAX = 64  # looked at in vain before a segment is left alone for this step
+LOOKS_MAX = 4_096  # in one step, at most
+GENERATIONS = 4  # of evicted objects remembered, each half as many as there are objects
+SAMPLE_MIN = 64  # averages reach over as many objects as there are, at least over so many
+
+
+class Residents:
+    """The objects with a copy on one segment: a row for each number of times they came back, the oldest first."""
+
+    __slots__ = ("_rows", "_traffic")
+
+    def __init__(self, traffic: "Traffic") -> None:
+        self._traffic = traffic
+        # To each object its last use when it was put into the row: a later one is noticed by comparing.
+        self._rows: list[OrderedDict[Object, int]] = [OrderedDict() for _ in range(RETURNS_MAX + 1)]
+
+    def victims(
+        self,
+        wanted_bytes: int,
+        *,
+        count_max: int,
+        size_of: Callable[["Object"], int],
+        held: Callable[["Object"], bool],
+    ) -> tuple[list["Object"], bool]:
+        """Objects of about `wanted_bytes` to evict, first ones first, and whether another call now may find more.
+
+        They are not residents any longer: the caller discards them. Those `held` back keep their place.
+        """
+        traffic, looks = self._traffic, 0
+        victims: list[Object] = []
+        skipped: list[tuple[int, Object, int]] = []
+        while wanted_bytes > 0 and len(victims) < count_max and len(skipped) < HELD_SKIPPED_MAX and looks < LOOKS_MAX:
+            returns = self._next_row()
+            if returns is None:
+                break
+            looks += 1
+            obj, queued = self._rows[returns].popitem(last=False)
+            stay, distance = traffic.uses - queued, obj.used - queued
+            if distance and distance * BURST_SHARE >= stay:
+                traffic.stayed(returns, stay)
+                traffic.came_back(returns, distance)
+                self.add(obj, returns + 1)
+            elif held(obj):
+                skipped.append((returns, obj, queued))
+            else:
+                traffic.stayed(returns, stay)
+                traffic.evicted(obj, returns)
+                victims.append(obj)
+                wanted_bytes -= size_of(obj)
+        for returns, obj, queued in reversed(skipped):
+            self._rows[returns][obj] = queued
+            self._rows[returns].move_to_end(obj, last=False)
+        return victims, looks == LOOKS_MAX
+
+    def _next_row(self) -> int | None:
+        """Whose first object is worth least."""
+        bonus, least, lowest = self._traffic.bonus, None, 0.0
+        for returns, row in enumerate(self._rows):
+            if row:
+                worth = row[next(iter(row))] + bonus * returns
+                if least is None or worth < lowest:
+                    least, lowest = returns, worth
+        return least
+
+    def add(self, obj: "Object", returns: int) -> None:
+        """An object that is not among them, which came back `returns` times so far."""
+        self._rows[min(returns, RETURNS_MAX)][obj] = obj.used
+
+    def discard(self, obj: "Object") -> None:
+        for row in self._rows:
+            if row.pop(obj, None) is not None:
+                return
+
+    def returns(self, obj: "Object") -> int | None:
+        """How often a resident was seen to come back."""
+        return next((returns for returns, row in enumerate(self._rows) if obj in row), None)
+
+    def sort_adopted(self) -> None:
+        """An inventory comes by offset: in the order of their puts instead, the leaves of a chain before its root."""
+        row = self._rows[0].items()
+        ordered = sorted(row, key=lambda item: (item[1], item[0].write_id - item[0].depth, -item[0].depth))
+        self._rows[0] = OrderedDict(ordered)
+
+    def __contains__(self, obj: "Object") -> bool:
+        return self.returns(obj) is not None
+
+    def __iter__(self) -> Iterator["Object"]:
+        return chain(*self._rows)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._rows))
+
+
+class Traffic:
+    """How objects come back, and whether it pays to let those stay longer that did.
+
+    Sampled where objects are looked at for eviction and where evicted ones are put again; means of the recent past.
+    """
+
+    def __init__(self, objects: dict[bytes, "Object"]) -> None:
+        self.uses = 0  # so far: objects found by lookups, put, or offered again
+        self._objects = objects
+        self._distance = 0.0  # uses between two uses of an object that came back: the median
+        self._stay = 0.0  # uses from one look at an object to the next: what each would get from plain recency
+        self._returns = 0.0  # of the objects looked at
+        self._looks = 0
+        self._lead = 0  # objects that came back in time thanks to the bonus, less those it made go too soon
+        self._ghosts: deque[_Generation] = deque(maxlen=GENERATIONS)
+
+    @property
+    def bonus(self) -> float:
+        """Uses by which an object may stay longer for each time it came back."""
+        return self._distance if self._lead >= 0 else 0.0
+
+    def use(self, count: int = 1) -> int:
+        """Count uses; what to stamp the objects with."""
+        self.uses += count
+        return self.uses
+
+    def put(self, obj: "Object") -> int:
+        """Stamp a new object; how often it came back, if it was here not long ago."""
+        self.uses += 1
+        obj.used = self.uses
+        for ghosts in self._ghosts:
+            returns = ghosts.returns.pop(crc32(obj.key), None)
+            if returns is not None:
+                self._judge(returns, self.uses - ghosts.used[returns])
+                return returns + 1
+        return 0
+
+    def came_back(self, returns: int, distance: int) -> None:
+        """A resident was used again, `distance` uses after it had been put into its row."""
+        self._judge(returns, distance)
+        pace = 1 / self._sample
+        self._distance *= 1 + pace if distance > self._distance else 1 - pace
+        self._distance = self._distance or float(distance)
+
+    def stayed(self, returns: int, stay: int) -> None:
+        """A resident was looked at, `stay` uses after it had been put into its row."""
+        self._looks += 1
+        weight = 1 / min(self._looks, self._sample)
+        self._stay += weight * (stay - self._stay)
+        self._returns += weight * (returns - self._returns)
+
+    def evicted(self, obj: "Object", returns: int) -> None:
+        if not self._ghosts or len(self._ghosts[0].returns) >= self._sample // 2:
+            self._ghosts.appendleft(_Generation())
+        self._ghosts[0].remember(obj, returns)
+
+    def _judge(self, returns: int, distance: int) -> None:
+        """Would it have been there: by plain recency, and with the bonus? What some get by it the others lose."""
+        recency = distance < self._stay
+        favoured = distance < self._stay + self._distance * (returns - self._returns)
+        bound = SAMPLE_MIN + self._sample // 32
+        self._lead = max(-bound, min(bound, self._lead + favoured - recency))
+
+    @property
+    def _sample(self) -> int:
+        return max(SAMPLE_MIN, len(self._objects))
+
+
+class _Generation:
+    """Objects evicted one after the other. Whole generations are forgotten: a chain is of use only as a whole."""
+
+    __slots__ = ("returns", "used")
+
+    def __init__(self) -> None:
+        self.returns: dict[int, int] = {}  # by the key's hash: small, and two that share it do no harm
+        self.used = [0] * (RETURNS_MAX + 1)  # last use of the first one evicted, by returns
+
+    def remember(self, obj: "Object", returns: int) -> None:
+        self.used[returns] = self.used[returns] or obj.used
+        self.returns[crc32(obj.key)] = returns
