@@ -200,7 +200,11 @@ def to_node(effect: m.Effect, epoch: int, heartbeat_ms: int, segment_of: Segment
     if isinstance(effect, m.Forget):
         segments, offsets, write_ids = zip(*effect.extents, strict=True)
         forget = node_pb2.Forget(
-            command_id=effect.command_id, segment_ids=segments, offsets=offsets, write_ids=write_ids
+            command_id=effect.command_id,
+            segment_ids=segments,
+            offsets=offsets,
+            write_ids=write_ids,
+            lengths=effect.lengths,
         )
         return node_pb2.MasterMessage(epoch=epoch, forget=forget)
     if isinstance(effect, m.Fetch):

@@ -9,15 +9,15 @@ answer or does not read is given up, a silent connection is found out by keepali
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from larder.v1 import types_pb2
 from larder.v1.node_pb2 import Ack, Heartbeat, Hello, InventoryEnd, Leave, MasterMessage, NodeMessage
 
-from services.storage_node.core.index import Answer, Copy, Index, Outcome
+from services.storage_node.core.index import Answer, Copy, Index, Outcome, Place
 from services.storage_node.metrics import Metrics
 from services.storage_node.stream import MasterStream, StreamError, open_stream
 from services.storage_node.wire import Numbers, WireError, copies_from_wire, copies_to_wire, places_from_wire
@@ -29,6 +29,8 @@ _ACKS_WAITING_MAX: Final = 4096
 _HEARTBEAT_MS_MAX: Final = 60_000
 Fetch = Callable[[Copy, types_pb2.Segment, int, float], Awaitable[str]]
 """(what to hold, source, offset there, time-out in seconds) -> why it failed, empty where it did not."""
+HasWriter = Callable[[Place], bool]
+"""Whether a client is writing there by shared memory, or was stopped while it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Patience:
     farewell_s: float = 5.0
     retry_s_min: float = 0.1  # between attempts: doubled up to the maximum, each time with jitter
     retry_s_max: float = 2.0
+    writers_s: float = 0.1  # between two looks at whether somebody still writes what is to be forgotten
 
 
 class Agent:
@@ -51,10 +54,12 @@ class Agent:
         index: Index,
         metrics: Metrics,
         fetcher: Fetch,
+        has_writer: HasWriter,
         patience: Patience | None = None,
     ) -> None:
         self._masters = masters
         self._fetcher = fetcher
+        self._has_writer = has_writer
         self._hello = hello
         self._index = index
         self._metrics = metrics
@@ -118,7 +123,9 @@ class Agent:
         if answer.outcome is not Outcome.DONE:
             self._metrics.commands.labels(kind, answer.outcome.value).inc()
             raise StreamError(answer.reason)
-        attachment = _Attachment(stream, self._index, self._metrics, self._fetcher, self._patience, message)
+        attachment = _Attachment(
+            stream, self._index, self._metrics, self._fetcher, self._has_writer, self._patience, message
+        )
         for chunk in self._index.inventory(INVENTORY_CHUNK_COPIES):
             await stream.send(NodeMessage(inventory=copies_to_wire(chunk, attachment.numbers)))
         await stream.send(NodeMessage(inventory_end=InventoryEnd()))
@@ -141,6 +148,7 @@ class _Attachment:
         index: Index,
         metrics: Metrics,
         fetcher: Fetch,
+        has_writer: HasWriter,
         patience: Patience,
         welcome: MasterMessage,
     ) -> None:
@@ -153,6 +161,7 @@ class _Attachment:
         self._index = index
         self._metrics = metrics
         self._fetcher = fetcher
+        self._has_writer = has_writer
         self._patience = patience
         self._pinged = asyncio.Event()
         self._acks: asyncio.Queue[tuple[int, bool]] = asyncio.Queue(_ACKS_WAITING_MAX)  # command, carried out
@@ -161,18 +170,19 @@ class _Attachment:
         """Returns at the master's farewell, which answers the leave that follows `stop`."""
         async with asyncio.TaskGroup() as group:
             helpers = [group.create_task(work) for work in (self._beat(), self._ack(), self._leave(stop))]
-            fetches: set[asyncio.Task[None]] = set()
+            begun: set[asyncio.Task[None]] = set()
 
-            def begin(message: MasterMessage) -> None:
-                task = group.create_task(self._fetch(message))
-                fetches.add(task)
-                task.add_done_callback(fetches.discard)
+            def begin(work: Coroutine[Any, Any, None]) -> None:
+                task = group.create_task(work)
+                begun.add(task)
+                task.add_done_callback(begun.discard)
 
             await self._obey(stop, begin)
-            for helper in [*helpers, *fetches]:
+            for helper in [*helpers, *begun]:
                 helper.cancel()
 
-    async def _obey(self, stop: asyncio.Event, begin_fetch: Callable[[MasterMessage], None]) -> None:
+    async def _obey(self, stop: asyncio.Event, begin: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+        """`begin` is for what takes a while: what comes after it need not wait."""
         while True:
             message = await self._stream.receive()
             kind = message.WhichOneof("message")
@@ -180,10 +190,12 @@ class _Attachment:
             if answer.outcome is not Outcome.DONE:
                 self._metrics.commands.labels(kind, answer.outcome.value).inc()
                 logger.warning("a %s was ignored: %s", kind, answer.reason)
+            elif kind == "forget" and message.forget.lengths:
+                begin(self._forget_unwritten(message))
             elif kind == "record" or kind == "forget":
                 await self._carry_out(kind, message)
             elif kind == "fetch":
-                begin_fetch(message)  # it takes a while: what comes after need not wait
+                begin(self._fetch(message))
             elif kind == "ping":
                 self._pinged.set()
             elif kind == "farewell" and stop.is_set():
@@ -201,6 +213,20 @@ class _Attachment:
         except WireError as error:
             answer = Answer(Outcome.REJECTED, str(error))
         await self._answer(kind, command_id, answer)
+
+    async def _forget_unwritten(self, message: MasterMessage) -> None:
+        """Carried out when no client writes there any more, however long that takes (invariant 7)."""
+        try:
+            places = places_from_wire(message.forget, self.numbers)
+        except WireError:
+            places = []  # refused below
+        waited = False
+        while any(map(self._has_writer, places)):
+            if not waited:
+                logger.warning("a client that was given up still writes, or was stopped while it did: its space waits")
+            waited = True
+            await asyncio.sleep(self._patience.writers_s)
+        await self._carry_out("forget", message)
 
     async def _fetch(self, message: MasterMessage) -> None:
         fetch = message.fetch

@@ -85,7 +85,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         hello = hello_to_wire(settings.node_id, str(pool.path), pool.header, reachable, settings.zone)
         fetcher = Fetcher(pool)
         parts.push_async_callback(fetcher.close)
-        agent = Agent(settings.master, hello, index, metrics, fetcher.fetch)
+        agent = Agent(settings.master, hello, index, metrics, fetcher.fetch, pool.has_writer)
         where = f"engine {reachable.endpoint or 'none'}, metrics http://{settings.host}:{metrics_port}/metrics"
         ready = f"{PROG} ready: node {settings.node_id}, pool {pool.path}, {where}"
         async with asyncio.TaskGroup() as group:

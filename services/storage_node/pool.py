@@ -19,6 +19,9 @@ from typing import Final
 
 from larder.errors import LarderError
 from larder.pool_file import HEADER_BYTES, TOKEN_BYTES, PoolFileError, PoolHeader
+from larder.writer_locks import has_writer
+
+from services.storage_node.core.index import Place
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +81,12 @@ class Pool:
         seconds = time.monotonic() - begun
         logger.info("pool of %d bytes ready after %.1f s (%.1f GB/s)", total, seconds, total / 1e9 / seconds)
         return True
+
+    def has_writer(self, place: Place) -> bool:
+        """Whether a client is at work in these bytes, or was stopped while it was (see larder.writer_locks)."""
+        if not 0 < place.length <= self.capacity_bytes - place.offset:
+            return False  # there are no such bytes
+        return has_writer(self._fd, HEADER_BYTES + place.offset, place.length)
 
     def close(self) -> None:
         """Unmaps and removes the file: its objects are gone. Nothing may use data_address any more."""

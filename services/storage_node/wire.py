@@ -107,10 +107,12 @@ def copies_to_wire(copies: Sequence[Copy], numbers: Numbers) -> Copies:
 
 
 def places_from_wire(message: Forget, numbers: Numbers) -> list[Place]:
-    lengths = {len(message.segment_ids), len(message.offsets), len(message.write_ids)}
-    if len(lengths) != 1:
-        raise WireError(f"places to forget come with columns of {sorted(lengths)} entries")
+    lengths = message.lengths or [0] * len(message.offsets)
+    columns = (message.segment_ids, message.offsets, message.write_ids, lengths)
+    entries = {len(column) for column in columns}
+    if len(entries) != 1:
+        raise WireError(f"places to forget come with columns of {sorted(entries)} entries")
     return [
-        Place(numbers.own(segment), offset, write_id)
-        for segment, offset, write_id in zip(message.segment_ids, message.offsets, message.write_ids, strict=True)
+        Place(numbers.own(segment), offset, write_id, length)
+        for segment, offset, write_id, length in zip(*columns, strict=True)
     ]

@@ -1,5 +1,7 @@
 """Every interleaving hypothesis can think of, against the real core; invariants are derived anew after every step."""
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from services.master.core import messages as m
 from services.master.core.allocator import Allocator
 from services.master.core.repair import Repair
 from services.master.core.space import Space
-from services.master.core.tables import State
+from services.master.core.tables import Node, Quarantined, State
 from tests.model.world import CONFIG, World
 
 KEYS = [b"a", b"b", b"c", b"d", b"e", b"f"]
@@ -75,6 +77,20 @@ class MasterMachine(RuleBasedStateMachine):
         if alive:
             self.world.pass_time(data.draw(st.sampled_from([0, 100, CONFIG.late_write_ms - 1])))
             self.world.write(put, 0, 0)
+
+    @precondition(lambda self: self.world.puts)
+    @rule(data=st.data())
+    def stop_in_the_middle(self, data: st.DataObject) -> None:
+        """A client that writes by shared memory is stopped, for however long."""
+        put = data.draw(st.sampled_from(self.world.puts))
+        if self.world.now < put.asked_at + CONFIG.write_ttl_ms:
+            self.world.puts.remove(put)
+            self.world.stop_at(put, 0, 0)
+
+    @precondition(lambda self: self.world.stopped)
+    @rule(data=st.data())
+    def wake(self, data: st.DataObject) -> None:
+        self.world.wake(data.draw(st.integers(0, len(self.world.stopped) - 1)))
 
     @rule(names=st.lists(keys, min_size=1, max_size=6))
     def lookup(self, names: list[bytes]) -> None:
@@ -162,6 +178,8 @@ class MasterMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """After faults heal: nothing is stuck, nothing leaked, and an allocation that fits succeeds (invariant 11)."""
         world = self.world
+        while world.stopped:
+            world.wake(0)
         world.heal()
         world.run(3000)
         state = world.core.state
@@ -208,6 +226,15 @@ def skip_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Space, "quarantine", quarantine)
 
 
+def never_look_for_writers(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Space._tell
+
+    def tell(self: Space, node: Node, entries: list[Quarantined], strays: list[Any], lengths: list[int]) -> None:
+        original(self, node, entries, strays, [])
+
+    monkeypatch.setattr(Space, "_tell", tell)
+
+
 def overlap_extents(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Allocator.free
 
@@ -234,7 +261,16 @@ def keep_surplus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "mutate", [never_repair, keep_surplus, skip_quarantine, overlap_extents, offer_the_dead, forget_to_forget]
+    "mutate",
+    [
+        never_look_for_writers,
+        never_repair,
+        keep_surplus,
+        skip_quarantine,
+        overlap_extents,
+        offer_the_dead,
+        forget_to_forget,
+    ],
 )
 def test_the_model_catches(mutate: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each property has a mutant that breaks it; a model that does not notice is decoration."""

@@ -5,14 +5,13 @@ what the master offers, and what a lease still promises, is what some accepted p
 """
 
 import itertools
-from collections import deque
-from dataclasses import dataclass, field
 
 from services.master.core import messages as m
 from services.master.core.check import check
 from services.master.core.master import Master
 from services.master.core.tables import Config
-from services.storage_node.core.index import Copy, Index, Outcome, Place, SegmentNumber
+from services.storage_node.core.index import Copy, Outcome, Place, SegmentNumber
+from tests.model.parts import Grant, Node, Put, Spot, content
 
 CONFIG = Config(
     slice_bytes=1024,
@@ -32,62 +31,6 @@ CONFIG = Config(
 )
 
 
-def content(key: bytes, write_id: int, size: int) -> bytes:
-    """Bytes that name the put they are of."""
-    pattern = b"<%s:%d>" % (key, write_id)
-    return (pattern * (size // len(pattern) + 1))[:size]
-
-
-@dataclass
-class Node:
-    name: str
-    capacity: int
-    incarnation: int = 1
-    stream: int | None = None
-    index: Index = field(init=False)
-    memory: bytearray = field(init=False, repr=False)
-    segments: list[int] = field(default_factory=list)  # the master's numbers, from Welcome
-    to_node: deque[m.Effect] = field(default_factory=deque)
-    to_master: deque[m.NodeCommand] = field(default_factory=deque)
-
-    def __post_init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.index = Index([self.capacity])
-        self.memory = bytearray(self.capacity)
-
-
-@dataclass
-class Spot:
-    """Where a copy lies, as a client sees it: in a node's memory of then, whatever number a later master gives it."""
-
-    node: Node = field(repr=False)
-    memory: bytearray = field(repr=False)
-    offset: int
-
-
-@dataclass
-class Put:
-    """A put between start and end, as its client sees it."""
-
-    write_id: int
-    key: bytes
-    size: int
-    lengths: list[int]
-    places: list[list[Spot]]  # per slice its copies
-    asked_at: int
-    written: set[tuple[int, int]] = field(default_factory=set)  # (slice, copy)
-
-
-@dataclass
-class Grant:
-    """What a lookup promised: these bytes there until then."""
-
-    until: int
-    places: list[tuple[Spot, bytes]]
-
-
 class World:
     def __init__(self, nodes: int = 3, capacity: int = 8192, config: Config = CONFIG) -> None:
         self.config = config
@@ -101,6 +44,7 @@ class World:
         self.grants: list[Grant] = []
         self.finished: dict[bytes, set[int]] = {}  # key -> write ids of puts their clients ended
         self.ended: dict[int, list[Put]] = {}  # call -> puts of an unanswered PutEnd
+        self.stopped: list[tuple[Spot, bytes]] = []  # clients in the middle of a write by shared memory
         self.patient: set[int] = set()  # calls of PutEnd that wait for copies
 
     # ---- steps -----------------------------------------------------------------------------------
@@ -191,11 +135,22 @@ class World:
     def write(self, put: Put, part: int, copy: int) -> None:
         """A copy of a slice lands in memory: from the client before the write's end, from an engine somewhat later."""
         assert self.now < put.asked_at + self.config.write_ttl_ms + self.config.late_write_ms
-        spot = put.places[part][copy]
+        self.stop_at(put, part, copy)
+        self.wake(-1)
+        put.written.add((part, copy))
+
+    def stop_at(self, put: Put, part: int, copy: int) -> None:
+        """A client is stopped when it has looked at the clock and locked the bytes, and has written none."""
         start = sum(put.lengths[:part])
         data = content(put.key, put.write_id, put.size)[start : start + put.lengths[part]]
+        self.stopped.append((put.places[part][copy], data))
+
+    def wake(self, index: int) -> None:
+        """One that was stopped writes, whatever the time is; its locks go, and nodes that waited for it look again."""
+        spot, data = self.stopped.pop(index)
         spot.memory[spot.offset : spot.offset + len(data)] = data
-        put.written.add((part, copy))
+        spot.node.to_node.extendleft(spot.node.waiting)
+        spot.node.waiting = []
         self.verify()
 
     def end(self, put: Put, wait_ms: int = 0) -> int:
@@ -259,6 +214,7 @@ class World:
             self.cut(node)
         node.stream = next(self.numbers)
         node.to_node.clear()
+        node.waiting.clear()
         node.to_master.clear()
         info = m.SegmentInfo(node.capacity, shm_path=node.name, shm_token=b"%d" % node.incarnation)
         host = f"h{node.name[1:]}"
@@ -268,6 +224,7 @@ class World:
         """The stream breaks: what was on the way is gone."""
         stream, node.stream = node.stream, None
         node.to_node.clear()
+        node.waiting.clear()
         node.to_master.clear()
         if stream is not None:
             self.step(m.Broken(stream))
@@ -301,11 +258,21 @@ class World:
             self._fetch(node, effect, epoch)
         elif isinstance(effect, m.Ping):
             node.to_master.append(m.Heartbeat(effect.stream))
+        elif isinstance(effect, m.Forget) and self._has_writer(node, effect):
+            node.waiting.append(effect)
         elif isinstance(effect, m.Forget):
             zero = SegmentNumber(0)
             node.index.forget(epoch, [Place(zero, offset, write_id) for _, offset, write_id in effect.extents])
             node.to_master.append(m.Ack(effect.stream, epoch, [effect.command_id]))
         node.index.check()
+
+    def _has_writer(self, node: Node, forget: m.Forget) -> bool:
+        places = [(offset, length) for (_, offset, _), length in zip(forget.extents, forget.lengths, strict=False)]
+        return any(
+            spot.memory is node.memory and offset < spot.offset + len(data) and spot.offset < offset + length
+            for spot, data in self.stopped
+            for offset, length in places
+        )
 
     def _fetch(self, node: Node, effect: m.Fetch, epoch: int) -> None:
         """Node to node: the source may be dead by now, or its bytes others; the checksum tells."""
@@ -343,6 +310,7 @@ class World:
         for node in self.nodes.values():
             node.stream = None
             node.to_node.clear()
+            node.waiting.clear()
             node.to_master.clear()
         self.ended.clear()
         self.core = Master(self.config, epoch=self.core.state.epoch + 1, now=self.now)

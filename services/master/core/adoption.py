@@ -65,6 +65,8 @@ class Adoption:
             if claim is not None and claim.write_id == entry.write_id:
                 del claims[entry.offset]
                 self.node.to_forget.append(entry)
+            elif entry.watched:
+                self.node.to_forget.append(entry)  # the node was asked, and has not said that nobody writes there
             else:
                 self.space.forgotten(entry)
 
@@ -154,5 +156,8 @@ class Adoption:
         not_before = self.state.now + config.write_ttl_ms + config.late_write_ms
         free = segment.allocator.extents()
         segment.allocator = Allocator(segment.capacity, [*taken, *free])
-        for offset, size in free:
-            self.space.quarantine(segment, offset, size, 0, not_before=not_before, recorded=False)
+        piece = aligned(config.slice_bytes)  # a writer that was stopped holds up no more than the pieces it is in
+        for begin, size in free:
+            for offset in range(begin, begin + size, piece):
+                length = min(piece, begin + size - offset)
+                self.space.quarantine(segment, offset, length, 0, not_before=not_before, recorded=False)

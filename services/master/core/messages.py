@@ -343,6 +343,7 @@ class Forget:
     stream: int
     command_id: int
     extents: list[tuple[int, int, int]]  # (segment, offset, write id)
+    lengths: Sequence[int] = ()  # of extents where no writer may be left either; empty: not looked at
 
 
 @dataclass(frozen=True, slots=True)

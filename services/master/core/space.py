@@ -11,6 +11,8 @@ from services.master.core.calls import Calls
 from services.master.core.messages import Forget
 from services.master.core.tables import Copy, Near, Node, Object, Phase, Quarantined, Segment, Slice, State
 
+WATCHED_PER_FORGET = 64  # a writer that was stopped holds up no more extents than these
+
 
 class Space:
     def __init__(self, state: State, calls: Calls) -> None:
@@ -182,7 +184,10 @@ class Space:
     def quarantine(
         self, segment: Segment, offset: int, length: int, write_id: int, *, not_before: int, recorded: bool
     ) -> Quarantined | None:
-        """Keep an extent that is out of every other account until it is safe to reuse."""
+        """Keep an extent that is out of every other account until it is safe to reuse.
+
+        One that is not recorded rests because a write to it may go on: when its time has come its node is asked.
+        """
         if not recorded and not_before <= self.state.now:
             segment.allocator.free(offset, length)
             self.state.space_freed = True
@@ -200,8 +205,8 @@ class Space:
         return entry
 
     def forgotten(self, entry: Quarantined) -> None:
-        """The node no longer holds the extent."""
-        entry.forgetting = False
+        """The node no longer holds the extent, nor does anybody write there by shared memory."""
+        entry.forgetting = entry.watched = False
         self.settle_remove(entry)
         self._try_free(entry)
 
@@ -218,6 +223,10 @@ class Space:
             or entry.forgetting
             or entry.not_before > self.state.now
         ):
+            return
+        if entry.watched:
+            entry.forgetting = True
+            segment.node.to_forget.append(entry)
             return
         del segment.quarantine[entry.offset]
         segment.quarantined_bytes -= aligned(entry.length)
@@ -336,15 +345,29 @@ class Space:
     # ---- messages to nodes -----------------------------------------------------------------------
 
     def flush_forgets(self) -> None:
-        """One Forget a node and step. A node without a stream is told when it attaches again."""
+        """One Forget a node and step, and further ones for what may still be written: their answers can take long.
+
+        A node without a stream is told when it attaches again.
+        """
         for node in self.state.nodes.values():
             if node.stream is None or node.phase is Phase.ATTACHING or not (node.to_forget or node.strays):
                 continue
             strays, node.strays = node.strays, []
             batch = [entry for entry in node.to_forget if entry.forgetting and not entry.segment.gone]
             node.to_forget = []
-            if batch or strays:
-                command_id = self.state.number()
-                node.forgetting[command_id] = batch
-                extents = [(entry.segment.number, entry.offset, entry.write_id) for entry in batch]
-                self.state.effects.append(Forget(node.stream, command_id, strays + extents))
+            recorded = [entry for entry in batch if not entry.watched]
+            if recorded or strays:
+                self._tell(node, recorded, strays, [])
+            watched = [entry for entry in batch if entry.watched]
+            for start in range(0, len(watched), WATCHED_PER_FORGET):
+                part = watched[start : start + WATCHED_PER_FORGET]
+                self._tell(node, part, [], [entry.length for entry in part])
+
+    def _tell(
+        self, node: Node, entries: list[Quarantined], strays: list[tuple[int, int, int]], lengths: list[int]
+    ) -> None:
+        assert node.stream is not None
+        command_id = self.state.number()
+        node.forgetting[command_id] = entries
+        extents = [(entry.segment.number, entry.offset, entry.write_id) for entry in entries]
+        self.state.effects.append(Forget(node.stream, command_id, strays + extents, lengths))

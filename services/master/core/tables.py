@@ -142,9 +142,9 @@ class PendingRemove:
 
 
 class Quarantined:
-    """An extent nobody may reuse yet: not before a time, and not while its node still holds it."""
+    """An extent nobody may reuse yet: not before a time, and not while its node still holds it or sees it written."""
 
-    __slots__ = ("forgetting", "length", "not_before", "offset", "remove", "segment", "soon", "write_id")
+    __slots__ = ("forgetting", "length", "not_before", "offset", "remove", "segment", "soon", "watched", "write_id")
 
     def __init__(
         self, segment: "Segment", offset: int, length: int, write_id: int, not_before: int, forgetting: bool, soon: bool
@@ -155,6 +155,7 @@ class Quarantined:
         self.write_id = write_id
         self.not_before = not_before
         self.forgetting = forgetting  # the node has not acknowledged forgetting it
+        self.watched = not forgetting  # a write may go on: once it is over, the node is asked whether it does
         self.soon = soon  # only the acknowledgement is missing
         self.remove: PendingRemove | None = None
 

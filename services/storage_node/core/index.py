@@ -35,11 +35,15 @@ class Copy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a copy lies, and of which put it is: both must match for it to be forgotten."""
+    """Where a copy lies, and of which put it is: both must match for it to be forgotten.
+
+    `length`: bytes in which no client may be writing any more when that is said; 0: not asked.
+    """
 
     segment: SegmentNumber
     offset: int
     write_id: int
+    length: int = 0
 
 
 class Outcome(Enum):

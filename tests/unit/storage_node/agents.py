@@ -11,12 +11,12 @@ from larder.v1.node_pb2 import Forget, Record
 from prometheus_client import CollectorRegistry
 
 from services.storage_node.agent import Agent, Patience
-from services.storage_node.core.index import Copy, Index, SegmentNumber
+from services.storage_node.core.index import Copy, Index, Place, SegmentNumber
 from services.storage_node.metrics import Metrics
 from services.storage_node.wire import Numbers, Reachable, copies_to_wire, hello_to_wire
 
 CAPACITY = 1 << 24
-QUICK = Patience(answer_s=2.0, farewell_s=2.0, retry_s_min=0.01, retry_s_max=0.05)
+QUICK = Patience(answer_s=2.0, farewell_s=2.0, retry_s_min=0.01, retry_s_max=0.05, writers_s=0.01)
 
 
 def a_copy(number: int, *, key: bytes = b"key") -> Copy:
@@ -27,12 +27,13 @@ def record(command_id: int, *copies: Copy, segment_id: int = 7) -> Record:
     return Record(command_id=command_id, copies=copies_to_wire(copies, Numbers((segment_id,))))
 
 
-def forget(command_id: int, *copies: Copy, segment_id: int = 7) -> Forget:
+def forget(command_id: int, *copies: Copy, segment_id: int = 7, watched: bool = False) -> Forget:
     return Forget(
         command_id=command_id,
         segment_ids=[segment_id] * len(copies),
         offsets=[copy.offset for copy in copies],
         write_ids=[copy.write_id for copy in copies],
+        lengths=[copy.length for copy in copies] if watched else [],
     )
 
 
@@ -46,7 +47,14 @@ class Node:
         hello = hello_to_wire(
             "n1", "/pools/n1", PoolHeader(CAPACITY, b"t" * 16, 42), Reachable("127.0.0.1:9", 4096, "tcp")
         )
-        self.agent = Agent(masters, hello, self.index, self.metrics, AsyncMock(), patience)
+        self.writers: set[int] = set()  # offsets of places where a client writes
+        self.looks = 0
+
+        def has_writer(place: Place) -> bool:
+            self.looks += 1
+            return place.offset in self.writers
+
+        self.agent = Agent(masters, hello, self.index, self.metrics, AsyncMock(), has_writer, patience)
         self.stop = asyncio.Event()
 
     def metric(self, name: str, **labels: str) -> float:

@@ -76,6 +76,42 @@ async def test_it_records_forgets_and_acknowledges(master: Any) -> None:
         assert node.metric("commands_total", kind="forget", result="done") == 1
 
 
+async def test_it_forgets_what_may_be_written_only_when_nobody_writes_there(master: Any) -> None:
+    async with run_node(master) as node:
+        stream = await master.stream()
+        await stream.welcome(epoch=3)
+        node.writers = {64}
+        stream.say(3, forget=forget(11, a_copy(0), a_copy(1), watched=True))
+        stream.say(3, forget=forget(12, a_copy(2), watched=True))
+        stream.say(3, record=record(13, a_copy(5)))  # others do not wait
+        stream.say(3, forget=forget(14, a_copy(1)))  # nor does what is not asked about writers
+        acked: set[int] = set()
+        while len(acked) < 3:
+            acked |= set((await stream.expect("ack")).command_ids)
+        assert acked == {12, 13, 14}
+        looks = node.looks
+        await node.until(lambda: node.looks > looks + 5)
+        node.writers = set()
+        assert list((await stream.expect("ack")).command_ids) == [11]
+
+
+async def test_waiting_for_a_writer_ends_with_the_stream(master: Any) -> None:
+    async with run_node(master) as node:
+        stream = await master.stream()
+        await stream.welcome(epoch=3)
+        node.writers = {64}
+        stream.say(3, forget=forget(11, a_copy(1), watched=True))
+        await node.until(lambda: node.looks > 1)
+        stream.end()
+        second = await master.stream()
+        await second.welcome(epoch=3)
+        node.writers = set()
+        looks = node.looks
+        second.say(3, forget=forget(12, a_copy(1), watched=True))
+        assert list((await second.expect("ack")).command_ids) == [12]
+        assert node.looks == looks + 1
+
+
 async def test_every_command_is_acknowledged_once_and_acks_are_batched(master: Any) -> None:
     async with run_node(master) as node:
         stream = await master.stream()

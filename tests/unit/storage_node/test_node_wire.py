@@ -56,8 +56,12 @@ def test_places() -> None:
     assert places_from_wire(Forget(segment_ids=[71], offsets=[9], write_ids=[5]), NUMBERS) == [
         Place(SegmentNumber(1), 9, 5)
     ]
+    watched = Forget(segment_ids=[71], offsets=[9], write_ids=[5], lengths=[64])
+    assert places_from_wire(watched, NUMBERS) == [Place(SegmentNumber(1), 9, 5, 64)]
     with pytest.raises(WireError, match="places to forget come with columns of"):
         places_from_wire(Forget(segment_ids=[71], offsets=[9]), NUMBERS)
+    with pytest.raises(WireError, match="places to forget come with columns of"):
+        places_from_wire(Forget(segment_ids=[71], offsets=[9], write_ids=[5], lengths=[64, 64]), NUMBERS)
 
 
 @pytest.mark.parametrize("ids", [[], [1], [1, 2, 3], [1, 1]])

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from larder.pool_file import HEADER_BYTES, PoolHeader
+from larder.writer_locks import lock
 
 from services.storage_node import pool as pool_module
+from services.storage_node.core.index import Place, SegmentNumber
 from services.storage_node.pool import Pool, PoolError
 
 CAPACITY = 1 << 20
@@ -166,6 +168,21 @@ def test_a_file_of_another_is_not_removed(shm: Path) -> None:
     assert names(shm) == ["larder-n1.pool"]
     other.close()
     assert names(shm) == []
+
+
+def test_writers_are_seen_where_they_are(shm: Path) -> None:
+    pool = make(shm)
+    fd = os.open(pool.path, os.O_RDWR)
+    lock(fd, HEADER_BYTES + 4096, 100)
+    zero = SegmentNumber(0)
+    assert pool.has_writer(Place(zero, 4000, 1, 97))
+    assert not pool.has_writer(Place(zero, 4000, 1, 96))
+    assert not pool.has_writer(Place(zero, 4196, 1, CAPACITY - 4196))
+    for nowhere in (Place(zero, 0, 1), Place(zero, 0, 1, CAPACITY + 1), Place(zero, 2**64 - 1, 1, 2**64 - 1)):
+        assert not pool.has_writer(nowhere)
+    os.close(fd)
+    assert not pool.has_writer(Place(zero, 0, 1, CAPACITY))
+    pool.close()
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:

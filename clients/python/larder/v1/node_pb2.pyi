@@ -125,16 +125,18 @@ class Record(_message.Message):
     def __init__(self, command_id: _Optional[int] = ..., copies: _Optional[_Union[Copies, _Mapping]] = ...) -> None: ...
 
 class Forget(_message.Message):
-    __slots__ = ("command_id", "segment_ids", "offsets", "write_ids")
+    __slots__ = ("command_id", "segment_ids", "offsets", "write_ids", "lengths")
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_IDS_FIELD_NUMBER: _ClassVar[int]
     OFFSETS_FIELD_NUMBER: _ClassVar[int]
     WRITE_IDS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
     command_id: int
     segment_ids: _containers.RepeatedScalarFieldContainer[int]
     offsets: _containers.RepeatedScalarFieldContainer[int]
     write_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, command_id: _Optional[int] = ..., segment_ids: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., write_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, command_id: _Optional[int] = ..., segment_ids: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., write_ids: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Fetch(_message.Message):
     __slots__ = ("command_id", "copies", "source", "source_offset", "timeout_ms")
