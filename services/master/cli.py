@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import secrets
 import sys
 import time
 
@@ -39,7 +40,7 @@ async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
         repair_bytes_per_s=settings.repair_mbps * 1_000_000 // 8,
     )
     # The wall clock grows from one start to the next; where it was set back, a node that obeyed a later epoch says so.
-    driver = Driver(Master(config, epoch=int(time.time()), now=monotonic_ms()))
+    driver = Driver(Master(config, epoch=int(time.time()), now=monotonic_ms(), salt=secrets.randbits(31)))
     registry = CollectorRegistry()
     registry.register(CoreCollector(driver.core))
     rpc = RpcServer(settings.host, settings.port, "master", registry)

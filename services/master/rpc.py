@@ -100,8 +100,12 @@ class MasterService(master_pb2_grpc.MasterServicer):
 
 
 def segment_message(driver: Driver, number: int) -> types_pb2.Segment:
-    segment = driver.core.state.segments[number]
-    return wire.segment_message(number, segment.node, segment.info)
+    state = driver.core.state
+    segment = state.segments.get(number)
+    if segment is not None:
+        return wire.segment_message(number, segment.node, segment.info)
+    departed = state.departed[number]  # it went after the answer was made, or before it was asked for again
+    return wire.segment_message(number, departed, departed.info)
 
 
 class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):

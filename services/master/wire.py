@@ -8,7 +8,7 @@ from larder.v1 import node_pb2, types_pb2
 from larder.wire import pack_keys, unpack_keys
 
 from services.master.core import messages as m
-from services.master.core.tables import Node
+from services.master.core.tables import Departed, Node
 
 SegmentOf = Callable[[int], types_pb2.Segment]
 
@@ -30,7 +30,7 @@ def segment_info(segment: types_pb2.Segment) -> m.SegmentInfo:
     )
 
 
-def segment_message(number: int, node: Node, info: m.SegmentInfo) -> types_pb2.Segment:
+def segment_message(number: int, node: Node | Departed, info: m.SegmentInfo) -> types_pb2.Segment:
     return types_pb2.Segment(
         id=number,
         node_id=node.node_id,
@@ -184,7 +184,9 @@ def node_command(stream: int, message: node_pb2.NodeMessage) -> m.NodeCommand:
         return m.Heartbeat(stream)
     if kind == "ack":
         ack = message.ack
-        return m.Ack(stream, ack.epoch, list(ack.command_ids), list(ack.failed_command_ids))
+        return m.Ack(
+            stream, ack.epoch, list(ack.command_ids), list(ack.failed_command_ids), list(ack.corrupt_command_ids)
+        )
     if kind == "leave":
         return m.Leave(stream)
     raise ValueError("the message is of no kind this master knows")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from larder.v1 import types_pb2
-from larder.v1.node_pb2 import Ack, Heartbeat, Hello, InventoryEnd, Leave, MasterMessage, NodeMessage
+from larder.v1.node_pb2 import Ack, Copies, Forget, Heartbeat, Hello, InventoryEnd, Leave, MasterMessage, NodeMessage
 
 from services.storage_node.core.index import Answer, Copy, Index, Outcome, Place
 from services.storage_node.metrics import Metrics
@@ -27,8 +27,10 @@ logger = logging.getLogger(__name__)
 INVENTORY_CHUNK_COPIES: Final = 10_000
 _ACKS_WAITING_MAX: Final = 4096
 _HEARTBEAT_MS_MAX: Final = 60_000
-Fetch = Callable[[Copy, types_pb2.Segment, int, float], Awaitable[str]]
-"""(what to hold, source, offset there, time-out in seconds) -> why it failed, empty where it did not."""
+_SAID_APART: Final = (Outcome.DONE, Outcome.CORRUPT)  # in an acknowledgement; the rest has failed
+Fetch = Callable[[Copy, types_pb2.Segment, int, float], Awaitable[Answer]]
+"""(what to hold, source, offset there, time-out in seconds) -> whether the bytes are here."""
+Begin = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 HasWriter = Callable[[Place], bool]
 """Whether a client is writing there by shared memory, or was stopped while it was."""
 
@@ -164,7 +166,8 @@ class _Attachment:
         self._has_writer = has_writer
         self._patience = patience
         self._pinged = asyncio.Event()
-        self._acks: asyncio.Queue[tuple[int, bool]] = asyncio.Queue(_ACKS_WAITING_MAX)  # command, carried out
+        self._acks: asyncio.Queue[tuple[int, Outcome]] = asyncio.Queue(_ACKS_WAITING_MAX)
+        self._fetches: dict[asyncio.Task[None], Copies] = {}  # under way, and what each is to hold
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Returns at the master's farewell, which answers the leave that follows `stop`."""
@@ -172,16 +175,17 @@ class _Attachment:
             helpers = [group.create_task(work) for work in (self._beat(), self._ack(), self._leave(stop))]
             begun: set[asyncio.Task[None]] = set()
 
-            def begin(work: Coroutine[Any, Any, None]) -> None:
+            def begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
                 task = group.create_task(work)
                 begun.add(task)
                 task.add_done_callback(begun.discard)
+                return task
 
             await self._obey(stop, begin)
             for helper in [*helpers, *begun]:
                 helper.cancel()
 
-    async def _obey(self, stop: asyncio.Event, begin: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    async def _obey(self, stop: asyncio.Event, begin: Begin) -> None:
         """`begin` is for what takes a while: what comes after it need not wait."""
         while True:
             message = await self._stream.receive()
@@ -195,7 +199,9 @@ class _Attachment:
             elif kind == "record" or kind == "forget":
                 await self._carry_out(kind, message)
             elif kind == "fetch":
-                begin(self._fetch(message))
+                task = begin(self._fetch(message))
+                self._fetches[task] = message.fetch.copies
+                task.add_done_callback(self._fetches.pop)
             elif kind == "ping":
                 self._pinged.set()
             elif kind == "farewell" and stop.is_set():
@@ -204,12 +210,15 @@ class _Attachment:
                 raise StreamError(f"refused: {message.refuse.reason}" if kind == "refuse" else f"a {kind} out of turn")
 
     async def _carry_out(self, kind: str, message: MasterMessage) -> None:
+        """Its epoch was obeyed when it came; since then the master of this stream may have begun a later one."""
         command_id = message.record.command_id if kind == "record" else message.forget.command_id
+        epoch = self._index.epoch
         try:
             if kind == "record":
-                answer = self._index.record(message.epoch, copies_from_wire(message.record.copies, self.numbers))
+                answer = self._index.record(epoch, copies_from_wire(message.record.copies, self.numbers))
             else:
-                answer = self._index.forget(message.epoch, places_from_wire(message.forget, self.numbers))
+                await self._end_fetches(message.forget)
+                answer = self._index.forget(epoch, places_from_wire(message.forget, self.numbers))
         except WireError as error:
             answer = Answer(Outcome.REJECTED, str(error))
         await self._answer(kind, command_id, answer)
@@ -228,22 +237,35 @@ class _Attachment:
             await asyncio.sleep(self._patience.writers_s)
         await self._carry_out("forget", message)
 
+    async def _end_fetches(self, forget: Forget) -> None:
+        """A fetch whose place is to be forgotten was given up: it must neither land nor be recorded afterwards."""
+        places = set(zip(forget.segment_ids, forget.offsets, forget.write_ids, strict=False))
+        ended = [
+            task
+            for task, copies in self._fetches.items()
+            if not places.isdisjoint(zip(copies.segment_ids, copies.offsets, copies.write_ids, strict=False))
+        ]
+        for task in ended:
+            task.cancel()
+        if ended:
+            await asyncio.wait(ended)  # the transport answers a cancellation when nothing can land any more
+
     async def _fetch(self, message: MasterMessage) -> None:
         fetch = message.fetch
         try:
             (copy,) = copies_from_wire(fetch.copies, self.numbers)
-            fault = await self._fetcher(copy, fetch.source, fetch.source_offset, fetch.timeout_ms / 1000)
-            answer = Answer(Outcome.REJECTED, fault) if fault else self._index.record(message.epoch, [copy])
+            answer = await self._fetcher(copy, fetch.source, fetch.source_offset, fetch.timeout_ms / 1000)
+            if answer.outcome is Outcome.DONE:
+                answer = self._index.record(self._index.epoch, [copy])
         except ValueError as error:
             answer = Answer(Outcome.REJECTED, str(error))
         await self._answer("fetch", fetch.command_id, answer)
 
     async def _answer(self, kind: str, command_id: int, answer: Answer) -> None:
         self._metrics.commands.labels(kind, answer.outcome.value).inc()
-        done = answer.outcome is Outcome.DONE
-        if not done:
+        if answer.outcome is not Outcome.DONE:
             logger.error("%s %d was not done: %s", kind, command_id, answer.reason)
-        await self._acks.put((command_id, done))
+        await self._acks.put((command_id, answer.outcome))
 
     async def _ack(self) -> None:
         """One message for all that were carried out while the one before was on its way."""
@@ -253,8 +275,9 @@ class _Attachment:
                 answers.append(self._acks.get_nowait())
             ack = Ack(
                 epoch=self._index.epoch,
-                command_ids=[command_id for command_id, done in answers if done],
-                failed_command_ids=[command_id for command_id, done in answers if not done],
+                command_ids=[number for number, outcome in answers if outcome is Outcome.DONE],
+                failed_command_ids=[number for number, outcome in answers if outcome not in _SAID_APART],
+                corrupt_command_ids=[number for number, outcome in answers if outcome is Outcome.CORRUPT],
             )
             await self._stream.send(NodeMessage(ack=ack))
 

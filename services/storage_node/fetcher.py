@@ -10,12 +10,12 @@ from typing import Final
 
 from larder.memory import Memory
 from larder.mover import Mover
-from larder.places import Segment
+from larder.places import Fault, Segment
 from larder.stats import Stats
 from larder.transports import Move
 from larder.v1 import types_pb2
 
-from services.storage_node.core.index import Copy
+from services.storage_node.core.index import DONE, Answer, Copy, Outcome
 from services.storage_node.pool import Pool
 
 TRANSFERS_MAX: Final = 4
@@ -27,11 +27,11 @@ class Fetcher:
         self._mover = Mover(("shm", "engine"), Stats())
         self._places = asyncio.Semaphore(TRANSFERS_MAX)
 
-    async def fetch(self, copy: Copy, source: types_pb2.Segment, source_offset: int, timeout_s: float) -> str:
-        """Fills the copy's extent with verified bytes; why not, where it cannot."""
+    async def fetch(self, copy: Copy, source: types_pb2.Segment, source_offset: int, timeout_s: float) -> Answer:
+        """Fills the copy's extent with verified bytes."""
         until = time.monotonic() + timeout_s
         if copy.offset + copy.length > self._pool.capacity_bytes:
-            return f"offset {copy.offset} and {copy.length} bytes lie outside the pool"
+            return Answer(Outcome.REJECTED, f"offset {copy.offset} and {copy.length} bytes lie outside the pool")
         segment = Segment(
             source.id,
             source.node_id,
@@ -45,12 +45,15 @@ class Fetcher:
         )
         transport = self._mover.way_to(segment)
         if transport is None:
-            return f"no way to node {segment.node_id}"
+            return Answer(Outcome.REJECTED, f"no way to node {segment.node_id}")
         address = self._pool.data_address + copy.offset
         move = Move(Memory(((address, copy.length),), copy.length, self._pool), source_offset, checksum=copy.checksum)
         async with self._places:
             (fault,) = await transport.read(segment, [move], until)
-        return "" if fault is None else f"reading from node {segment.node_id}: {fault.name.lower()}"
+        if fault is None:
+            return DONE
+        outcome = Outcome.CORRUPT if fault is Fault.CORRUPT else Outcome.REJECTED
+        return Answer(outcome, f"reading from node {segment.node_id}: {fault.name.lower()}")
 
     async def close(self) -> None:
         await self._mover.close()

@@ -58,6 +58,12 @@ class Adoption:
             if not all(part.copies for part in obj.slices) and obj.key not in self.state.partial:
                 self.state.counters.lost_objects += 1
                 self.space.discard(obj)
+        for write in self.state.writes.values():  # recorded here, and still being recorded by others
+            for part in write.slices:
+                for copy in part.copies:
+                    claim = claims.get(copy.offset) if copy.segment == segment.number else None
+                    if claim is not None and claim.write_id == write.write_id:
+                        del claims[copy.offset]
         for entry in list(segment.quarantine.values()):
             if not entry.forgetting:
                 continue

@@ -21,9 +21,13 @@ ROUNDS_MAX = 64  # of consequences in one step; what is left runs in the next
 class Master:
     """Placement, life and death of objects; no I/O."""
 
-    def __init__(self, config: Config, *, epoch: int, now: int = 0) -> None:
-        """`epoch`: of this master's reign, greater than any before. `now`: ms on any clock that only goes forward."""
-        self.state = State(config, epoch, now, next_write_id=epoch << 32)
+    def __init__(self, config: Config, *, epoch: int, now: int = 0, salt: int = 0) -> None:
+        """`epoch`: of this master's reign, greater than any before. `now`: ms on any clock that only goes forward.
+
+        `salt`: random, below 2**31. Write ids begin there: a client that ends a write of an earlier reign meets none of
+        this one's, even if the wall clock gave both the same epoch.
+        """
+        self.state = State(config, epoch, now, salt)
         self.calls = Calls(self.state)
         self.space = Space(self.state, self.calls)
         self.repair = Repair(self.state, self.space)

@@ -178,6 +178,7 @@ class Ack:
     epoch: int
     command_ids: Sequence[int]
     failed_ids: Sequence[int] = ()  # could not be carried out
+    corrupt_ids: Sequence[int] = ()  # fetches that found their source corrupt
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from services.master.core.adoption import Adoption
 from services.master.core.puts import Puts
 from services.master.core.repair import Repair
 from services.master.core.space import Space
-from services.master.core.tables import Node, Object, Phase, Segment, State
+from services.master.core.tables import Departed, Node, Object, Phase, Segment, State
 
+DEPARTED_MAX = 4_096  # segments remembered: no answer to a retry is older
 SWEEP_PER_STEP = 4_096  # objects of a lost segment that one step sees to: a step must stay short
 
 
@@ -33,11 +34,9 @@ class Nodes:
         if not command.node_id or not command.segments or any(s.capacity_bytes <= 0 for s in command.segments):
             state.effects.append(m.Close(command.stream, "hello needs a node id and segments with capacity"))
             return
-        if command.epoch > state.epoch:
-            # It obeyed a master that began after this one's clock says: be later than that one.
-            state.epoch = command.epoch + 1
-            state.next_write_id = max(state.next_write_id, state.epoch << 32)
         node = state.nodes.get(command.node_id)
+        if command.epoch > state.epoch or (command.epoch == state.epoch and node is None):
+            state.begin_epoch(command.epoch + 1)  # it obeyed a master that this one's clock does not put before it
         if node is not None and command.incarnation < node.incarnation:
             state.counters.stale_messages += 1
             reason = f"node id {command.node_id} is taken by a later incarnation: give another --node-id"
@@ -100,6 +99,8 @@ class Nodes:
         for command_id in command.failed_ids:
             self.puts.not_recorded(node, [command_id])
             self.repair.refused(node, command_id)
+        for command_id in command.corrupt_ids:
+            self.repair.source_is_corrupt(node, command_id)
         for command_id in command.command_ids:
             self.puts.recorded(node, command_id)
             self.repair.done(node, command_id)
@@ -230,6 +231,7 @@ class Nodes:
             del self.state.streams[node.stream]
             node.stream = None
         del self.state.nodes[node.node_id]
+        self.puts.given_up(node)
         for segment in node.segments:
             segment.gone = True
             self._sweeping.append(segment)
@@ -245,9 +247,16 @@ class Nodes:
                 self._lose(next(iter(segment.residents)), segment)
             if not segment.residents:
                 self._sweeping.popleft()
-                del self.state.segments[segment.number]
+                self._depart(segment)
         if self._sweeping:
             self.state.at(self.state.now, self.sweep)
+
+    def _depart(self, segment: Segment) -> None:
+        state, node = self.state, segment.node
+        del state.segments[segment.number]
+        state.departed[segment.number] = Departed(node.node_id, node.host_id, node.zone, segment.info)
+        if len(state.departed) > DEPARTED_MAX:
+            state.departed.popitem(last=False)
 
     def _lose(self, obj: Object, segment: Segment) -> None:
         for part in obj.slices:

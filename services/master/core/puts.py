@@ -23,10 +23,11 @@ WAITING_POLL_MS = 20  # how often a put that waits for room looks whether leases
 class PendingStart:
     """A PutStart of which some keys wait for room."""
 
-    __slots__ = ("command", "copies", "deadline", "next", "results", "waited", "write_ids")
+    __slots__ = ("asked_at", "command", "copies", "deadline", "next", "results", "waited", "write_ids")
 
-    def __init__(self, command: m.PutStart, copies: int, deadline: int) -> None:
+    def __init__(self, command: m.PutStart, copies: int, asked_at: int, deadline: int) -> None:
         self.command = command
+        self.asked_at = asked_at
         self.copies = copies
         self.deadline = deadline
         self.results: list[Result] = [Result.OK] * len(command.keys)
@@ -62,7 +63,8 @@ class Puts:
         if not self.calls.begin(command.call, command.request_id, m.PutStarted):
             return
         wait_ms = min(command.wait_ms, config.wait_ms_max)
-        pending = PendingStart(command, command.copies or config.copies, self.state.now + wait_ms)
+        now = self.state.now
+        pending = PendingStart(command, command.copies or config.copies, now, now + wait_ms)
         if self.waiting or not self._advance(pending):
             pending.waited = True
             self.waiting.append(pending)
@@ -128,7 +130,7 @@ class Puts:
         return write.write_id
 
     def _started(self, pending: PendingStart) -> None:
-        """Answer. The time to write runs from here; the client counts from before it asked, which is earlier."""
+        """Answer. The time to write runs from here. The client counts from before it asked: what it waited is added."""
         ttl_ms = self.state.config.write_ttl_ms
         for index, write_id in enumerate(pending.write_ids if pending.waited else ()):
             # A node may have gone while the put waited: what is left of the write must still hold the whole object.
@@ -140,7 +142,8 @@ class Puts:
             self.state.at(self.state.now + ttl_ms, lambda: self._expire(opened))
         writes = [self.state.writes.get(write_id) for write_id in pending.write_ids]
         places = make_places([write.slices if write else () for write in writes], attrgetter("copies"))
-        self.calls.finish(pending.command.request_id, m.PutStarted(pending.results, pending.write_ids, places, ttl_ms))
+        answer = m.PutStarted(pending.results, pending.write_ids, places, self.state.now - pending.asked_at + ttl_ms)
+        self.calls.finish(pending.command.request_id, answer)
 
     def _prune(self, write: Write) -> bool:
         for part in write.slices:
@@ -266,6 +269,12 @@ class Puts:
                         part.copies.remove(copy)
                         self.space.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
                 self._acknowledged(write)
+
+    def given_up(self, node: Node) -> None:
+        """What the node had recorded is lost with it, while others are still recording."""
+        for write in self.state.writes.values():
+            for part in write.slices if write.end is not None else ():
+                part.copies = [copy for copy in part.copies if not self._is_on(copy, node)]
 
     def _is_on(self, copy: Copy, node: Node) -> bool:
         segment = self.state.segments.get(copy.segment)

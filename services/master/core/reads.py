@@ -60,7 +60,8 @@ class Reads:
         state.counters.hit_keys += len(found)
         state.counters.hit_bytes += sum(sizes)
         places = make_places([() if obj is None else obj.slices for obj in objects], self._offered(command))
-        self.calls.reply(command.call, m.Found(results, sizes, places, state.config.lease_ms))
+        promised_ms = state.config.lease_ms - 1  # `now` is rounded down: the lease ends that much earlier
+        self.calls.reply(command.call, m.Found(results, sizes, places, promised_ms))
 
     def _offered(self, command: m.Lookup) -> Callable[[Slice], Sequence[Copy]]:
         """For a slice its copies on live nodes: on the caller's host, in its zone, the rest."""
@@ -166,17 +167,7 @@ class Reads:
             obj = self.state.objects.get(key)
             if obj is None or number >= len(obj.slices):
                 continue
-            part = obj.slices[number]
-            if Copy(segment, offset) not in part.copies:
-                continue  # another object's by now, or dropped already
-            self.state.counters.corrupt_copies += 1
-            dropped += 1
-            self.space.drop_copy(obj, part, Copy(segment, offset))
-            if part.copies:
-                self.repair.want(obj)
-            else:
-                self.state.counters.lost_objects += 1
-                self.space.discard(obj)
+            dropped += self.repair.drop_corrupt(obj, number, Copy(segment, offset))
         self.calls.reply(command.call, m.Reported(dropped))
 
     def list(self, command: m.List) -> None:

@@ -195,7 +195,7 @@ class Repair:
         # The node counts its time from when the message reaches it: it has given up long before this core does, and
         # never records what has been forgotten.
         until = self.state.now + 2 * config.repair_timeout_ms
-        obj.lease_until = max(obj.lease_until, until)  # the source stays where it is
+        self.state.read_until[source] = until  # the source stays where it is; evicted it may be
         held = m.HeldCopy(
             obj.key, obj.write_id, obj.size, len(obj.slices), number,
             target.segment, target.offset, part.length, part.checksum, obj.depth, obj.wanted,
@@ -240,6 +240,27 @@ class Repair:
         self.state.counters.failed_repairs += 1
         self._put_off(transfer.obj)
 
+    def source_is_corrupt(self, node: Node, command_id: int) -> None:
+        """The node read other bytes than were recorded: no further reader is sent to that copy."""
+        transfer = node.copying.get(command_id)
+        self.failed(node, command_id)
+        if transfer is not None:
+            self.drop_corrupt(transfer.obj, transfer.number, transfer.source)
+
+    def drop_corrupt(self, obj: Object, number: int, copy: Copy) -> bool:
+        """A copy has other bytes than were recorded: it goes, with a last one the object. False: it had gone."""
+        part = obj.slices[number]
+        if self.state.objects.get(obj.key) is not obj or copy not in part.copies:
+            return False
+        self.state.counters.corrupt_copies += 1
+        self.space.drop_copy(obj, part, copy)
+        if part.copies:
+            self.want(obj)
+        else:
+            self.state.counters.lost_objects += 1
+            self.space.discard(obj)
+        return True
+
     def node_is_away(self, node: Node) -> None:
         for command_id in list(node.copying):
             self.failed(node, command_id)
@@ -248,6 +269,8 @@ class Repair:
         transfer = node.copying.pop(command_id, None)
         if transfer is not None:
             del self._transfers[command_id]
+            if not any(other.source == transfer.source for other in self._transfers.values()):
+                del self.state.read_until[transfer.source]
         return transfer
 
     def _give_back(self, transfer: Transfer, *, recorded: bool) -> None:

@@ -290,7 +290,8 @@ class Space:
         self.unsettle(copy, part.length)
         if not any(other.segment == copy.segment for each in obj.slices for other in each.copies):
             segment.residents.discard(obj)
-        return self.release(copy, part.length, obj.write_id, not_before=obj.lease_until, recorded=True)
+        not_before = max(obj.lease_until, self.state.read_until.get(copy, 0))
+        return self.release(copy, part.length, obj.write_id, not_before=not_before, recorded=True)
 
     # ---- eviction --------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ Objects are lean on purpose (slots, tuples, one list a slice): a master holds mi
 """
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -181,6 +182,15 @@ class Segment:
         self.copies = 0
 
 
+class Departed(NamedTuple):
+    """Where a segment was that is given up: answers to retries may still name it."""
+
+    node_id: str
+    host_id: str
+    zone: str
+    info: SegmentInfo
+
+
 class Phase(Enum):
     ATTACHING = "attaching"  # its inventory is on the way: nothing is placed or read there
     LIVE = "attached"
@@ -240,6 +250,7 @@ class State:
     config: Config
     epoch: int
     now: int = 0
+    salt: int = 0  # where the write ids of an epoch begin
     objects: dict[bytes, Object] = field(default_factory=dict)
     partial: dict[bytes, Object] = field(default_factory=dict)  # adopted, slices still missing
     names: SortedList[bytes] = field(default_factory=SortedList)  # keys of `objects`
@@ -247,6 +258,7 @@ class State:
     nodes: dict[str, Node] = field(default_factory=dict)
     streams: dict[int, Node] = field(default_factory=dict)
     segments: dict[int, Segment] = field(default_factory=dict)
+    departed: OrderedDict[int, Departed] = field(default_factory=OrderedDict)  # the last DEPARTED_MAX
     writes: dict[int, Write] = field(default_factory=dict)
     writing: dict[bytes, int] = field(default_factory=dict)  # key -> writes in flight
     effects: list[Effect] = field(default_factory=list)
@@ -259,10 +271,17 @@ class State:
     next_write_id: int = 0
     next_number: int = 0
     timers: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
+    read_until: dict[Copy, int] = field(default_factory=dict)  # sources of repairs under way
     traffic: Traffic = field(init=False)
 
     def __post_init__(self) -> None:
         self.traffic = Traffic(self.objects)
+        self.begin_epoch(self.epoch)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Later write ids are greater than those of earlier epochs."""
+        self.epoch = epoch
+        self.next_write_id = max(self.next_write_id, (epoch << 32) + self.salt)
 
     def readable(self, obj: Object) -> bool:
         """Whether every slice has a copy on a live node."""

@@ -52,6 +52,7 @@ class Outcome(Enum):
     DONE = "done"
     OLD_EPOCH = "old_epoch"
     REJECTED = "rejected"
+    CORRUPT = "corrupt"  # the source of a fetch has other bytes than its checksum says
 
 
 @dataclass(frozen=True, slots=True)

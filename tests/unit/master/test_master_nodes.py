@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from services.master.core import messages as m
+from services.master.core.master import Master
 from services.master.core.messages import Result
 from tests.unit.master.transcript import CONFIG, KIB, Cluster
 
@@ -198,3 +199,67 @@ def test_a_write_that_failed_makes_the_master_ask_its_node() -> None:
     assert started is not None
     cluster.end(started, failed=((0, 0, 1),))
     assert pings(cluster) == 1
+
+
+def test_a_node_that_recorded_and_attached_again_keeps_the_copy_while_others_record() -> None:
+    cluster = Cluster(nodes=2)
+    started = cluster.start(b"k", KIB, copies=2)
+    assert started is not None
+    cluster.hold = True
+    call = cluster.end(started)
+    first, second = cluster.held
+    assert isinstance(first, m.Record)
+    cluster.step(m.Ack(first.stream, 7, [first.command_id]))
+    node = cluster.core.state.streams[first.stream]
+    cluster.attach(int(node.node_id[1:]), stream=9, held=tuple(first.copies), epoch=7)
+    assert not any(isinstance(effect, m.Forget) for effect in cluster.sent)
+    cluster.step(m.Ack(second.stream, 7, [second.command_id]))
+    assert cluster.answers[call] == m.PutEnded([Result.OK], [2])
+
+
+def test_a_node_that_recorded_and_left_is_no_copy_of_a_put_that_others_record() -> None:
+    cluster = Cluster(nodes=2)
+    started = cluster.start(b"k", KIB, copies=2)
+    assert started is not None
+    cluster.hold = True
+    call = cluster.end(started)
+    first, second = cluster.held
+    cluster.step(m.Ack(first.stream, 7, [first.command_id]))
+    cluster.step(m.Leave(first.stream))
+    cluster.step(m.Ack(second.stream, 7, [second.command_id]))
+    assert cluster.answers[call] == m.PutEnded([Result.OK], [1])
+    assert cluster.found(b"k")
+
+
+def test_write_ids_of_reigns_that_share_an_epoch_differ() -> None:
+    ids = []
+    for salt in (3, 900):
+        core = Master(CONFIG, epoch=7, salt=salt)
+        core.step(0, m.Hello(1, "n0", 1, 0, "h0", [m.SegmentInfo(16 * KIB)]))
+        core.step(0, m.InventoryEnd(1))
+        effects = core.step(0, m.PutStart(1, bytes(16), [b"k"], [KIB]))
+        (reply,) = [effect for effect in effects if isinstance(effect, m.Reply)]
+        assert isinstance(reply.answer, m.PutStarted)
+        ids += reply.answer.write_ids
+    assert ids == [(7 << 32) + 4, (7 << 32) + 901]
+
+
+def test_a_stranger_that_obeyed_the_same_epoch_obeyed_another_master() -> None:
+    cluster = Cluster(nodes=0)
+    cluster.infos = [m.SegmentInfo(16 * KIB)]
+    cluster.attach(0, epoch=7)
+    assert cluster.core.state.epoch == 8
+    cluster.attach(0, stream=5, epoch=8)  # and this one is known
+    assert cluster.core.state.epoch == 8
+
+
+def test_segments_that_went_can_still_be_named() -> None:
+    cluster = Cluster(nodes=2)
+    started = cluster.start(b"k", KIB)
+    assert started is not None
+    (number,) = started.places.segments
+    segment = cluster.core.state.segments[number]
+    assert segment.node.stream is not None
+    cluster.step(m.Leave(segment.node.stream))
+    assert number not in cluster.core.state.segments
+    assert cluster.core.state.departed[number] == (segment.node.node_id, segment.node.host_id, "", segment.info)

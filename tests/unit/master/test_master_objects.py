@@ -327,3 +327,17 @@ def test_list_pages_in_order() -> None:
     rest = cluster.answers[901]
     assert isinstance(rest, m.Listed)
     assert (rest.keys, rest.more) == ([b"b3"], False)
+
+
+def test_a_put_that_waited_for_room_has_its_whole_time_to_write() -> None:
+    cluster = Cluster(nodes=1)
+    cluster.put(b"a", 12 * KIB)
+    cluster.lookup(b"a")
+    assert cluster.start(b"k", 8 * KIB, wait_ms=5000) is None, "all is leased"
+    cluster.pass_time(CONFIG.lease_ms)
+    answer = cluster.answers[cluster.calls]
+    assert isinstance(answer, m.PutStarted)
+    assert answer.results == [Result.OK]
+    assert answer.write_ttl_ms == CONFIG.lease_ms + CONFIG.write_ttl_ms, "the client counts from when it asked"
+    cluster.pass_time(CONFIG.write_ttl_ms - 50)
+    assert cluster.answers[cluster.end(answer)] == m.PutEnded([Result.OK], [1])

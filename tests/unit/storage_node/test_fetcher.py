@@ -9,7 +9,7 @@ from larder.copying import checksum_of
 from larder.memory import view_at
 from larder.v1 import types_pb2
 
-from services.storage_node.core.index import Copy, SegmentNumber
+from services.storage_node.core.index import DONE, Copy, Outcome, SegmentNumber
 from services.storage_node.engine import P2P, Engine
 from services.storage_node.fetcher import Fetcher
 from services.storage_node.pool import Pool
@@ -45,10 +45,10 @@ async def test_verified_bytes_arrive_where_they_belong(pools: tuple[Pool, Pool],
         engine = Engine(host="127.0.0.1", unique_name="f", metadata_server=P2P, protocol="tcp", device_names=())
         engine.register(source.data_address, CAPACITY)
         place = segment(source, engine_endpoint=engine.endpoint, engine_base=engine.base, engine_protocol="tcp")
-    assert await fetcher.fetch(a_copy(checksum_of(memoryview(DATA))), place, 4096, 5.0) == ""
+    assert await fetcher.fetch(a_copy(checksum_of(memoryview(DATA))), place, 4096, 5.0) is DONE
     assert view_at(own.data_address + 8192, len(DATA)) == DATA
     if way == "engine":
-        assert "corrupt" in await fetcher.fetch(a_copy(7, offset=0), place, 4096, 5.0)
+        assert (await fetcher.fetch(a_copy(7, offset=0), place, 4096, 5.0)).outcome is Outcome.CORRUPT
     await fetcher.close()
 
 
@@ -56,9 +56,9 @@ async def test_what_cannot_be_fetched_is_said(pools: tuple[Pool, Pool]) -> None:
     source, own = pools
     fetcher = Fetcher(own)
     place = segment(source, shm_path=str(source.path), shm_data_offset=4096)
-    assert "corrupt" in await fetcher.fetch(a_copy(7), place, 4096, 5.0)
-    assert "outside the pool" in await fetcher.fetch(a_copy(7, offset=CAPACITY), place, 4096, 5.0)
+    assert (await fetcher.fetch(a_copy(7), place, 4096, 5.0)).outcome is Outcome.CORRUPT
+    assert "outside the pool" in (await fetcher.fetch(a_copy(7, offset=CAPACITY), place, 4096, 5.0)).reason
     await fetcher.close()
     stranger = Fetcher(own)
-    assert "no way to node source" in await stranger.fetch(a_copy(7), segment(source), 4096, 5.0)
+    assert "no way to node source" in (await stranger.fetch(a_copy(7), segment(source), 4096, 5.0)).reason
     await stranger.close()
