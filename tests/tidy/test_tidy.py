@@ -95,7 +95,7 @@ def test_every_proof_in_guarantees_exists() -> None:
     missing = []
     file = ROOT
     for path, name in re.findall(r"`([^`:]+)(?:: (test_\w+)…?)?`", (ROOT / "GUARANTEES.md").read_text()):
-        if path != "…" and not re.match(r"(unit|model|contract|e2e)/", path):
+        if path != "…" and not re.match(r"(unit|model|sim|contract|e2e)/", path):
             continue
         file = file if path == "…" else ROOT / "tests" / f"{path}.py"
         if name or not file.with_suffix("").is_dir():

@@ -1,0 +1,224 @@
+"""What goes wrong, and when: drawn from the seed before the run, and undone by `heal`."""
+
+import random
+from typing import Any
+
+from tests.sim.loop import Process
+from tests.sim.net import MASTER
+
+AFTERMATH_S = 1.5  # an operation so soon after a fault may still suffer from it
+
+
+class Faults:
+    """The hand that breaks things."""
+
+    def __init__(self, world: Any, rng: random.Random) -> None:
+        self.world = world
+        self.rng = rng
+        self._since: dict[Process, float] = {}  # paused, or last paused: when it was woken
+        self._last = 0.0  # end of the last fault, with its aftermath
+        self._freezing = 0.0
+        self._counters: list[Any] = []
+        self._on = True
+
+    def plan(self, seconds: float) -> None:
+        rng = self.rng
+        kinds = [
+            self.kill_node, self.kill_node, self.pause_node, self.pause_node, self.cut_stream, self.cut_stream,
+            self.part_node, self.part_client, self.part_transfer, self.part_nodes, self.kill_master, self.pause_master,
+            self.pause_client, self.kill_client, self.flip, self.flip, self.leave,
+        ]  # fmt: skip
+        chosen = rng.sample(kinds, rng.randint(2, 6))
+        self._freezing = rng.choice((0.0, 0.0, 0.02, 0.1))
+        for _ in range(rng.choice((0, 4, 8, 12))):
+            fault = rng.choice(chosen)
+            self.world.loop.call_at(0.1 + (seconds - 0.1) * rng.random(), self._strike, fault)
+
+    def _strike(self, fault: Any) -> None:
+        if not self._on:
+            return
+        self.world.trace("fault", fault.__name__)
+        if fault() is not False:
+            self.world.counts[fault.__name__] += 1
+            if fault != self.flip:  # another copy is read instead
+                self.lasts(0.0)
+
+    def lasts(self, seconds: float) -> None:
+        self._last = max(self._last, self.world.now + seconds + AFTERMATH_S)
+
+    def were_none(self, since: float) -> bool:
+        """Whether from `since` to now nothing was wrong."""
+        net = self.world.net
+        return since > self._last and not (net.slow or net.reset or net.lose_reply or net.stall or net.fail)
+
+    def counters(self) -> list[Any]:
+        master = self.world.master
+        return [*self._counters, *([master.part.core.state.counters] if master is not None else [])]
+
+    def heal(self) -> None:
+        """No new faults; everybody is back."""
+        self._on = False
+        self._freezing = 0.0
+        world, net = self.world, self.world.net
+        if net.slow or net.reset or net.lose_reply or net.stall or net.fail:
+            self.lasts(0.0)
+        net.heal()
+        for process in list(self._since):
+            self._wake(process)
+        if world.master is None:
+            world.start_master()
+        for name, life in list(world.nodes.items()):
+            if not life.process.alive:
+                world.start_node(name)
+
+    # ---- nodes -----------------------------------------------------------------------------------
+
+    def _node(self) -> Any:
+        return self.world.nodes[self.rng.choice(list(self.world.nodes))]
+
+    def kill_node(self) -> Any:
+        """SIGKILL: its memory is gone. Mostly it comes back, with nothing."""
+        life, rng = self._node(), self.rng
+        if not life.process.alive:
+            return False
+        self.world.loop.kill(life.process)
+        life.pool.gone_at = self.world.now
+        if rng.random() < 0.8:  # else its host is gone, and nobody says so
+            for link in list(self.world.net.links):
+                if link.node is life.process:
+                    link.node_closes(self.world.net.delay())
+        self._come_back(life.node_id, rng.choice((0.03, 0.2, 1.0, 9.0)))
+        return True
+
+    def _come_back(self, name: str, after: float) -> None:
+        def start() -> None:
+            if not self.world.nodes[name].process.alive:
+                self.world.start_node(name)
+
+        self.lasts(after)
+        self.world.loop.call_later(after, start)
+
+    def leave(self) -> Any:
+        """SIGTERM: it leaves in good order, and another life begins."""
+        life = self._node()
+        if not life.process.alive or life.process.paused:
+            return False
+        self.world.loop.call_soon(life.stop.set, context=life.process.context)
+        self._come_back(life.node_id, 0.5)
+        return True
+
+    def pause_node(self) -> Any:
+        return self.pause(self._node().process)
+
+    def cut_stream(self) -> Any:
+        """The node's connection to the master breaks; each end sees it in its own time."""
+        links = self.world.net.links
+        if not links:
+            return False
+        link = self.rng.choice(links)
+        link.node_loses(self.rng.choice((0.001, 0.3)) * self.rng.random())
+        link.node_closes(self.rng.choice((0.001, 0.3)) * self.rng.random())
+        return True
+
+    # ---- the network -----------------------------------------------------------------------------
+
+    def _part(self, one: str, other: str) -> None:
+        seconds = self.rng.choice((0.1, 0.5, 1.0, 2.5))
+        self.lasts(seconds)
+        self.world.net.block(one, other, seconds)
+
+    def part_node(self) -> None:
+        self._part(self._node().node_id, MASTER)
+
+    def part_client(self) -> None:
+        self._part(self.rng.choice(self.world.clients).process.name, MASTER)
+
+    def part_transfer(self) -> None:
+        self._part(self.rng.choice(self.world.clients).process.name, self._node().node_id)
+
+    def part_nodes(self) -> None:
+        one, other = self.rng.sample(list(self.world.nodes), 2)
+        self._part(one, other)
+
+    # ---- the master ------------------------------------------------------------------------------
+
+    def kill_master(self) -> Any:
+        """SIGKILL; the next one knows nothing."""
+        world = self.world
+        master = world.master
+        if master is None:
+            return False
+        self._counters.append(master.part.core.state.counters)
+        world.loop.kill(master)
+        world.master = None
+        world.net.master_died()
+
+        def start() -> None:
+            if world.master is None:
+                world.start_master()
+
+        after = self.rng.choice((0.01, 0.1, 1.0))
+        self.lasts(after + 3.0)  # until what looks free has rested
+        world.loop.call_later(after, start)
+        return True
+
+    def pause_master(self) -> Any:
+        if self.world.master is None or not self.pause(self.world.master):
+            return False
+        self.world.net.master_paused()
+        return True
+
+    # ---- clients ---------------------------------------------------------------------------------
+
+    def pause_client(self) -> Any:
+        return self.pause(self.rng.choice(self.world.clients).process)
+
+    def kill_client(self) -> bool:
+        """What it was doing stays half done."""
+        index = int(self.rng.random() * len(self.world.clients))
+        self.world.loop.kill(self.world.clients[index].process)
+        self.world.start_client(index)
+        return True
+
+    def freezes_writer(self, process: Process) -> bool:
+        """Whether a client is stopped right before it copies into a pool."""
+        if not self._freezing or process.name[0] != "c":
+            return False
+        if self.rng.random() >= self._freezing:
+            return False
+        self.world.counts["writers frozen"] += 1
+        self.lasts(0.0)
+        return True
+
+    # ---- processes and bytes ---------------------------------------------------------------------
+
+    def pause(self, process: Process) -> bool:
+        """SIGSTOP, and SIGCONT somewhat later."""
+        if process.paused or not process.alive:
+            return False
+        seconds = self.rng.choice((0.05, 0.3, 0.8, 1.3, 3.0))
+        self.world.loop.pause(process)
+        self._since[process] = self.world.now + seconds
+        self.lasts(seconds)
+        self.world.loop.call_later(seconds, self._wake, process)
+        return True
+
+    def _wake(self, process: Process) -> None:
+        if process.paused:
+            self._since[process] = self.world.now
+            self.world.loop.resume(process)
+
+    def paused_since(self, process: Process, since: float) -> bool:
+        return self._since.get(process, -1.0) >= since
+
+    def flip(self) -> Any:
+        """Some bytes of a copy change by themselves."""
+        life = self._node()
+        held = list(life.index._copies[0].values())
+        if not held:
+            return False
+        copy = self.rng.choice(held)
+        at = copy.offset + int(self.rng.random() * copy.length)
+        life.pool.data[at] ^= 0x55
+        life.pool.tainted.append((at, at + 1))
+        return True

@@ -1,0 +1,264 @@
+"""Switches that break the product, one for each promise this tier can see: one that goes unnoticed is decoration.
+
+Each takes `put(owner, name, value)`, which undoes itself. They are applied before a world is made.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from larder.errors import LarderError
+from larder.gets import Getter, _KeyRead
+from larder.places import Fault
+from larder.puts import _Write
+from larder.rpc import MasterClient
+from larder.transports import Move
+
+from services.master.core.adoption import Adoption
+from services.master.core.allocator import Allocator
+from services.master.core.calls import Calls
+from services.master.core.puts import Puts
+from services.master.core.reads import Reads
+from services.master.core.repair import Repair
+from services.master.core.space import Space
+from services.master.core.tables import State
+from services.storage_node import fetcher
+from services.storage_node.agent import _Attachment
+from services.storage_node.core.index import Index
+from tests.sim import world
+from tests.sim.memory import Pool
+
+Put = Callable[[Any, str, Any], None]
+MUTANTS: dict[str, tuple[str, Callable[[Put], None]]] = {}
+
+
+def breaks(invariants: str) -> Callable[[Callable[[Put], None]], Callable[[Put], None]]:
+    def register(mutant: Callable[[Put], None]) -> Callable[[Put], None]:
+        MUTANTS[mutant.__name__] = (invariants, mutant)
+        return mutant
+
+    return register
+
+
+@contextmanager
+def applied(name: str | None) -> Iterator[None]:
+    """The product with that switch; as it is, where there is none."""
+    with ExitStack() as stack:
+        if name is not None:
+            MUTANTS[name][1](lambda owner, what, value: stack.enter_context(patch.object(owner, what, value)))
+        yield
+
+
+# ---- the master ----------------------------------------------------------------------------------
+
+
+@breaks("7")
+def skip_quarantine(put: Put) -> None:
+    original = Space.quarantine
+    put(Space, "quarantine", lambda self, *args, **kwargs: original(self, *args, **{**kwargs, "not_before": 0}))
+
+
+@breaks("7")
+def no_late_write_margin(put: Put) -> None:
+    put(world, "CONFIG", {**world.CONFIG, "late_write_ms": 0})
+
+
+@breaks("7")
+def ignore_leases_in_reuse(put: Put) -> None:
+    original = Space.drop_copy
+
+    def drop_copy(self: Space, obj: Any, *args: Any) -> Any:
+        obj.lease_until = 0
+        return original(self, obj, *args)
+
+    put(Space, "drop_copy", drop_copy)
+
+
+@breaks("7, 8")
+def no_rest_after_a_restart(put: Put) -> None:
+    original = Adoption._rebuild
+
+    def rebuild(self: Adoption, segment: Any) -> None:
+        segment.fenced = False
+        original(self, segment)
+
+    put(Adoption, "_rebuild", rebuild)
+
+
+@breaks("3")
+def overlap_extents(put: Put) -> None:
+    original = Allocator.free
+    put(Allocator, "free", lambda self, offset, length: original(self, offset, length + 256))
+
+
+@breaks("4")
+def copies_on_one_node(put: Put) -> None:
+    original = Space._place_slice
+
+    def place(self: Space, length: int, copies: int, *args: Any, **kwargs: Any) -> Any:
+        placed = [original(self, length, 1, *args, **kwargs) for _ in range(copies)]
+        return [copy for one in placed for copy in one]
+
+    put(Space, "_place_slice", place)
+
+
+@breaks("9")
+def offer_the_dead(put: Put) -> None:
+    put(State, "readable", lambda self, obj: True)
+    put(Reads, "_offered", lambda self, host_id: lambda part: part.copies)
+
+
+@breaks("9, 11")
+def forget_to_forget(put: Put) -> None:
+    put(Space, "flush_forgets", lambda self: None)
+
+
+@breaks("5")
+def carry_out_repeats(put: Put) -> None:
+    def begin(self: Calls, call: int, request_id: bytes, kind: Any) -> bool:
+        self._waiting.setdefault((kind, request_id), []).append(call)
+        return True
+
+    put(Calls, "begin", begin)
+
+
+@breaks("2")
+def answer_before_it_is_recorded(put: Put) -> None:
+    original = Puts.end
+
+    def end(self: Puts, command: Any) -> None:
+        original(self, command)
+        for node in self.state.nodes.values():
+            for command_id in list(node.recording):
+                self.recorded(node, command_id)
+
+    put(Puts, "end", end)
+
+
+@breaks("8")
+def adopt_conflicting_claims(put: Put) -> None:
+    put(Adoption, "_fits", lambda self, obj, claim: claim.slice_index < len(obj.slices))
+
+
+@breaks("2, 8")
+def adopt_nothing(put: Put) -> None:
+    put(Adoption, "_adopt_all", lambda self, segment, claims: None)
+
+
+@breaks("2, 11")
+def never_repair(put: Put) -> None:
+    put(Repair, "want", lambda self, obj: None)
+
+
+@breaks("11")
+def keep_surplus(put: Put) -> None:
+    put(Repair, "_trim", lambda self, obj: None)
+
+
+# ---- the storage node ----------------------------------------------------------------------------
+
+
+@breaks("2")
+def acknowledge_without_recording(put: Put) -> None:
+    original = Index.record
+
+    def record(self: Index, epoch: int, copies: Any) -> Any:
+        return original(self, epoch, copies[:-1])
+
+    put(Index, "record", record)
+
+
+@breaks("7")
+def overlook_writers(put: Put) -> None:
+    put(Pool, "has_writer", lambda self, place: False)
+
+
+@breaks("7")
+def fetch_on_after_forgetting(put: Put) -> None:
+    async def go_on(self: _Attachment, forget: Any) -> None:
+        """The place may be another put's by the time the fetch lands."""
+
+    put(_Attachment, "_end_fetches", go_on)
+
+
+@breaks("10")
+def fetch_unverified(put: Put) -> None:
+    put(fetcher, "Move", lambda memory, offset, checksum: Move(memory, offset))
+
+
+# ---- the client ----------------------------------------------------------------------------------
+
+
+@breaks("1, 10")
+def read_unverified(put: Put) -> None:
+    original = Getter.__init__
+
+    def init(self: Getter, *args: Any, verify: bool) -> None:
+        original(self, *args, verify=False)
+
+    put(Getter, "__init__", init)
+
+
+@breaks("10")
+def never_fail_over(put: Put) -> None:
+    original = _KeyRead.begin
+
+    def begin(self: _KeyRead, prepare: Any) -> None:
+        original(self, prepare)
+        for read in self.reads:
+            del read.copies[1:]
+
+    put(_KeyRead, "begin", begin)
+
+
+@breaks("7")
+def read_beyond_the_lease(put: Put) -> None:
+    original = MasterClient.lookup
+
+    async def lookup(self: MasterClient, *args: Any, **kwargs: Any) -> Any:
+        return replace(await original(self, *args, **kwargs), until=float("inf"))
+
+    put(MasterClient, "lookup", lookup)
+
+
+@breaks("7")
+def write_beyond_the_time(put: Put) -> None:
+    original = MasterClient.put_start
+
+    async def put_start(self: MasterClient, *args: Any, **kwargs: Any) -> Any:
+        return replace(await original(self, *args, **kwargs), until=float("inf"))
+
+    put(MasterClient, "put_start", put_start)
+
+
+@breaks("1, 2")
+def hide_failed_copies(put: Put) -> None:
+    def fail(self: _Write, number: int, copy: int, fault: Fault) -> None:
+        """As if it had been written."""
+
+    put(_Write, "fail", fail)
+
+
+@breaks("1, 16")
+def miss_where_no_master_answers(put: Put) -> None:
+    original = Getter.get
+
+    async def get(self: Getter, keys: Any, *args: Any) -> Any:
+        try:
+            return await original(self, keys, *args)
+        except LarderError:
+            return [None] * len(keys)
+
+    put(Getter, "get", get)
+
+
+@breaks("12")
+def wait_without_a_deadline(put: Put) -> None:
+    original = MasterClient._call
+
+    async def call(self: MasterClient, name: str, request: Any, deadline: float) -> Any:
+        return await original(self, name, request, deadline + 5.0)
+
+    put(MasterClient, "_call", call)

@@ -1,0 +1,322 @@
+"""What must be true: of every step of the core, of every byte in a pool, and of every answer a client has.
+
+Independent of the product's own bookkeeping where it matters: bytes are compared with what clients put, copies are
+looked for in the nodes' indexes and in memory, leases are remembered from the answers that granted them.
+"""
+
+from typing import Any
+
+from services.master.core import messages as m
+from services.master.core.check import check
+from services.master.core.master import Master
+from services.master.core.messages import Result
+from services.master.core.tables import Object, Phase
+from tests.sim.loop import Violation
+from tests.sim.memory import Pool
+
+MUTATING = {m.PutStart: m.PutStarted, m.PutEnd: m.PutEnded, m.PutAbort: m.PutAborted, m.Remove: m.Removed}
+
+
+class Write:
+    """A put that a master has begun."""
+
+    __slots__ = ("key", "slice_count", "value", "write_id")
+
+    def __init__(self, key: bytes, value: bytes, write_id: int, slice_count: int) -> None:
+        self.key = key
+        self.value = value
+        self.write_id = write_id
+        self.slice_count = slice_count
+
+
+class Oracle:
+    """One for all masters of a run."""
+
+    def __init__(self, world: Any) -> None:
+        self.world = world
+        self.values: dict[bytes, dict[bytes, bytes]] = {}  # request id of a PutStart -> key -> value
+        self.history: dict[bytes, set[bytes]] = {}  # key -> every value that was ever put under it
+        self.writes: dict[int, Write] = {}
+        self.ended: set[int] = set()  # writes whose client said that they were written
+        self.stored: dict[bytes, dict[int, Write]] = {}  # key -> acknowledged and not known to be gone
+        self.write_until: dict[tuple[bytes, int], float] = {}  # (token, offset) -> when writing there must have begun
+        self.released: set[tuple[bytes, int, int]] = set()  # (token, offset, write id) given up by a master
+        self.misses: dict[bytes, float] = {}  # key -> when a master last answered a miss
+        self._why = ""
+        self._evicted: set[bytes] = set()  # in this step
+
+    # ---- the core --------------------------------------------------------------------------------
+
+    def watch(self, core: Master) -> None:
+        """Checks every step of a core, and learns why it lets go of what it had."""
+        step, evict = core.step, core.space._evict
+        discard, quarantine = core.space.discard, core.space.quarantine
+        commands: dict[int, m.ClientCommand] = {}
+        answers: dict[tuple[type, bytes], m.Answer] = {}
+
+        def watched_step(now: int, command: m.Command) -> list[m.Effect]:
+            try:
+                self._why = type(command).__name__
+                self._evicted.clear()
+                self._before(commands, command)
+                effects = step(now, command)
+                check(core)
+                for effect in effects:
+                    self.world.trace("    ", effect)
+                    self._effect(core, commands, answers, effect)
+            except Exception as error:
+                self.world.loop.fail(error)
+                raise
+            return effects
+
+        def watched_evict(*args: Any) -> int:
+            why, self._why = self._why, "evicted"
+            count = evict(*args)
+            self._why = why
+            return count
+
+        def watched_discard(obj: Object) -> Any:
+            self._discarded(core, obj)
+            return discard(obj)
+
+        def watched_quarantine(
+            segment: Any, offset: int, length: int, write_id: int, *, not_before: int, recorded: bool
+        ) -> Any:
+            if recorded:
+                self.released.add((segment.info.shm_token, offset, write_id))
+            return quarantine(segment, offset, length, write_id, not_before=not_before, recorded=recorded)
+
+        core.step = watched_step  # type: ignore[method-assign]
+        core.space._evict = watched_evict  # type: ignore[method-assign]
+        core.space.discard = watched_discard  # type: ignore[method-assign]
+        core.space.quarantine = watched_quarantine  # type: ignore[method-assign]
+
+    def _before(self, commands: dict[int, m.ClientCommand], command: m.Command) -> None:
+        if isinstance(command, m.ClientCommand):
+            commands[command.call] = command
+        if isinstance(command, m.PutEnd):
+            self.ended.update(command.write_ids)
+        elif isinstance(command, m.Remove):
+            for key in command.keys:
+                self.stored.pop(key, None)
+        if not isinstance(command, m.Heartbeat | m.Tick):
+            self.world.trace("  ", command)
+
+    def _effect(self, core: Master, commands: Any, answers: Any, effect: m.Effect) -> None:
+        if not isinstance(effect, m.Reply):
+            return
+        command, answer = commands.pop(effect.call), effect.answer
+        request_id = getattr(command, "request_id", None)
+        if request_id is not None and not isinstance(answer, m.Rejected):
+            before = answers.setdefault((type(command), request_id), (effect.call, answer))
+            if before[1] != answer:
+                raise Violation(f"a repeated {type(command).__name__} has another answer: {before[1]} and {answer}")
+            if before[0] != effect.call:
+                self.world.counts["repeated requests"] += 1
+                return
+        if isinstance(answer, m.PutStarted):
+            self._started(core, command, answer)
+        elif isinstance(answer, m.PutEnded):
+            self._ended(core, command, answer)
+        elif isinstance(answer, m.Found):
+            self._found(core, command, answer)
+
+    # ---- puts ------------------------------------------------------------------------------------
+
+    def asks(self, name: str, request: Any) -> None:
+        """A client is about to call."""
+        if name == "PutStart":
+            self.values[request.request_id] = self.world.putting()
+
+    def _started(self, core: Master, command: m.PutStart, answer: m.PutStarted) -> None:
+        values = self.values[command.request_id]
+        until = self.world.now + core.state.config.write_ttl_ms / 1000
+        places, part, copy = answer.places, 0, 0
+        columns = zip(command.keys, answer.results, answer.write_ids, places.slice_counts, strict=True)
+        for key, result, write_id, count in columns:
+            if result is Result.EXISTS and self._why == "PutStart" and key not in self._evicted:  # else it had to wait
+                obj = core.state.objects.get(key)
+                if obj is None or not self._is_offered(core, obj):
+                    raise Violation(f"a put of {key!r} is told that it exists, and it cannot be read")
+            if not write_id:
+                continue
+            self.writes.setdefault(write_id, Write(key, values[key], write_id, count))
+            for _ in range(count):
+                for _ in range(places.copy_counts[part]):
+                    segment = core.state.segments.get(places.segments[places.copy_segments[copy]])
+                    if segment is not None:
+                        self.write_until[segment.info.shm_token, places.copy_offsets[copy]] = until
+                    copy += 1
+                part += 1
+
+    def _ended(self, core: Master, command: m.PutEnd, answer: m.PutEnded) -> None:
+        """Copies acknowledged are copies held, with the right bytes (invariants 1 and 2)."""
+        for write_id, result, copies in zip(command.write_ids, answer.results, answer.copies, strict=True):
+            if result is not Result.OK:
+                continue
+            write, obj = self.writes[write_id], core.state.objects.get(self.writes[write_id].key)
+            if obj is None or obj.write_id != write_id:
+                continue  # it went while others of the batch were recorded
+            per_slice = [sum(key[2] == write_id for key in self.released)] * write.slice_count
+            for pool, held in self._held(write, self.world.lives):
+                per_slice[held.slice] += 1
+                self._compare(write, pool, held.slice, held.offset, held.length, core)
+            if min(per_slice) < copies:
+                raise Violation(f"a put of {write.key!r} is told of {copies} copies, held are {min(per_slice)}")
+            self.stored.setdefault(write.key, {})[write_id] = write
+
+    def _held(self, write: Write, lives: Any) -> list[tuple[Pool, Any]]:
+        """The copies of a write that nodes' indexes have."""
+        return [
+            (life.pool, held)
+            for life in lives
+            for held in life.index._copies[0].values()
+            if held.write_id == write.write_id and held.key == write.key
+        ]
+
+    def _compare(self, write: Write, pool: Pool, number: int, offset: int, length: int, core: Master) -> None:
+        start = number * core.state.config.slice_bytes
+        if pool.data[offset : offset + length] == write.value[start : start + length]:
+            return
+        if not pool.is_tainted(offset, offset + length):
+            raise Violation(f"slice {number} of {write.key!r} on {pool.node_id} at {offset} has other bytes")
+
+    # ---- reads -----------------------------------------------------------------------------------
+
+    def _found(self, core: Master, command: m.Lookup, answer: m.Found) -> None:
+        until = self.world.now + answer.lease_ms / 1000
+        for key, result in zip(command.keys, answer.results, strict=True):
+            if result is not Result.OK:
+                self.misses[key] = self.world.now
+                self._may_miss(core, key, "is missed")
+                continue
+            obj = core.state.objects[key]
+            write = self.writes.get(obj.write_id)
+            if write is None or obj.write_id not in self.ended or write.key != key:
+                raise Violation(f"{key!r} is offered as of write {obj.write_id}, which never ended")
+            self.world.counts["hits"] += 1
+            for number, part in enumerate(obj.slices):
+                for copy in part.copies:
+                    segment = core.state.segments.get(copy.segment)
+                    if segment is not None and segment.live:
+                        pool = self.world.pools[segment.info.shm_token]
+                        self._compare(write, pool, number, copy.offset, part.length, core)
+        self._check_places(core, answer, until)
+
+    def _check_places(self, core: Master, answer: m.Found, until: float) -> None:
+        """What is offered lies on live nodes, and is leased (invariants 7 and 9)."""
+        places, copy = answer.places, 0
+        for length, count in zip(places.slice_lengths, places.copy_counts, strict=True):
+            if not count:
+                raise Violation("a slice is offered without a copy")
+            for _ in range(count):
+                segment = core.state.segments.get(places.segments[places.copy_segments[copy]])
+                if segment is None or not (segment.live or segment.node.suspect_since == core.state.now):
+                    raise Violation("a copy is offered on a node that is not live")
+                self._grant(segment.info.shm_token, places.copy_offsets[copy], length, until)
+                copy += 1
+
+    def _grant(self, token: bytes, offset: int, length: int, until: float) -> None:
+        pool = self.world.pools[token]
+        pool.grants = [grant for grant in pool.grants if grant[0] > self.world.now]
+        pool.grants.append((until, offset, offset + length))
+
+    def _is_offered(self, core: Master, obj: Object) -> bool:
+        segments = core.state.segments
+        return all(
+            any(copy.segment in segments and segments[copy.segment].node.phase is Phase.LIVE for copy in part.copies)
+            for part in obj.slices
+        )
+
+    def _may_miss(self, core: Master, key: bytes, what: str) -> None:
+        """No miss of an acknowledged object while live nodes hold it (invariant 2)."""
+        for write in self.stored.get(key, {}).values():
+            slices = {held.slice for _, held in self._truly_held(core, write)}
+            if len(slices) == write.slice_count:
+                raise Violation(f"{key!r} {what}, and live nodes hold all of write {write.write_id}")
+
+    def _truly_held(self, core: Master, write: Write) -> list[tuple[Pool, Any]]:
+        unknown = {
+            (core.state.segments[transfer.target.segment].info.shm_token, transfer.target.offset)
+            for transfer in core.repair._transfers.values()
+        }  # recorded maybe, and not acknowledged: nobody knows of those copies yet
+        live = []
+        for node in core.state.nodes.values():
+            life = self.world.nodes.get(node.node_id)
+            if life is not None and node.phase is Phase.LIVE and node.incarnation == life.incarnation:
+                live.append(life)
+        return [
+            (pool, held)
+            for pool, held in self._held(write, live)
+            if (pool.token, held.offset, held.write_id) not in self.released
+            and (pool.token, held.offset) not in unknown
+            and not pool.is_tainted(held.offset, held.offset + held.length)
+        ]
+
+    def _discarded(self, core: Master, obj: Object) -> None:
+        """An object may be dropped by eviction and on request, else only when it cannot be read."""
+        if self._why == "evicted":
+            self._evicted.add(obj.key)
+            self.stored.get(obj.key, {}).pop(obj.write_id, None)
+            return
+        write = self.stored.get(obj.key, {}).get(obj.write_id)
+        if write is not None:
+            self._may_miss(core, obj.key, f"is dropped by {self._why}")
+            del self.stored[obj.key][obj.write_id]
+
+    # ---- memory ----------------------------------------------------------------------------------
+
+    def begins_write(self, pool: Pool, offset: int, begun: float) -> None:
+        """A client begins to write: not after the write has expired (invariant 7)."""
+        if begun > self.write_until.get((pool.token, offset), begun):
+            raise Violation(f"a client writes to {pool.node_id} at {offset} after its write's time")
+
+    def was_written(self, pool: Pool, offset: int, length: int, begun: float) -> None:
+        """A client's bytes landed."""
+        self.begins_write(pool, offset, begun)
+        self._is_overwritten(pool, offset, length)
+
+    def _is_overwritten(self, pool: Pool, offset: int, length: int) -> None:
+        """Nobody may hold a lease on what was there."""
+        end = offset + length
+        if pool.is_granted(offset, end, self.world.now):
+            raise Violation(f"bytes on {pool.node_id} at {offset} are overwritten under a lease")
+        pool.tainted = [(first, last) for first, last in pool.tainted if not (offset <= first and last <= end)]
+        self.world.counts["reused extents"] += offset in pool.used
+        pool.used.add(offset)
+
+    def was_read(self, pool: Pool, move: Any, fault: Any) -> None:
+        """A client or a node takes bytes for good, or finds them bad."""
+        target, start, end = move.memory.owner, move.offset, move.offset + move.memory.length
+        if isinstance(target, Pool):
+            self._is_overwritten(target, move.memory.pieces[0][0] - target.data_address, move.memory.length)
+            if fault is not None and self._is_ordered(target, move) and not pool.is_tainted(start, end):
+                raise Violation(f"bytes on {pool.node_id} at {start} changed under a repair")
+            return
+        granted = pool.is_granted(start, end, self.world.now)
+        if fault is None:
+            if not granted:
+                raise Violation(f"a client reads {pool.node_id} at {start} after its lease")
+        elif granted and not pool.is_tainted(start, end):
+            raise Violation(f"bytes on {pool.node_id} at {start} changed under a lease")
+
+    def _is_ordered(self, target: Pool, move: Any) -> bool:
+        """Whether a master still waits for that fetch."""
+        if self.world.master is None:
+            return False
+        core = self.world.master.part.core
+        offset = move.memory.pieces[0][0] - target.data_address
+        return any(
+            transfer.target.offset == offset and transfer.node.segments[0].info.shm_token == target.token
+            for transfer in core.repair._transfers.values()
+        )
+
+    # ---- clients ---------------------------------------------------------------------------------
+
+    def got(self, key: bytes, value: Any, asked_at: float) -> None:
+        """An answer of get: bytes of some put of the key, or a miss that a master said."""
+        if value is None:
+            if self.misses.get(key, -1.0) < asked_at:
+                raise Violation(f"get of {key!r} is a miss that no master said")
+        elif bytes(value) not in self.history.get(key, ()):
+            raise Violation(f"get of {key!r} has bytes that nobody put: {bytes(value)[:40]!r}")
