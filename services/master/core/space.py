@@ -314,11 +314,17 @@ class Space:
         """For a put that waits: evict where what is free or on its way back would not hold it."""
         largest = aligned(min(size, self.state.config.slice_bytes))
         segments = [segment for segment in self._live() if self._could_hold(segment, largest)]
-        for segment in segments:
-            need = max(largest, size // len(segments))
+        need = max(largest, size // max(1, len(segments)))
+        short = [
+            segment
+            for segment in segments
+            if segment.allocator.largest_free_bytes < largest or segment.allocator.free_bytes < need
+        ]
+        if not short and not any(segment.soon_bytes for segment in segments):
+            # Each has its share free, and yet the put waits: some have to hold more, or their room is in small pieces.
+            short, need = segments, largest
+        for segment in short:
             free = segment.allocator.free_bytes
-            if segment.allocator.largest_free_bytes >= largest and free >= need:
-                continue  # the room is short elsewhere
             # Enough bytes but none on their way: they lie in pieces too small, so more has to go.
             if free + segment.soon_bytes < need or not segment.soon_bytes:
                 _, cut_short = self._evict(segment, need, self.state.config.evictions_per_step_max)

@@ -195,6 +195,37 @@ def test_a_put_waits_for_leases_then_has_room() -> None:
     assert answer.results == [Result.OK]
 
 
+def waits_for_eviction_only(cluster: Cluster, size: int, copies: int) -> None:
+    """A put of evictable space: it waits for no lease, only for the nodes' acknowledgements."""
+    started = cluster.start(b"big", size, copies, wait_ms=10_000)
+    if started is None:
+        call = cluster.calls
+        cluster.pass_time(500)
+        answer = cluster.answers[call]
+        assert isinstance(answer, m.PutStarted)
+        started = answer
+    assert started.results == [Result.OK]
+    assert started.places.copy_counts == [copies] * (size // (4 * KIB))
+
+
+def test_a_put_of_several_slices_has_room_made_however_small_the_free_pieces_are() -> None:
+    cluster = Cluster(nodes=1, capacity=24 * KIB)
+    for i in range(22):
+        cluster.put(b"k%02d" % i, KIB)
+    for i in range(22):
+        if i not in (5, 12, 19):  # three objects stay in the way of everything larger than what lies between them
+            call = cluster.call()
+            cluster.step(m.Remove(call, call.to_bytes(16, "big"), [b"k%02d" % i]))
+    waits_for_eviction_only(cluster, 20 * KIB, copies=1)
+
+
+def test_a_put_of_several_copies_has_room_made_on_every_node_it_needs() -> None:
+    cluster = Cluster(nodes=2)
+    for i in range(8):
+        cluster.put(b"k%d" % i, KIB, copies=2)
+    waits_for_eviction_only(cluster, 12 * KIB, copies=2)
+
+
 def test_a_put_without_room_fails_at_its_deadline() -> None:
     cluster = Cluster(nodes=1)
     for i in range(15):
