@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 STREAM_QUEUE_MAX = 10_000  # commands to one node; each stands for a whole batch
 
-ToNode = m.Welcome | m.Record | m.Forget | m.Fetch | m.Ping | m.Farewell | m.Close
+ToNode = m.Welcome | m.Record | m.Forget | m.Fetch | m.Ping | m.Draining | m.Farewell | m.Close
 
 
 def monotonic_ms() -> int:

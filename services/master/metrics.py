@@ -25,6 +25,7 @@ _HELP = {
     "repaired_copies": "Copies made again from a surviving one",
     "failed_repairs": "Copies that could not be made again in the first attempt",
     "trimmed_copies": "Copies above the wanted number, given back",
+    "drained_copies": "Copies taken off nodes that are to go, once others were there",
     "requested_keys": "Keys looked up",
     "hit_keys": "Keys looked up and found",
     "hit_bytes": "Bytes of objects looked up and found",
@@ -49,6 +50,7 @@ class CoreCollector(Collector):
         yield GaugeMetricFamily("larder_master_waiting_puts", "Puts waiting for room", len(self._core.puts.waiting))
         yield GaugeMetricFamily("larder_master_repairs_pending", "Objects that lack copies", self._core.repair.pending)
         yield GaugeMetricFamily("larder_master_epoch", "Number of this master's reign", value=state.epoch)
+        yield GaugeMetricFamily("larder_master_draining_nodes", "Storage nodes that are to go", state.draining)
         nodes = GaugeMetricFamily("larder_master_nodes", "Storage nodes by state", labels=["state"])
         for phase in ("attaching", "attached", "suspect"):
             nodes.add_metric([phase], sum(node.phase.value == phase for node in state.nodes.values()))

@@ -85,6 +85,10 @@ class MasterService(master_pb2_grpc.MasterServicer):
         answer: m.StatusReport = await self._ask(m.Status, context)
         return wire.status_message(answer, VERSION, self._segment)
 
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
+        await self._ask(lambda call: m.Drain(call, request.node_id, request.cancel), context)
+        return pb.DrainReply()
+
     def _segment(self, number: int) -> types_pb2.Segment:
         return segment_message(self._driver, number)
 

@@ -114,6 +114,9 @@ def status_message(answer: m.StatusReport, version: str, segment_of: SegmentOf) 
                 zone=node.zone,
                 state=node.state,
                 incarnation=node.incarnation,
+                draining=node.drain is not None,
+                drain_objects=node.drain.objects if node.drain else 0,
+                drain_without_room=node.drain.without_room if node.drain else 0,
                 segments=[
                     pb.SegmentStatus(
                         segment=segment_of(segment.segment),
@@ -175,7 +178,9 @@ def node_command(stream: int, message: node_pb2.NodeMessage) -> m.NodeCommand:
     if kind == "hello":
         hello = message.hello
         segments = [segment_info(segment) for segment in hello.segments]
-        return m.Hello(stream, hello.node_id, hello.incarnation, hello.epoch, hello.host_id, segments, hello.zone)
+        return m.Hello(
+            stream, hello.node_id, hello.incarnation, hello.epoch, hello.host_id, segments, hello.zone, hello.draining
+        )
     if kind == "inventory":
         return m.Inventory(stream, held_copies(message.inventory))
     if kind == "inventory_end":
@@ -220,6 +225,8 @@ def to_node(effect: m.Effect, epoch: int, heartbeat_ms: int, segment_of: Segment
         return node_pb2.MasterMessage(epoch=epoch, fetch=fetch)
     if isinstance(effect, m.Ping):
         return node_pb2.MasterMessage(epoch=epoch, ping=node_pb2.Ping())
+    if isinstance(effect, m.Draining):
+        return node_pb2.MasterMessage(epoch=epoch, drain=node_pb2.Drain(draining=effect.draining))
     if isinstance(effect, m.Farewell):
         return node_pb2.MasterMessage(epoch=epoch, farewell=node_pb2.Farewell())
     if not isinstance(effect, m.Close):

@@ -46,6 +46,13 @@ class Patience:
     writers_s: float = 0.1  # between two looks at whether somebody still writes what is to be forgotten
 
 
+@dataclass(slots=True)
+class Fate:
+    """What a master has decided about this node, which outlives the master: it is to go."""
+
+    draining: bool = False
+
+
 class Agent:
     """Keeps this node attached to one of `masters` (HOST:PORT each)."""
 
@@ -66,11 +73,12 @@ class Agent:
         self._index = index
         self._metrics = metrics
         self._patience = patience or Patience()
+        self._fate = Fate()
         self._last_trouble = ""
         self.attached = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Attaches, again and again, until `stop` is set; then leaves and returns."""
+        """Attaches, again and again, until `stop` is set; then leaves and returns. Sets it itself once drained."""
         patience = self._patience
         retry_s = patience.retry_s_min
         attempt = 0
@@ -112,6 +120,7 @@ class Agent:
         hello = Hello()
         hello.CopyFrom(self._hello)
         hello.epoch = self._index.epoch
+        hello.draining = self._fate.draining
         await stream.send(NodeMessage(hello=hello))
         try:
             async with asyncio.timeout(self._patience.answer_s):
@@ -126,7 +135,7 @@ class Agent:
             self._metrics.commands.labels(kind, answer.outcome.value).inc()
             raise StreamError(answer.reason)
         attachment = _Attachment(
-            stream, self._index, self._metrics, self._fetcher, self._has_writer, self._patience, message
+            stream, self._index, self._metrics, self._fetcher, self._has_writer, self._patience, message, self._fate
         )
         for chunk in self._index.inventory(INVENTORY_CHUNK_COPIES):
             await stream.send(NodeMessage(inventory=copies_to_wire(chunk, attachment.numbers)))
@@ -153,7 +162,9 @@ class _Attachment:
         has_writer: HasWriter,
         patience: Patience,
         welcome: MasterMessage,
+        fate: Fate,
     ) -> None:
+        self._fate = fate
         heartbeat_ms = welcome.welcome.heartbeat_ms
         if not 0 < heartbeat_ms <= _HEARTBEAT_MS_MAX:
             raise WireError(f"a heartbeat every {heartbeat_ms} ms, possible is 1 to {_HEARTBEAT_MS_MAX}")
@@ -170,7 +181,7 @@ class _Attachment:
         self._fetches: dict[asyncio.Task[None], Copies] = {}  # under way, and what each is to hold
 
     async def serve(self, stop: asyncio.Event) -> None:
-        """Returns at the master's farewell, which answers the leave that follows `stop`."""
+        """Returns at the master's farewell, which answers the leave that follows `stop`, or ends a drain."""
         async with asyncio.TaskGroup() as group:
             helpers = [group.create_task(work) for work in (self._beat(), self._ack(), self._leave(stop))]
             begun: set[asyncio.Task[None]] = set()
@@ -204,7 +215,11 @@ class _Attachment:
                 task.add_done_callback(self._fetches.pop)
             elif kind == "ping":
                 self._pinged.set()
-            elif kind == "farewell" and stop.is_set():
+            elif kind == "drain":
+                self._fate.draining = message.drain.draining
+                logger.info("a drain has %s", "begun" if self._fate.draining else "been called off")
+            elif kind == "farewell" and (stop.is_set() or self._fate.draining):
+                stop.set()  # a node that was drained ends
                 return
             else:
                 raise StreamError(f"refused: {message.refuse.reason}" if kind == "refuse" else f"a {kind} out of turn")

@@ -21,6 +21,7 @@ class Node:
     stream: int | None = None
     index: Index = field(init=False)
     memory: bytearray = field(init=False, repr=False)
+    draining: bool = False
     segments: list[int] = field(default_factory=list)  # the master's numbers, from Welcome
     to_node: deque[m.Effect] = field(default_factory=deque)
     to_master: deque[m.NodeCommand] = field(default_factory=deque)

@@ -175,6 +175,23 @@ class MasterMachine(RuleBasedStateMachine):
             self.waiting.clear()
             world.restart_master()
 
+    @rule(name=node_names, cancel=st.sampled_from([False, True, True]))
+    def drain(self, name: str, cancel: bool) -> None:
+        if name in self.world.core.state.nodes:
+            self.world.step(m.Drain(self.world.call(), name, cancel))
+
+    def end_drains(self) -> None:
+        """A node that is to go has gone by now, unless something on it finds no room elsewhere."""
+        world, state = self.world, self.world.core.state
+        while draining := [node for node in state.nodes.values() if node.draining]:
+            node = draining[0]
+            held = [obj for segment in node.segments for obj in segment.residents]
+            assert held, "an empty node was not let go"
+            for obj in held:
+                assert any(world.core.space.place_copy(part) is None for part in obj.slices), "a drain is stuck"
+            world.step(m.Drain(world.call(), node.node_id, cancel=True))
+        world.run(1000)
+
     def teardown(self) -> None:
         """After faults heal: nothing is stuck, nothing leaked, and an allocation that fits succeeds (invariant 11)."""
         world = self.world
@@ -182,6 +199,7 @@ class MasterMachine(RuleBasedStateMachine):
             world.wake(0)
         world.heal()
         world.run(3000)
+        self.end_drains()
         state = world.core.state
         assert not state.writes, "a write is stuck"
         assert not state.partial, "a partial object is stuck"
@@ -256,6 +274,10 @@ def never_repair(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Repair, "want", lambda self, obj: None)
 
 
+def drop_before_the_copy_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Repair, "_staying", Repair._live)
+
+
 def keep_surplus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Repair, "_trim", lambda self, obj: None)
 
@@ -266,6 +288,7 @@ def keep_surplus(monkeypatch: pytest.MonkeyPatch) -> None:
         never_look_for_writers,
         never_repair,
         keep_surplus,
+        drop_before_the_copy_is_made,
         skip_quarantine,
         overlap_extents,
         offer_the_dead,

@@ -218,7 +218,7 @@ class World:
         node.to_master.clear()
         info = m.SegmentInfo(node.capacity, shm_path=node.name, shm_token=b"%d" % node.incarnation)
         host = f"h{node.name[1:]}"
-        self.step(m.Hello(node.stream, node.name, node.incarnation, node.index.epoch, host, [info]))
+        self.step(m.Hello(node.stream, node.name, node.incarnation, node.index.epoch, host, [info], "", node.draining))
 
     def cut(self, node: Node) -> None:
         """The stream breaks: what was on the way is gone."""
@@ -233,6 +233,7 @@ class World:
         """SIGKILL and a new life with an empty pool."""
         self.cut(node)
         node.incarnation += 1
+        node.draining = False
         node.reset()
 
     def deliver_to_node(self, node: Node) -> None:
@@ -241,7 +242,12 @@ class World:
         effect = node.to_node.popleft()
         epoch = self.core.state.epoch
         if isinstance(effect, m.Close | m.Farewell):
+            if isinstance(effect, m.Farewell) and node.draining:
+                assert not len(node.index), "let go with copies on it"
+                node.draining = False
             self.cut(node)
+        elif isinstance(effect, m.Draining):
+            node.draining = effect.draining
         elif isinstance(effect, m.Welcome):
             assert node.stream is not None
             node.index.obey(epoch)
@@ -320,6 +326,7 @@ class World:
 
     def heal(self, rounds: int = 200) -> None:
         """Everybody is back, and every message is delivered."""
+        self.deliver_all()  # a farewell among them
         for node in self.nodes.values():
             if node.stream is None or self.core.state.streams.get(node.stream) is None:
                 self.attach(node)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from larder import aio
-from larder.errors import LarderError, show_key
+from larder.errors import DeadlineExceeded, LarderError, show_key
 from larder.keys import encode_key
 from larder.options import CONFIG_FILE_VARIABLE, MOONCAKE_VARIABLE, resolve
 from larder.rpc import MasterClient
@@ -29,6 +29,9 @@ T = TypeVar("T")
 DEFAULT_MASTER: Final = "127.0.0.1:50001"
 CALL_S: Final = 10.0
 PAGE_KEYS: Final = 10_000
+POLL_S: Final = 0.5
+STUCK_S: Final = 3.0
+"""A drain of which nothing finds room for so long is not going to end by itself."""
 
 
 def _version() -> str:
@@ -70,7 +73,7 @@ def status(obj: tuple[str | None, str]) -> None:
         for part in node.segments:
             sizes = (part.live_bytes, part.reserved_bytes, part.quarantined_bytes, part.free_bytes)
             capacity, engine = _size(part.segment.capacity_bytes), part.segment.engine_endpoint or "none"
-            table.add_row(node.node_id, node.zone, node.state, *map(_size, sizes), capacity, str(part.copies), engine)
+            table.add_row(node.node_id, node.zone, _state(node), *map(_size, sizes), capacity, str(part.copies), engine)
     console.print(table)
 
 
@@ -132,6 +135,56 @@ def rm(obj: tuple[str | None, str], keys: tuple[str, ...]) -> None:
     missing = _use(obj[0], remove)
     if missing:
         _fail(f"no object {', '.join(show_key(encode_key(key)) for key in missing)}")
+
+
+@cli.command()
+@click.argument("node")
+@click.option("--cancel", is_flag=True, help="The node stays after all.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Until the node is empty and ends.")
+@click.option("--timeout", "timeout_s", default=3600.0, show_default=True, help="Seconds to wait; the drain goes on.")
+@click.pass_obj
+def drain(obj: tuple[str | None, str], node: str, cancel: bool, wait: bool, timeout_s: float) -> None:
+    """Moves everything off storage node NODE, whose process then ends. Nothing is lost, readers notice nothing."""
+
+    async def run(client: MasterClient) -> None:
+        await client.drain(node, cancel=cancel, deadline=time.monotonic() + CALL_S)
+        if wait and not cancel:
+            await _drained(client, node, time.monotonic() + timeout_s)
+
+    _ask(obj[0], run)
+    done = "stays" if cancel else "is drained, its process ends" if wait else "is being drained"
+    click.echo(json.dumps({"node": node, "result": done}) if obj[1] == "json" else f"{node} {done}")
+
+
+async def _drained(client: MasterClient, node_id: str, deadline: float) -> None:
+    """Returns when the node has gone; raises LarderError where it cannot go, or the time is over."""
+    epoch, state, said, stuck_since = None, "", None, None
+    while True:
+        reply = await client.status(deadline=min(deadline, time.monotonic() + CALL_S))
+        now = time.monotonic()
+        epoch = epoch or reply.epoch
+        found = next((node for node in reply.nodes if node.node_id == node_id), None)
+        if found is None and state == "suspect":
+            raise LarderError(f"{node_id} was lost before it was empty; what had no other copy is lost with it")
+        if found is None and reply.epoch == epoch:
+            return
+        if found is not None:
+            state, left = found.state, found.drain_objects
+            if not found.draining:
+                raise LarderError(f"the drain of {node_id} was called off")
+            is_stuck = 0 < left == found.drain_without_room
+            stuck_since = (stuck_since or now) if is_stuck else None
+            if stuck_since is not None and now - stuck_since > STUCK_S:
+                raise LarderError(
+                    f"{left} objects of {node_id} find no room on other nodes; add nodes, remove objects, or stop with "
+                    f"larder drain --cancel {node_id}: until then the drain goes on by itself"
+                )
+            if left != said:
+                click.echo(f"{node_id}: {left} objects left", err=True)
+                said = left
+        if now >= deadline:
+            raise DeadlineExceeded(f"{node_id} is not empty yet; the drain goes on by itself")
+        await asyncio.sleep(POLL_S)
 
 
 def main() -> None:
@@ -198,6 +251,9 @@ def _status_json(reply: master_pb2.StatusReply) -> dict[str, Any]:
                 "host_id": node.host_id,
                 "zone": node.zone,
                 "state": node.state,
+                "draining": node.draining,
+                "drain_objects": node.drain_objects,
+                "drain_without_room": node.drain_without_room,
                 "incarnation": node.incarnation,
                 "segments": [
                     {
@@ -217,6 +273,13 @@ def _status_json(reply: master_pb2.StatusReply) -> dict[str, Any]:
             for node in reply.nodes
         ],
     }
+
+
+def _state(node: master_pb2.NodeStatus) -> str:
+    if not node.draining:
+        return node.state
+    room = f", {node.drain_without_room} find no room" if node.drain_without_room else ""
+    return f"{node.state}, draining: {node.drain_objects} objects left{room}"
 
 
 def _text(key: bytes) -> str:

@@ -187,6 +187,10 @@ class MasterClient:
         reply: pb.StatusReply = await self._call("Status", pb.StatusRequest(), deadline)
         return reply
 
+    async def drain(self, node_id: str, *, cancel: bool, deadline: float) -> None:
+        """Raises InvalidArgument where there is no such node."""
+        await self._call("Drain", pb.DrainRequest(node_id=node_id, cancel=cancel), deadline)
+
     # ---- one call, until it is answered ----------------------------------------------------------
 
     async def _call(self, name: str, request: Any, deadline: float) -> Any:

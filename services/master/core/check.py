@@ -20,6 +20,7 @@ def check(master: Master) -> None:
         if not segment.gone:
             _check_extents(master, segment)
             assert state.nodes[segment.node.node_id] is segment.node
+    assert state.draining == sum(node.draining for node in state.nodes.values())
     for node in state.nodes.values():
         assert (node.stream is None) <= (node.phase is Phase.SUSPECT)
         assert all(segment.live == (node.phase is Phase.LIVE) for segment in node.segments)

@@ -8,6 +8,7 @@ import heapq
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid, Overloaded
+from services.master.core.drain import Drains
 from services.master.core.nodes import Nodes
 from services.master.core.puts import Puts
 from services.master.core.reads import Reads
@@ -32,8 +33,9 @@ class Master:
         self.space = Space(self.state, self.calls)
         self.repair = Repair(self.state, self.space)
         self.puts = Puts(self.state, self.space, self.calls, self.repair)
-        self.reads = Reads(self.state, self.space, self.calls, self.repair)
-        self.nodes = Nodes(self.state, self.space, self.puts, self.repair)
+        self.drains = Drains(self.state, self.calls, self.repair)
+        self.reads = Reads(self.state, self.space, self.calls, self.repair, self.drains.report)
+        self.nodes = Nodes(self.state, self.space, self.puts, self.repair, self.drains)
         self._handlers = {
             m.PutStart: self.puts.start,
             m.PutEnd: self.puts.end,
@@ -45,6 +47,7 @@ class Master:
             m.Report: self.reads.report,
             m.List: self.reads.list,
             m.Status: self.reads.status,
+            m.Drain: self.drains.drain,
             m.Hello: self.nodes.hello,
             m.Inventory: self.nodes.inventory,
             m.InventoryEnd: self.nodes.inventory_end,

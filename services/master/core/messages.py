@@ -113,6 +113,13 @@ class Status:
     call: int
 
 
+@dataclass(frozen=True, slots=True)
+class Drain:
+    call: int
+    node_id: str
+    cancel: bool = False
+
+
 # ---- commands of nodes; `stream` names one attachment --------------------------------------------
 
 
@@ -138,6 +145,7 @@ class Hello:
     host_id: str
     segments: Sequence[SegmentInfo]
     zone: str = ""
+    draining: bool = False
 
 
 class HeldCopy(NamedTuple):
@@ -198,7 +206,7 @@ class Tick:
     """Time has passed; see `Master.next_deadline_ms`."""
 
 
-ClientCommand = PutStart | PutEnd | PutAbort | Lookup | Match | Exists | Remove | Report | List | Status
+ClientCommand = PutStart | PutEnd | PutAbort | Lookup | Match | Exists | Remove | Report | List | Status | Drain
 NodeCommand = Hello | Inventory | InventoryEnd | Heartbeat | Ack | Leave | Broken
 Command = ClientCommand | NodeCommand | Tick
 
@@ -286,6 +294,12 @@ class SegmentReport:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainReport:
+    objects: int
+    without_room: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeReport:
     node_id: str
     host_id: str
@@ -293,6 +307,7 @@ class NodeReport:
     incarnation: int
     segments: list[SegmentReport]
     zone: str
+    drain: DrainReport | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +321,11 @@ class StatusReport:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainSet:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """The whole call was refused and changed nothing."""
 
@@ -314,7 +334,7 @@ class Rejected:
 
 
 PutAnswer = PutStarted | PutEnded | PutAborted
-Answer = PutAnswer | Found | Matched | Existing | Removed | Reported | Listed | StatusReport | Rejected
+Answer = PutAnswer | Found | Matched | Existing | Removed | Reported | Listed | StatusReport | DrainSet | Rejected
 
 
 # ---- effects -------------------------------------------------------------------------------------
@@ -367,6 +387,14 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
+class Draining:
+    """The node is to remember whether it is to go."""
+
+    stream: int
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Farewell:
     stream: int
 
@@ -379,4 +407,4 @@ class Close:
     reason: str
 
 
-Effect = Reply | Welcome | Record | Forget | Fetch | Ping | Farewell | Close
+Effect = Reply | Welcome | Record | Forget | Fetch | Ping | Draining | Farewell | Close

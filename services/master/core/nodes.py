@@ -9,6 +9,7 @@ from collections import deque
 
 from services.master.core import messages as m
 from services.master.core.adoption import Adoption
+from services.master.core.drain import Drains
 from services.master.core.puts import Puts
 from services.master.core.repair import Repair
 from services.master.core.space import Space
@@ -19,11 +20,12 @@ SWEEP_PER_STEP = 4_096  # objects of a lost segment that one step sees to: a ste
 
 
 class Nodes:
-    def __init__(self, state: State, space: Space, puts: Puts, repair: Repair) -> None:
+    def __init__(self, state: State, space: Space, puts: Puts, repair: Repair, drains: Drains) -> None:
         self.state = state
         self.space = space
         self.puts = puts
         self.repair = repair
+        self.drains = drains
         self._sweeping: deque[Segment] = deque()
 
     # ---- attachment ------------------------------------------------------------------------------
@@ -52,6 +54,7 @@ class Nodes:
             node = None
         if node is None:
             node = self._new_node(command)
+            self.drains.set(node, command.draining)
             self._watch(node)
         node.stream = command.stream
         node.host_id = command.host_id
@@ -62,6 +65,8 @@ class Nodes:
         node.inventory = []
         state.streams[command.stream] = node
         state.effects.append(m.Welcome(command.stream, [segment.number for segment in node.segments]))
+        if node.draining is not command.draining:
+            self.drains.tell(node)
 
     def _new_node(self, command: m.Hello) -> Node:
         node = Node(command.node_id, command.incarnation, command.host_id, command.stream, self.state.now)
@@ -110,9 +115,13 @@ class Nodes:
     def leave(self, command: m.Leave) -> None:
         node = self._speaker(command.stream)
         if node is not None:
-            self.state.effects.append(m.Farewell(command.stream))
-            self._detach(node)
-            self._give_up(node)
+            self._let_go(node)
+
+    def _let_go(self, node: Node) -> None:
+        assert node.stream is not None
+        self.state.effects.append(m.Farewell(node.stream))
+        self._detach(node)
+        self._give_up(node)
 
     def broken(self, command: m.Broken) -> None:
         node = self.state.streams.get(command.stream)
@@ -198,6 +207,9 @@ class Nodes:
                     self._detach(node)
                 else:
                     self._suspect(node)
+            elif node.draining and self.drains.is_empty(node):
+                self._let_go(node)
+                return
             self.state.at(self.state.now + config.heartbeat_ms, look)
 
         self.state.at(self.state.now + config.heartbeat_ms, look)
@@ -230,6 +242,7 @@ class Nodes:
         if node.stream is not None:
             del self.state.streams[node.stream]
             node.stream = None
+        self.drains.set(node, False)
         del self.state.nodes[node.node_id]
         self.puts.given_up(node)
         for segment in node.segments:

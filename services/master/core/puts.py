@@ -305,6 +305,8 @@ class Puts:
                 for copy in part.copies:
                     self.space.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
         self._close(write)
+        if self.state.draining and result is Result.OK:
+            self.repair.want(obj)  # the node may be to go since the put began
         if not 0 < copies < write.wanted:
             self._resolve(pending, index, result, copies)
             return

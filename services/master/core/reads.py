@@ -14,7 +14,7 @@ from services.master.core.messages import Fault, Result
 from services.master.core.puts import make_places
 from services.master.core.repair import Repair
 from services.master.core.space import Space
-from services.master.core.tables import Copy, Object, PendingRemove, Slice, State
+from services.master.core.tables import Copy, Node, Object, PendingRemove, Slice, State
 
 LIST_LIMIT_DEFAULT = 1_000
 LIST_LIMIT_MAX = 10_000
@@ -34,11 +34,19 @@ class PendingMatch:
 
 
 class Reads:
-    def __init__(self, state: State, space: Space, calls: Calls, repair: Repair) -> None:
+    def __init__(
+        self,
+        state: State,
+        space: Space,
+        calls: Calls,
+        repair: Repair,
+        drain_report: Callable[[Node], m.DrainReport | None],
+    ) -> None:
         self.state = state
         self.space = space
         self.calls = calls
         self.repair = repair
+        self.drain_report = drain_report
         self._matching: dict[bytes, list[PendingMatch]] = {}  # by the key waited for
         self._waiting = 0
 
@@ -220,6 +228,7 @@ class Reads:
                     for segment in node.segments
                 ],
                 node.zone,
+                self.drain_report(node),
             )
             for node in state.nodes.values()
         ]

@@ -49,7 +49,8 @@ class Repair:
         if obj in self._queued:
             return
         left = min(len(self._live(part)) for part in obj.slices) if self._is_there(obj) else 0
-        if 0 < left < obj.wanted:
+        staying = min(len(self._staying(part)) for part in obj.slices) if self.state.draining else left
+        if left and staying < obj.wanted:
             self._short.pop(obj, None)
             self._queued[obj] = None
             is_promised = obj in self._promises
@@ -144,11 +145,20 @@ class Repair:
         segments = self.state.segments
         return [copy for copy in part.copies if copy.segment in segments and segments[copy.segment].live]
 
+    def _staying(self, part: Slice) -> list[Copy]:
+        """Those of the live ones that are not on a node that is to go."""
+        return [copy for copy in self._live(part) if not self.state.segments[copy.segment].node.draining]
+
+    def without_room(self, node: Node) -> int:
+        """Objects with a copy on the node that could not be copied to another one."""
+        numbers = {segment.number for segment in node.segments}
+        return sum(any(copy.segment in numbers for part in obj.slices for copy in part.copies) for obj in self._short)
+
     def _begin(self, obj: Object) -> None:
         """One more copy of every slice that lacks one; more are begun when these are done."""
         for number, part in enumerate(obj.slices):
             sources = self._live(part)
-            if not sources or len(sources) >= obj.wanted or self._is_under_way(obj, number):
+            if not sources or len(self._staying(part)) >= obj.wanted or self._is_under_way(obj, number):
                 continue
             target = self.space.place_copy(part)
             if target is None:
@@ -282,13 +292,27 @@ class Repair:
         """Give back live copies above what is wanted: those that share a zone or a host, from the fullest segments."""
         if not self._is_there(obj):
             return
-        for part in obj.slices:
+        for number, part in enumerate(obj.slices):
             live = self._live(part)
+            if self.state.draining and not self._is_under_way(obj, number):
+                live = self._drain(obj, part, live)
             while len(live) > obj.wanted:
                 surplus = max(live, key=lambda copy: self._dispensable(copy, live))
                 live.remove(surplus)
                 self.space.drop_copy(obj, part, surplus)
                 self.state.counters.trimmed_copies += 1
+
+    def _drain(self, obj: Object, part: Slice, live: list[Copy]) -> list[Copy]:
+        """Drop the copies on nodes that are to go, where others have as many as can be; the live ones that are left."""
+        staying = self._staying(part)
+        could_be = min(obj.wanted, len(self.state.nodes) - self.state.draining)
+        if len(staying) < max(1, could_be):
+            return live
+        for copy in live:
+            if copy not in staying:
+                self.space.drop_copy(obj, part, copy)
+                self.state.counters.drained_copies += 1
+        return staying
 
     def _dispensable(self, copy: Copy, among: list[Copy]) -> tuple[int, int, float, int]:
         segment = self.state.segments[copy.segment]

@@ -28,8 +28,8 @@ class Space:
         return [limit] * full + ([rest] if rest else [])
 
     def could_ever_fit(self, size: int) -> bool:
-        """Whether one copy of an object of `size` bytes would fit into the live segments if they were empty."""
-        segments = self._live()
+        """Whether one copy of an object of `size` bytes would fit into the open segments if they were empty."""
+        segments = self._open()
         if not segments:
             return True  # nobody knows yet
         full, rest = divmod(size, self.state.config.slice_bytes)
@@ -65,7 +65,7 @@ class Space:
         room = aligned(size)
         if count > 1:
             whole = self._place_slice(count * room, copies, near, degraded=False)
-            if whole and len(whole) == min(copies, len({segment.node.node_id for segment in self._live()})):
+            if whole and len(whole) == min(copies, len({segment.node.node_id for segment in self._open()})):
                 return [
                     [Slice(size, 0, [Copy(number, offset + index * room) for number, offset in whole])]
                     for index in range(count)
@@ -78,8 +78,9 @@ class Space:
         """Whether eviction could make room here. What is reserved or in long quarantine is not worth waiting for."""
         return segment.allocator.free_bytes + segment.soon_bytes + segment.live_bytes >= size
 
-    def _live(self) -> list[Segment]:
-        return [segment for segment in self.state.segments.values() if segment.live]
+    def _open(self) -> list[Segment]:
+        """Where copies may be placed."""
+        return [segment for segment in self.state.segments.values() if segment.live and not segment.node.draining]
 
     def _place_slice(
         self,
@@ -95,7 +96,7 @@ class Space:
         size = aligned(length)
         nodes = list(holders)  # with a copy
         segments = [
-            s for s in self._live() if s.node not in nodes and s.node not in barred and self._could_hold(s, size)
+            s for s in self._open() if s.node not in nodes and s.node not in barred and self._could_hold(s, size)
         ]
         wanted = min(copies, len({segment.node.node_id for segment in segments}))
         placed: list[Copy] = []
@@ -139,7 +140,7 @@ class Space:
         holders = [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
         barred = [
             segment.node
-            for segment in self._live()
+            for segment in self._open()
             if segment.node.probed_at is not None
             or segment.live_bytes + segment.reserved_bytes + size > self.state.config.high_watermark * segment.capacity
         ]
@@ -313,7 +314,7 @@ class Space:
     def make_room(self, size: int) -> None:
         """For a put that waits: evict where what is free or on its way back would not hold it."""
         largest = aligned(min(size, self.state.config.slice_bytes))
-        segments = [segment for segment in self._live() if self._could_hold(segment, largest)]
+        segments = [segment for segment in self._open() if self._could_hold(segment, largest)]
         need = max(largest, size // max(1, len(segments)))
         short = [
             segment

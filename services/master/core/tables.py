@@ -145,7 +145,18 @@ class PendingRemove:
 class Quarantined:
     """An extent nobody may reuse yet: not before a time, and not while its node still holds it or sees it written."""
 
-    __slots__ = ("forgetting", "length", "not_before", "offset", "remove", "segment", "soon", "watched", "write_id")
+    __slots__ = (
+        "forgetting",
+        "length",
+        "not_before",
+        "offset",
+        "recorded",
+        "remove",
+        "segment",
+        "soon",
+        "watched",
+        "write_id",
+    )
 
     def __init__(
         self, segment: "Segment", offset: int, length: int, write_id: int, not_before: int, forgetting: bool, soon: bool
@@ -155,6 +166,7 @@ class Quarantined:
         self.length = length
         self.write_id = write_id
         self.not_before = not_before
+        self.recorded = forgetting  # it was a copy that could be read
         self.forgetting = forgetting  # the node has not acknowledged forgetting it
         self.watched = not forgetting  # a write may go on: once it is over, the node is asked whether it does
         self.soon = soon  # only the acknowledgement is missing
@@ -203,6 +215,7 @@ class Node:
         self.incarnation = incarnation
         self.host_id = host_id
         self.zone = ""
+        self.draining = False  # it is to go: nothing new is placed there
         self.stream: int | None = stream
         self.phase = Phase.ATTACHING
         self.heard_at = now
@@ -237,6 +250,7 @@ class Counters:
     repaired_copies: int = 0
     failed_repairs: int = 0
     trimmed_copies: int = 0
+    drained_copies: int = 0
     requested_keys: int = 0
     hit_keys: int = 0
     hit_bytes: int = 0
@@ -267,6 +281,7 @@ class State:
     ended_keys: list[bytes] = field(
         default_factory=list
     )  # writes that ended during this step: waiting matches may go on
+    draining: int = 0  # nodes
     unreached: list[int] = field(default_factory=list)  # segments that a client could not reach, said in this step
     next_write_id: int = 0
     next_number: int = 0

@@ -36,10 +36,17 @@ class Cluster:
         for i in range(nodes):
             self.attach(i)
 
-    def attach(self, i: int, stream: int | None = None, held: tuple[m.HeldCopy, ...] = (), epoch: int = 0) -> None:
+    def attach(
+        self,
+        i: int,
+        stream: int | None = None,
+        held: tuple[m.HeldCopy, ...] = (),
+        epoch: int = 0,
+        draining: bool = False,
+    ) -> None:
         number = stream or i + 1
         zone = self.zones[i] if self.zones else ""
-        self.step(m.Hello(number, f"n{i}", 1, epoch, f"h{i}", [self.infos[i]], zone))
+        self.step(m.Hello(number, f"n{i}", 1, epoch, f"h{i}", [self.infos[i]], zone, draining))
         self.step(m.Inventory(number, held))
         self.step(m.InventoryEnd(number))
 

@@ -217,20 +217,26 @@ class StatusReply(_message.Message):
     def __init__(self, version: _Optional[str] = ..., epoch: _Optional[int] = ..., objects: _Optional[int] = ..., object_bytes: _Optional[int] = ..., writes_in_flight: _Optional[int] = ..., slice_bytes: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("node_id", "host_id", "state", "incarnation", "segments", "zone")
+    __slots__ = ("node_id", "host_id", "state", "incarnation", "segments", "zone", "draining", "drain_objects", "drain_without_room")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     ZONE_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_WITHOUT_ROOM_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     host_id: str
     state: str
     incarnation: int
     segments: _containers.RepeatedCompositeFieldContainer[SegmentStatus]
     zone: str
-    def __init__(self, node_id: _Optional[str] = ..., host_id: _Optional[str] = ..., state: _Optional[str] = ..., incarnation: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentStatus, _Mapping]]] = ..., zone: _Optional[str] = ...) -> None: ...
+    draining: bool
+    drain_objects: int
+    drain_without_room: int
+    def __init__(self, node_id: _Optional[str] = ..., host_id: _Optional[str] = ..., state: _Optional[str] = ..., incarnation: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentStatus, _Mapping]]] = ..., zone: _Optional[str] = ..., draining: bool = ..., drain_objects: _Optional[int] = ..., drain_without_room: _Optional[int] = ...) -> None: ...
 
 class SegmentStatus(_message.Message):
     __slots__ = ("segment", "live_bytes", "reserved_bytes", "quarantined_bytes", "free_bytes", "largest_free_bytes", "copies")
@@ -249,3 +255,15 @@ class SegmentStatus(_message.Message):
     largest_free_bytes: int
     copies: int
     def __init__(self, segment: _Optional[_Union[_types_pb2.Segment, _Mapping]] = ..., live_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., quarantined_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., largest_free_bytes: _Optional[int] = ..., copies: _Optional[int] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("node_id", "cancel")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    cancel: bool
+    def __init__(self, node_id: _Optional[str] = ..., cancel: bool = ...) -> None: ...
+
+class DrainReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -84,6 +84,11 @@ class MasterStub(object):
                 request_serializer=larder_dot_v1_dot_master__pb2.StatusRequest.SerializeToString,
                 response_deserializer=larder_dot_v1_dot_master__pb2.StatusReply.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/larder.v1.Master/Drain',
+                request_serializer=larder_dot_v1_dot_master__pb2.DrainRequest.SerializeToString,
+                response_deserializer=larder_dot_v1_dot_master__pb2.DrainReply.FromString,
+                _registered_method=True)
 
 
 class MasterServicer(object):
@@ -149,6 +154,12 @@ class MasterServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MasterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -201,6 +212,11 @@ def add_MasterServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=larder_dot_v1_dot_master__pb2.StatusRequest.FromString,
                     response_serializer=larder_dot_v1_dot_master__pb2.StatusReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=larder_dot_v1_dot_master__pb2.DrainRequest.FromString,
+                    response_serializer=larder_dot_v1_dot_master__pb2.DrainReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -473,6 +489,33 @@ class Master(object):
             '/larder.v1.Master/Status',
             larder_dot_v1_dot_master__pb2.StatusRequest.SerializeToString,
             larder_dot_v1_dot_master__pb2.StatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/larder.v1.Master/Drain',
+            larder_dot_v1_dot_master__pb2.DrainRequest.SerializeToString,
+            larder_dot_v1_dot_master__pb2.DrainReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,12 +23,13 @@ class NodeMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., inventory: _Optional[_Union[Copies, _Mapping]] = ..., inventory_end: _Optional[_Union[InventoryEnd, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "node_id", "incarnation", "epoch", "host_id", "zone", "segments")
+    __slots__ = ("version", "node_id", "incarnation", "epoch", "host_id", "draining", "zone", "segments")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     ZONE_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     version: str
@@ -36,9 +37,10 @@ class Hello(_message.Message):
     incarnation: int
     epoch: int
     host_id: str
+    draining: bool
     zone: str
     segments: _containers.RepeatedCompositeFieldContainer[_types_pb2.Segment]
-    def __init__(self, version: _Optional[str] = ..., node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., host_id: _Optional[str] = ..., zone: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[_types_pb2.Segment, _Mapping]]] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., host_id: _Optional[str] = ..., draining: bool = ..., zone: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[_types_pb2.Segment, _Mapping]]] = ...) -> None: ...
 
 class Copies(_message.Message):
     __slots__ = ("keys", "write_ids", "object_sizes", "slice_counts", "slices", "segment_ids", "offsets", "lengths", "checksums", "depths", "wanted")
@@ -91,7 +93,7 @@ class Leave(_message.Message):
     def __init__(self) -> None: ...
 
 class MasterMessage(_message.Message):
-    __slots__ = ("epoch", "welcome", "record", "forget", "refuse", "farewell", "fetch", "ping")
+    __slots__ = ("epoch", "welcome", "record", "forget", "refuse", "farewell", "fetch", "ping", "drain")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +102,7 @@ class MasterMessage(_message.Message):
     FAREWELL_FIELD_NUMBER: _ClassVar[int]
     FETCH_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     welcome: Welcome
     record: Record
@@ -108,7 +111,8 @@ class MasterMessage(_message.Message):
     farewell: Farewell
     fetch: Fetch
     ping: Ping
-    def __init__(self, epoch: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
+    drain: Drain
+    def __init__(self, epoch: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., farewell: _Optional[_Union[Farewell, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("segment_ids", "heartbeat_ms")
@@ -167,3 +171,9 @@ class Farewell(_message.Message):
 class Ping(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Drain(_message.Message):
+    __slots__ = ("draining",)
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    draining: bool
+    def __init__(self, draining: bool = ...) -> None: ...

@@ -1,0 +1,50 @@
+"""Nodes that are to go: nothing new is placed there, repair makes their copies elsewhere, then they are let go.
+
+Keeps invariants 2 (a copy goes only where enough others are) and 7 (a node stays until every lease on what it held has
+ended). The node itself remembers that it is to go, so that a new master learns of it.
+"""
+
+from services.master.core import messages as m
+from services.master.core.calls import Calls, Invalid
+from services.master.core.repair import Repair
+from services.master.core.tables import Node, Phase, State
+
+
+class Drains:
+    def __init__(self, state: State, calls: Calls, repair: Repair) -> None:
+        self.state = state
+        self.calls = calls
+        self.repair = repair
+
+    def drain(self, command: m.Drain) -> None:
+        """Begin, or go on, or with `cancel` give it up: asking twice is asking once."""
+        node = self.state.nodes.get(command.node_id)
+        if node is None:
+            known = ", ".join(self.state.nodes) or "none"
+            raise Invalid(f"there is no storage node {command.node_id!r}: known are {known[:1000]}")
+        if node.draining is command.cancel:
+            self.set(node, not command.cancel)
+            self.tell(node)
+            self.repair.review(node)
+        self.calls.reply(command.call, m.DrainSet())
+
+    def set(self, node: Node, draining: bool) -> None:
+        self.state.draining += draining - node.draining
+        node.draining = draining
+
+    def tell(self, node: Node) -> None:
+        if node.stream is not None:
+            self.state.effects.append(m.Draining(node.stream, node.draining))
+
+    def is_empty(self, node: Node) -> bool:
+        """Whether nothing is there, nothing is on its way there, and nobody may be reading what was there."""
+        return node.phase is Phase.LIVE and not any(
+            segment.residents or segment.reserved_bytes or any(entry.recorded for entry in segment.quarantine.values())
+            for segment in node.segments
+        )
+
+    def report(self, node: Node) -> m.DrainReport | None:
+        if not node.draining:
+            return None
+        objects = sum(len(segment.residents) for segment in node.segments)
+        return m.DrainReport(objects, self.repair.without_room(node))
