@@ -4,21 +4,29 @@ Batches are columns, as on the wire: one list entry a key, slice or copy.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-
-class Result(IntEnum):
-    """What became of one key. The numbers are the wire's (`larder.v1.Result`)."""
-
-    OK = 1
-    EXISTS = 2
-    MISS = 3
-    NO_SPACE = 4
-    TOO_LARGE = 5
-    UNKNOWN_WRITE = 6
-    LOST = 7
+from services.master.core.answers import Answer as Answer
+from services.master.core.answers import DrainReport as DrainReport
+from services.master.core.answers import DrainSet as DrainSet
+from services.master.core.answers import Existing as Existing
+from services.master.core.answers import Found as Found
+from services.master.core.answers import Listed as Listed
+from services.master.core.answers import Matched as Matched
+from services.master.core.answers import NodeReport as NodeReport
+from services.master.core.answers import Places as Places
+from services.master.core.answers import PutAborted as PutAborted
+from services.master.core.answers import PutAnswer as PutAnswer
+from services.master.core.answers import PutEnded as PutEnded
+from services.master.core.answers import PutStarted as PutStarted
+from services.master.core.answers import Rejected as Rejected
+from services.master.core.answers import Removed as Removed
+from services.master.core.answers import Reported as Reported
+from services.master.core.answers import Result as Result
+from services.master.core.answers import SegmentReport as SegmentReport
+from services.master.core.answers import StatusReport as StatusReport
 
 
 class Fault(IntEnum):
@@ -209,132 +217,6 @@ class Tick:
 ClientCommand = PutStart | PutEnd | PutAbort | Lookup | Match | Exists | Remove | Report | List | Status | Drain
 NodeCommand = Hello | Inventory | InventoryEnd | Heartbeat | Ack | Leave | Broken
 Command = ClientCommand | NodeCommand | Tick
-
-
-# ---- replies -------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Places:
-    """Columns of `larder.v1.Places`, with segments by the core's number."""
-
-    segments: list[int] = field(default_factory=list)
-    slice_counts: list[int] = field(default_factory=list)
-    slice_lengths: list[int] = field(default_factory=list)
-    checksums: list[int] = field(default_factory=list)
-    copy_counts: list[int] = field(default_factory=list)
-    copy_segments: list[int] = field(default_factory=list)  # index into `segments`
-    copy_offsets: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class PutStarted:
-    results: list[Result]
-    write_ids: list[int]
-    places: Places
-    write_ttl_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class PutEnded:
-    results: list[Result]
-    copies: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class PutAborted:
-    results: list[Result]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    results: list[Result]
-    sizes: list[int]
-    places: Places
-    lease_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Matched:
-    matched: int
-
-
-@dataclass(frozen=True, slots=True)
-class Existing:
-    exists: list[bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    results: list[Result]
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    dropped: int
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    keys: list[bytes]
-    sizes: list[int]
-    copies: list[int]
-    more: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentReport:
-    segment: int
-    live_bytes: int
-    reserved_bytes: int
-    quarantined_bytes: int
-    free_bytes: int
-    largest_free_bytes: int
-    copies: int
-
-
-@dataclass(frozen=True, slots=True)
-class DrainReport:
-    objects: int
-    without_room: int
-
-
-@dataclass(frozen=True, slots=True)
-class NodeReport:
-    node_id: str
-    host_id: str
-    state: str
-    incarnation: int
-    segments: list[SegmentReport]
-    zone: str
-    drain: DrainReport | None
-
-
-@dataclass(frozen=True, slots=True)
-class StatusReport:
-    epoch: int
-    objects: int
-    object_bytes: int
-    writes_in_flight: int
-    slice_bytes: int
-    nodes: list[NodeReport]
-
-
-@dataclass(frozen=True, slots=True)
-class DrainSet:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """The whole call was refused and changed nothing."""
-
-    overloaded: bool  # else: the argument is wrong
-    reason: str
-
-
-PutAnswer = PutStarted | PutEnded | PutAborted
-Answer = PutAnswer | Found | Matched | Existing | Removed | Reported | Listed | StatusReport | DrainSet | Rejected
 
 
 # ---- effects -------------------------------------------------------------------------------------

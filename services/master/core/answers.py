@@ -1,0 +1,142 @@
+"""What the core answers to calls. Values only, no behaviour; `messages` hands them on.
+
+Batches are columns, as on the wire: one list entry a key, slice or copy.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+class Result(IntEnum):
+    """What became of one key. The numbers are the wire's (`larder.v1.Result`)."""
+
+    OK = 1
+    EXISTS = 2
+    MISS = 3
+    NO_SPACE = 4
+    TOO_LARGE = 5
+    UNKNOWN_WRITE = 6
+    LOST = 7
+
+
+@dataclass(slots=True)
+class Places:
+    """Columns of `larder.v1.Places`, with segments by the core's number."""
+
+    segments: list[int] = field(default_factory=list)
+    slice_counts: list[int] = field(default_factory=list)
+    slice_lengths: list[int] = field(default_factory=list)
+    checksums: list[int] = field(default_factory=list)
+    copy_counts: list[int] = field(default_factory=list)
+    copy_segments: list[int] = field(default_factory=list)  # index into `segments`
+    copy_offsets: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class PutStarted:
+    results: list[Result]
+    write_ids: list[int]
+    places: Places
+    write_ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutEnded:
+    results: list[Result]
+    copies: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class PutAborted:
+    results: list[Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    results: list[Result]
+    sizes: list[int]
+    places: Places
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    matched: int
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    exists: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    results: list[Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    keys: list[bytes]
+    sizes: list[int]
+    copies: list[int]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentReport:
+    segment: int
+    live_bytes: int
+    reserved_bytes: int
+    quarantined_bytes: int
+    free_bytes: int
+    largest_free_bytes: int
+    copies: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReport:
+    objects: int
+    without_room: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    node_id: str
+    host_id: str
+    state: str
+    incarnation: int
+    segments: list[SegmentReport]
+    zone: str
+    drain: DrainReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    epoch: int
+    objects: int
+    object_bytes: int
+    writes_in_flight: int
+    slice_bytes: int
+    nodes: list[NodeReport]
+
+
+@dataclass(frozen=True, slots=True)
+class DrainSet:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The whole call was refused and changed nothing."""
+
+    overloaded: bool  # else: the argument is wrong
+    reason: str
+
+
+PutAnswer = PutStarted | PutEnded | PutAborted
+Answer = PutAnswer | Found | Matched | Existing | Removed | Reported | Listed | StatusReport | DrainSet | Rejected
