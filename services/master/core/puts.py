@@ -5,7 +5,7 @@ Keeps invariants 1 and 2 (readable only once every slice is recorded by a holder
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from operator import attrgetter
 
@@ -13,6 +13,7 @@ from services.master.core import messages as m
 from services.master.core.allocator import aligned
 from services.master.core.calls import Calls, Invalid, Overloaded
 from services.master.core.messages import HeldCopy, Result
+from services.master.core.placing import make_places
 from services.master.core.repair import Repair
 from services.master.core.space import Space
 from services.master.core.tables import Copy, Near, Node, Object, PendingEnd, Slice, State, Write
@@ -369,21 +370,3 @@ class Puts:
                 self.space.release(copy, part.length, write_id, not_before=not_before, recorded=False)
         self._close(write)
         return True
-
-
-def make_places(keys: Sequence[Sequence[Slice]], copies_of: Callable[[Slice], Sequence[Copy]]) -> m.Places:
-    """The columns for each key's slices. A loop a column: a call with thousands of keys spends its time here."""
-    parts = [part for slices in keys for part in slices]
-    held = list(map(copies_of, parts))
-    copies = [copy for each in held for copy in each]
-    segments = list(dict.fromkeys([copy[0] for copy in copies]))
-    index_of = {number: index for index, number in enumerate(segments)}
-    return m.Places(
-        segments=segments,
-        slice_counts=list(map(len, keys)),
-        slice_lengths=[part.length for part in parts],
-        checksums=[part.checksum for part in parts],
-        copy_counts=list(map(len, held)),
-        copy_segments=[index_of[copy[0]] for copy in copies],
-        copy_offsets=[copy[1] for copy in copies],
-    )

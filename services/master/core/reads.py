@@ -11,7 +11,7 @@ from itertools import takewhile
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
 from services.master.core.messages import Fault, Result
-from services.master.core.puts import make_places
+from services.master.core.placing import make_places
 from services.master.core.repair import Repair
 from services.master.core.space import Space
 from services.master.core.tables import Copy, Node, Object, PendingRemove, Slice, State

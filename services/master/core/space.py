@@ -1,158 +1,22 @@
-"""Extents: where slices are placed, when their space comes back, what is evicted to make room.
+"""The life of an extent once it is placed: when its space comes back, what is evicted to make room.
 
-Keeps invariants 3 (extents disjoint, bytes add up), 4 (copies on distinct nodes) and 7 (no reuse while a lease, a
-late write or the node's own record could still touch an extent).
+Keeps invariants 3 (extents disjoint, bytes add up) and 7 (no reuse while a lease, a late write or the node's own record
+could still touch an extent).
 """
-
-from collections.abc import Sequence
 
 from services.master.core.allocator import aligned
 from services.master.core.calls import Calls
 from services.master.core.messages import Forget
-from services.master.core.tables import Copy, Near, Node, Object, Phase, Quarantined, Segment, Slice, State
+from services.master.core.placing import Placing
+from services.master.core.tables import Copy, Node, Object, Phase, Quarantined, Segment, Slice, State
 
 WATCHED_PER_FORGET = 64  # a writer that was stopped holds up no more extents than these
 
 
-class Space:
+class Space(Placing):
     def __init__(self, state: State, calls: Calls) -> None:
-        self.state = state
+        super().__init__(state)
         self.calls = calls
-        self.pressed: dict[int, Segment] = {}  # segments to look at for eviction at the end of the step
-
-    # ---- placing ---------------------------------------------------------------------------------
-
-    def slice_lengths(self, size: int) -> list[int]:
-        limit = self.state.config.slice_bytes
-        full, rest = divmod(size, limit)
-        return [limit] * full + ([rest] if rest else [])
-
-    def could_ever_fit(self, size: int) -> bool:
-        """Whether one copy of an object of `size` bytes would fit into the open segments if they were empty."""
-        segments = self._open()
-        if not segments:
-            return True  # nobody knows yet
-        full, rest = divmod(size, self.state.config.slice_bytes)
-        slice_size = aligned(self.state.config.slice_bytes)
-        room = sum(segment.capacity // slice_size for segment in segments)
-        if not rest or room > full:
-            return room >= full
-        return room == full and any(segment.capacity % slice_size >= aligned(rest) for segment in segments)
-
-    def place(self, size: int, copies: int, near: Near, *, degraded: bool) -> list[Slice] | None:
-        """Reserve extents for every slice, `copies` on distinct nodes (as many as there are nodes).
-
-        With `degraded` fewer copies are taken rather than none. None, and nothing reserved, when there is no room now.
-        """
-        lengths = self.slice_lengths(size)
-        # An object of many slices is spread over the nodes: reading it then uses all their bandwidth.
-        near = near if len(lengths) == 1 else Near(zone=near.zone)
-        slices: list[Slice] = []
-        for length in lengths:
-            placed = self._place_slice(length, copies, near, degraded=degraded)
-            if not placed:
-                for done in slices:
-                    self._unreserve(done.copies, done.length)
-                return None
-            slices.append(Slice(length, 0, placed))
-        return slices
-
-    def place_run(self, size: int, count: int, copies: int, near: Near, *, degraded: bool) -> list[list[Slice]]:
-        """`place` for 1 to `count` objects of `size`; none when there is no room for the first now.
-
-        Where several fit into one slice they are placed as if they were one: side by side, on the same nodes.
-        """
-        room = aligned(size)
-        if count > 1:
-            whole = self._place_slice(count * room, copies, near, degraded=False)
-            if whole and len(whole) == min(copies, len({segment.node.node_id for segment in self._open()})):
-                return [
-                    [Slice(size, 0, [Copy(number, offset + index * room) for number, offset in whole])]
-                    for index in range(count)
-                ]
-            self._unreserve(whole, count * room)
-        slices = self.place(size, copies, near, degraded=degraded)
-        return [slices] if slices else []
-
-    def _could_hold(self, segment: Segment, size: int) -> bool:
-        """Whether eviction could make room here. What is reserved or in long quarantine is not worth waiting for."""
-        return segment.allocator.free_bytes + segment.soon_bytes + segment.live_bytes >= size
-
-    def _open(self) -> list[Segment]:
-        """Where copies may be placed."""
-        return [segment for segment in self.state.segments.values() if segment.live and not segment.node.draining]
-
-    def _place_slice(
-        self,
-        length: int,
-        copies: int,
-        near: Near,
-        *,
-        degraded: bool,
-        holders: Sequence[Node] = (),
-        barred: Sequence[Node] = (),
-    ) -> list[Copy]:
-        """Reserve extents on `copies` nodes that are neither holders nor barred: distinct zones, then hosts, first."""
-        size = aligned(length)
-        nodes = list(holders)  # with a copy
-        segments = [
-            s for s in self._open() if s.node not in nodes and s.node not in barred and self._could_hold(s, size)
-        ]
-        wanted = min(copies, len({segment.node.node_id for segment in segments}))
-        placed: list[Copy] = []
-
-        def rank(segment: Segment) -> tuple[bool, bool, bool, bool, bool, bool, float, int]:
-            node, used = segment.node, segment.live_bytes + segment.reserved_bytes + size
-            return (
-                node.probed_at is not None,  # somebody could not reach it
-                used > self.state.config.high_watermark * segment.capacity,  # rather elsewhere than by eviction
-                any(other.zone == node.zone for other in nodes),
-                any(other.host_id == node.host_id for other in nodes),
-                bool(near.host_id) and not nodes and node.host_id != near.host_id,
-                bool(near.zone) and not nodes and node.zone != near.zone,
-                used / segment.capacity,
-                segment.number,
-            )
-
-        while len(placed) < wanted:
-            for segment in sorted((s for s in segments if s.node not in nodes), key=rank):
-                offset = segment.allocator.allocate(length)
-                if offset is not None:
-                    break
-            else:
-                if degraded:
-                    break
-                self._unreserve(placed, length)
-                return []
-            segment.reserved_bytes += size
-            self.pressed[segment.number] = segment
-            nodes.append(segment.node)
-            placed.append(Copy(segment.number, offset))
-        assert len({self.state.segments[copy.segment].node.node_id for copy in placed}) == len(placed)
-        return placed
-
-    def place_copy(self, part: Slice) -> Copy | None:
-        """Reserve an extent for one more copy of a slice, on a node that has none; None where there is no room now.
-
-        A second copy of one object is not worth the last of another: it never takes a segment above the watermark.
-        """
-        segments, size = self.state.segments, aligned(part.length)
-        holders = [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
-        barred = [
-            segment.node
-            for segment in self._open()
-            if segment.node.probed_at is not None
-            or segment.live_bytes + segment.reserved_bytes + size > self.state.config.high_watermark * segment.capacity
-        ]
-        placed = self._place_slice(part.length, 1, Near(), degraded=False, holders=holders, barred=barred)
-        return placed[0] if placed else None
-
-    def _unreserve(self, copies: Sequence[Copy], length: int) -> None:
-        """Take back what nobody has been told of yet."""
-        for number, offset in copies:
-            segment = self.state.segments[number]
-            segment.reserved_bytes -= aligned(length)
-            segment.allocator.free(offset, length)
 
     # ---- life of an extent -----------------------------------------------------------------------
 
