@@ -6,6 +6,7 @@ master are dropped, never served.
 
 from bisect import bisect_right
 
+from services.master.core.absences import Away
 from services.master.core.allocator import Allocator, aligned
 from services.master.core.messages import HeldCopy
 from services.master.core.space import Space
@@ -15,10 +16,12 @@ Claims = dict[int, HeldCopy]  # by offset
 
 
 class Adoption:
-    def __init__(self, state: State, space: Space, node: Node) -> None:
+    def __init__(self, state: State, space: Space, node: Node, away: Away | None) -> None:
+        """`away`: what the node missed, where it had been given up."""
         self.state = state
         self.space = space
         self.node = node
+        self.away = away
         # Readers that an earlier master sent here may still be reading.
         self.leases_end = state.now + state.config.lease_ms
 
@@ -98,6 +101,9 @@ class Adoption:
 
     def _adopt(self, segment: Segment, claim: HeldCopy) -> None:
         obj = self.state.objects.get(claim.key) or self.state.partial.get(claim.key)
+        if self.away is not None and self.away.is_stale(claim):
+            self._drop(segment, claim)
+            return
         if obj is not None and obj.write_id < claim.write_id and self.state.partial.get(claim.key) is obj:
             self.space.discard(obj)  # of an older put, and not readable
             obj = None
@@ -110,10 +116,7 @@ class Adoption:
             self.state.partial[claim.key] = obj
             self.state.at(self.state.now + self.state.config.partial_ms, lambda: self._give_up(obj))
         if not self._fits(obj, claim):
-            self.state.counters.dropped_claims += 1
-            self.space.quarantine(
-                segment, claim.offset, claim.length, claim.write_id, not_before=self.leases_end, recorded=True
-            )
+            self._drop(segment, claim)
             return
         part = obj.slices[claim.slice_index]
         part.length, part.checksum = claim.length, claim.checksum
@@ -126,6 +129,12 @@ class Adoption:
         if obj.key in self.state.partial and all(each.copies for each in obj.slices):
             del self.state.partial[obj.key]
             self.space.show(obj)
+
+    def _drop(self, segment: Segment, claim: HeldCopy) -> None:
+        self.state.counters.dropped_claims += 1
+        self.space.quarantine(
+            segment, claim.offset, claim.length, claim.write_id, not_before=self.leases_end, recorded=True
+        )
 
     def _fits(self, obj: Object, claim: HeldCopy) -> bool:
         """Whether the claim is one more copy of that very object."""

@@ -90,7 +90,8 @@ class Nodes:
             return
         claims, node.inventory = node.inventory, []
         node.to_forget, node.strays = [], []
-        Adoption(self.state, self.space, node).run(claims)
+        away = self.state.absences.end(node.node_id, node.incarnation)
+        Adoption(self.state, self.space, node, away).run(claims)
         self._live(node)
 
     def heartbeat(self, command: m.Heartbeat) -> None:
@@ -199,6 +200,9 @@ class Nodes:
                     if node.stream is not None:
                         self.state.effects.append(m.Close(node.stream, "silent for too long"))
                         self._detach(node)
+                    entries = [entry for segment in node.segments for entry in segment.quarantine.values()]
+                    unforgotten = [entry.write_id for entry in entries if entry.forgetting]
+                    self.state.absences.begin(node.node_id, node.incarnation, unforgotten)
                     self._give_up(node)
                     return
             elif self.state.now - node.heard_at >= config.silence_ms:

@@ -152,6 +152,7 @@ class Reads:
         if not self.calls.begin(command.call, command.request_id, m.Removed):
             return
         pending = PendingRemove(command.request_id)
+        self.state.absences.note_removed(command.keys, self.state.next_write_id)
         for key in command.keys:
             obj = self.state.objects.get(key)
             pending.results.append(Result.MISS if obj is None else Result.OK)

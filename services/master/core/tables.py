@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from sortedcontainers import SortedList
 
+from services.master.core.absences import Absences
 from services.master.core.allocator import Allocator
 from services.master.core.eviction import Residents, Traffic
 from services.master.core.messages import Effect, HeldCopy, Result, SegmentInfo
@@ -286,6 +287,7 @@ class State:
     next_write_id: int = 0
     next_number: int = 0
     timers: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
+    absences: Absences = field(default_factory=Absences)
     read_until: dict[Copy, int] = field(default_factory=dict)  # sources of repairs under way
     traffic: Traffic = field(init=False)
 

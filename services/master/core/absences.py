@@ -1,0 +1,62 @@
+"""Nodes that were given up and may come back with what they held: what of it must not be taken back.
+
+A removed key stays removed (invariant 2), also where a copy lay on a node that was too long away to be told. As long as
+such a node may return, removals are remembered; where they become too many, it is to forget all it holds.
+"""
+
+from collections.abc import Iterable
+from itertools import islice
+
+from services.master.core.messages import HeldCopy
+
+REMOVED_MAX = 1 << 16  # keys
+AWAY_MAX = 4_096  # nodes; one that comes back when so many others have gone is taken for a stranger
+
+
+class Away:
+    """One node: what it was told to forget and has not said that it did, as write ids."""
+
+    __slots__ = ("incarnation", "removed", "unforgotten")
+
+    def __init__(self, incarnation: int, removed: dict[bytes, int]) -> None:
+        self.incarnation = incarnation
+        self.unforgotten: set[int] = set()
+        self.removed: dict[bytes, int] | None = removed  # key -> newest write id then; None: too many
+
+    def is_stale(self, claim: HeldCopy) -> bool:
+        """Whether the copy is of an object that was dropped, or may have been, while the node was away."""
+        if self.removed is None or claim.write_id in self.unforgotten:
+            return True
+        return claim.write_id <= self.removed.get(claim.key, -1)
+
+
+class Absences:
+    def __init__(self) -> None:
+        self._away: dict[str, Away] = {}
+        self._removed: dict[bytes, int] = {}  # since the first of them went; newest last
+
+    def begin(self, node_id: str, incarnation: int, unforgotten: Iterable[int]) -> None:
+        """A node is given up. It may have been back before without having got as far as its inventory."""
+        away = self._away.get(node_id)
+        if away is None or away.incarnation != incarnation:
+            away = self._away[node_id] = Away(incarnation, self._removed)
+        away.unforgotten.update(unforgotten)
+        for oldest in list(islice(self._away, max(0, len(self._away) - AWAY_MAX))):
+            del self._away[oldest]
+
+    def end(self, node_id: str, incarnation: int) -> Away | None:
+        """A node tells what it has. None where that life of it was not away."""
+        away = self._away.pop(node_id, None)
+        if not self._away:
+            self._removed = {}
+        return away if away is not None and away.incarnation == incarnation else None
+
+    def note_removed(self, keys: Iterable[bytes], newest_write_id: int) -> None:
+        """These keys were removed; puts up to `newest_write_id` had begun."""
+        if not self._away:
+            return
+        self._removed.update(dict.fromkeys(keys, newest_write_id))
+        if len(self._removed) > REMOVED_MAX:
+            self._removed = {}
+            for away in self._away.values():
+                away.removed = None
