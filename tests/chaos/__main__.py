@@ -7,6 +7,7 @@ stay in --work-dir when one was. Bounded: loops end with the seconds given, and 
 """
 
 import argparse
+import shutil
 import signal
 import sys
 import threading
@@ -41,6 +42,7 @@ def main() -> int:
     for number in range(args.rounds):
         seed = args.seed + number
         work_dir = args.work_dir.absolute() / str(seed)
+        shutil.rmtree(work_dir, ignore_errors=True)  # of a run with the same seed
         console.print(f"round {number + 1} of {args.rounds}: {args.seconds} s, seed {seed}, logs in {work_dir}")
         broken += run(work_dir, console, seed=seed, seconds=args.seconds)
     return 1 if broken else 0

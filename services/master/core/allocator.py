@@ -39,6 +39,15 @@ class Allocator:
     def largest_free_bytes(self) -> int:
         return int(self._by_size[-1][0]) if self._by_size else 0
 
+    def fits(self, length: int, count: int) -> bool:
+        """Whether `count` extents of `length` bytes could be handed out now."""
+        want = aligned(length)
+        for size, _ in reversed(self._by_size):
+            if count <= 0 or size < want:
+                break
+            count -= size // want
+        return count <= 0
+
     def allocate(self, length: int) -> int | None:
         """The offset of a free extent of at least `length` bytes, the smallest that fits; None where none does."""
         assert length > 0

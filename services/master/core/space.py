@@ -187,7 +187,9 @@ class Space(Placing):
         ]
         if not short and not any(segment.soon_bytes for segment in segments):
             # Each has its share free, and yet the put waits: some have to hold more, or their room is in small pieces.
-            short, need = segments, largest
+            slices = -(-size // self.state.config.slice_bytes)
+            short = [segment for segment in segments if not segment.allocator.fits(largest, slices)]
+            need = largest
         for segment in short:
             free = segment.allocator.free_bytes
             # Enough bytes but none on their way: they lie in pieces too small, so more has to go.

@@ -9,6 +9,17 @@ from services.master.core.allocator import ALIGN_BYTES, Allocator, aligned
 CAPACITY = 32 * ALIGN_BYTES
 
 
+def test_it_says_how_many_extents_it_could_hand_out() -> None:
+    allocator = Allocator(64 * 256, used=[(10 * 256, 256), (20 * 256, 256)])  # free: 10, 9 and 43 units
+    assert allocator.fits(9 * 256, 1 + 1 + 4)
+    assert not allocator.fits(9 * 256, 7)
+    assert allocator.fits(10 * 256 - 255, 1 + 0 + 4)
+    assert not allocator.fits(10 * 256, 6)
+    assert allocator.fits(1, 62)
+    assert not allocator.fits(1, 63)
+    assert not allocator.fits(44 * 256, 1)
+
+
 @given(st.data())
 def test_extents_never_overlap_and_all_space_comes_back(data: st.DataObject) -> None:
     allocator = Allocator(CAPACITY)

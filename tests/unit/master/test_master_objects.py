@@ -226,6 +226,21 @@ def test_a_put_of_several_copies_has_room_made_on_every_node_it_needs() -> None:
     waits_for_eviction_only(cluster, 12 * KIB, copies=2)
 
 
+def test_room_is_made_where_it_is_short_only() -> None:
+    cluster = Cluster(nodes=0)
+    cluster.infos = [m.SegmentInfo(16 * KIB), m.SegmentInfo(64 * KIB)]
+    for i in range(2):
+        cluster.attach(i)
+    for host in (b"h0", b"h1"):
+        for i in range(8):
+            started = cluster.start(b"%s-%d" % (host, i), KIB, host=host.decode())
+            assert started is not None
+            cluster.end(started)
+    waits_for_eviction_only(cluster, 12 * KIB, copies=2)
+    assert not all(cluster.found(b"h0-%d" % i) for i in range(8))
+    assert all(cluster.found(b"h1-%d" % i) for i in range(8))
+
+
 def test_a_put_without_room_fails_at_its_deadline() -> None:
     cluster = Cluster(nodes=1)
     for i in range(15):
