@@ -141,6 +141,7 @@ async def test_registered_memory_is_waited_for(engine: EngineTransport, peer: Pe
     reading = asyncio.create_task(engine.read(peer.segment, [Move(target, 0)], soon(0.5)))
     await asyncio.sleep(1.5)
     assert not reading.done()
+    assert engine.reach(peer.segment) is Reach.DOUBTFUL
     reading.cancel()
     await asyncio.sleep(0.3)
     assert not reading.done()
@@ -163,6 +164,9 @@ async def test_a_cancelled_read_of_private_memory_returns_at_once(engine: Engine
     with pytest.raises(asyncio.CancelledError):
         await reading
     assert time.monotonic() - begun < 0.3
+    assert engine.reach(peer.segment) is Reach.DOUBTFUL  # as long as it owes the answer
+    peer.thaw()
+    await until_true(lambda: engine.reach(peer.segment) is Reach.GOOD)
 
 
 async def test_another_node_under_an_old_name_is_found(engine: EngineTransport, peer: Peer, shared_peer: Peer) -> None:

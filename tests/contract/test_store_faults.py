@@ -19,6 +19,7 @@ from larder.v1 import master_pb2, master_pb2_grpc, types_pb2
 from larder.wire import pack_keys
 
 from demo.cluster import Cluster, free_port
+from demo.traffic import metric
 
 MIB = 2**20
 NODES = ("node-1", "node-2")
@@ -53,6 +54,16 @@ def spoil(cluster: Cluster, key: str, nodes: int) -> list[tuple[str, int]]:
     return copies(found)[:nodes]
 
 
+def stored(cluster: Cluster, key: str, length: int) -> list[bytes]:
+    """The bytes of each copy of a one-slice object."""
+    found = places(cluster, key)
+    held = []
+    for index, offset in zip(found.copy_segments, found.copy_offsets, strict=True):
+        with Path(found.segments[index].shm_path).open("rb") as pool:
+            held.append(os.pread(pool.fileno(), length, HEADER_BYTES + offset))
+    return held
+
+
 def stop_process(cluster: Cluster, name: str, how: signal.Signals) -> None:
     os.kill(cluster.processes[name].pid, how)
     if how is signal.SIGSTOP:
@@ -67,13 +78,16 @@ def until_true(condition: object, seconds: float = 15.0) -> None:
         time.sleep(0.05)
 
 
-def test_a_corrupt_copy_is_passed_over_and_dropped(cluster: Cluster, store: larder.Store, key: str) -> None:
+def test_a_corrupt_copy_is_passed_over_dropped_and_made_again(cluster: Cluster, store: larder.Store, key: str) -> None:
     data = os.urandom(MIB)
     store.put(key, data, copies=2)
+    condemned = metric(cluster.metrics["master"], "larder_master_corrupt_copies_total")
     (spoilt,) = spoil(cluster, key, nodes=1)
     for _ in range(16):  # either copy is chosen first by chance
         assert store.get(key) == data
-    until_true(lambda: spoilt not in copies(places(cluster, key)))
+    until_true(lambda: spoilt not in (held := copies(places(cluster, key))) and len(held) == 2)
+    assert stored(cluster, key, MIB) == [data, data]
+    assert metric(cluster.metrics["master"], "larder_master_corrupt_copies_total") == condemned + 1
     assert store.stats()["read_faults_corrupt"] >= 1
     assert store.stats()["failovers"] >= 1
 
@@ -129,6 +143,50 @@ def test_reads_fail_over_from_a_lost_node(fragile: Cluster, how: signal.Signals)
         assert store.get_many_into(keys, buffers) == [300_000] * 20
         assert buffers == data
         stop_process(fragile, "node-1", signal.SIGCONT) if how is signal.SIGSTOP else None
+
+
+def test_a_frozen_node_does_not_delay_the_keys_of_others(fragile: Cluster) -> None:
+    with larder.connect(fragile.master, transports=["engine"], timeout_s=8) as store:
+        keys: dict[str, list[str]] = {node: [] for node in NODES}
+        data = os.urandom(300_000)
+        while min(map(len, keys.values())) < 5:
+            key = f"key-{sum(map(len, keys.values()))}"
+            store.put(key, data)
+            ((node, _),) = copies(places(fragile, key))
+            keys[node].append(key)
+        frozen, other = NODES
+        stop_process(fragile, frozen, signal.SIGSTOP)
+        stuck = threading.Thread(target=store.get_many, args=[keys[frozen]], daemon=True)
+        stuck.start()
+        for key in 4 * keys[other][:5]:
+            begun = time.monotonic()
+            assert store.get(key) == data
+            assert time.monotonic() - begun < 0.25
+        assert stuck.is_alive()
+        stop_process(fragile, frozen, signal.SIGCONT)
+        stuck.join(10)
+        assert not stuck.is_alive()
+
+
+@pytest.mark.parametrize("into", [False, True])
+def test_a_read_that_hangs_is_hedged_and_the_node_then_passed_over(fragile: Cluster, into: bool) -> None:
+    with larder.connect(fragile.master, transports=["engine"], timeout_s=8) as store:
+        data = os.urandom(300_000)
+        keys = [f"key-{index}" for index in range(8)]
+        store.put_many(keys, [data] * 8, copies=2)
+        for key in 4 * keys:
+            assert store.get(key) == data
+        before = store.stats()
+        stop_process(fragile, "node-1", signal.SIGSTOP)
+        begun = time.monotonic()
+        for key in 2 * keys:
+            buffer = bytearray(300_000)
+            assert (store.get_into(key, buffer) and buffer if into else store.get(key)) == data
+        assert time.monotonic() - begun < 0.8  # less than one stall
+        now = store.stats()
+        assert 1 <= now["hedges_won"] - before.get("hedges_won", 0) <= 3
+        assert "read_faults_stalled" not in now
+        stop_process(fragile, "node-1", signal.SIGCONT)
 
 
 def test_a_lone_copy_on_a_dead_node_is_lost_or_missed_but_never_wrong(fragile: Cluster) -> None:

@@ -142,6 +142,9 @@ class SimShm:
             del pool.locks[move]
         return [None] * len(moves)
 
+    def can_abandon(self, move: Move) -> bool:
+        return False
+
     async def close(self) -> None:
         """Mappings end with the process."""
 
@@ -166,6 +169,9 @@ class SimEngine:
 
     async def write(self, segment: Segment, moves: Sequence[Move], until: float) -> list[Fault | None]:
         return await self._run(segment, moves, until, self._write)
+
+    def can_abandon(self, move: Move) -> bool:
+        return True
 
     async def close(self) -> None:
         """Transfers under way land by themselves."""

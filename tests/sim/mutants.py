@@ -203,14 +203,24 @@ def read_unverified(put: Put) -> None:
 
 @breaks("10")
 def never_fail_over(put: Put) -> None:
-    original = _KeyRead.begin
+    original = _KeyRead.__init__
 
-    def begin(self: _KeyRead, prepare: Any) -> None:
-        original(self, prepare)
+    def init(self: _KeyRead, *args: Any) -> None:
+        original(self, *args)
         for read in self.reads:
             del read.copies[1:]
 
-    put(_KeyRead, "begin", begin)
+    put(_KeyRead, "__init__", init)
+
+
+@breaks("1")
+def keep_memory_of_an_abandoned_read(put: Put) -> None:
+    original = _KeyRead.bring_home
+
+    def bring_home(self: _KeyRead, prepare: Any) -> Any:
+        return original(self, lambda index, size: self.landing)
+
+    put(_KeyRead, "bring_home", bring_home)
 
 
 @breaks("7")

@@ -6,6 +6,8 @@ looked for in the nodes' indexes and in memory, leases are remembered from the a
 
 from typing import Any
 
+from larder.copying import checksum_of
+
 from services.master.core import messages as m
 from services.master.core.check import check
 from services.master.core.master import Master
@@ -42,6 +44,7 @@ class Oracle:
         self.write_until: dict[tuple[bytes, int], float] = {}  # (token, offset) -> when writing there must have begun
         self.released: set[tuple[bytes, int, int]] = set()  # (token, offset, write id) given up by a master
         self.misses: dict[bytes, float] = {}  # key -> when a master last answered a miss
+        self.answers: list[tuple[bytes, Any, int]] = []  # what a get answered, and its checksum then
         self._why = ""
         self._evicted: set[bytes] = set()  # in this step
 
@@ -320,3 +323,11 @@ class Oracle:
                 raise Violation(f"get of {key!r} is a miss that no master said")
         elif bytes(value) not in self.history.get(key, ()):
             raise Violation(f"get of {key!r} has bytes that nobody put: {bytes(value)[:40]!r}")
+        else:
+            self.answers.append((key, value, checksum_of(memoryview(value))))
+
+    def check_answers(self) -> None:
+        """What was answered is not changed by what lands later."""
+        for key, value, checksum in self.answers:
+            if checksum_of(memoryview(value)) != checksum:
+                raise Violation(f"get of {key!r} was right, and its bytes were changed afterwards")

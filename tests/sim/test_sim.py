@@ -17,7 +17,7 @@ HAPPENS = [
     "hits", "failovers", "adopted copies", "calls that land after their retry", "corrupt copies", "degraded puts",
     "dropped claims", "evicted objects", "expired writes", "failed repairs", "failed transfers", "late writes",
     "lost copies", "lost objects", "lost replies", "put retries", "repaired copies", "repeated requests",
-    "reused extents", "rpc retries", "stalled transfers", "trimmed copies", "writers frozen",
+    "hedges", "hedges won", "reused extents", "rpc retries", "stalled transfers", "trimmed copies", "writers frozen",
     "writes later than their time",
 ]  # fmt: skip
 

@@ -351,6 +351,7 @@ class World:
 
     def _take_stock(self) -> None:
         """Nothing is left behind."""
+        self.oracle.check_answers()
         for client in self.clients:
             parts = client.store._parts
             if parts is None:
@@ -366,7 +367,7 @@ class World:
     def _count(self) -> None:
         for stats in self.stats:
             values = stats.as_dict()
-            for name in ("failovers", "rpc_retries", "put_retries"):
+            for name in ("failovers", "hedges", "hedges_won", "rpc_retries", "put_retries"):
                 self.counts[name.replace("_", " ")] += int(values.get(name, 0))
         for counters in self.faults.counters():
             for field in fields(counters):

@@ -130,7 +130,7 @@ class Store:
 
         Answers per key the bytes written, None for a miss, or the error. Memory given to register_buffer is written by
         the engine itself; then the call lasts until the engine has answered, which a frozen node may delay beyond the
-        deadline.
+        deadline, and is not hedged.
         """
         names, memories = check_get_into(keys, buffers)
 
@@ -216,7 +216,7 @@ class Store:
             engine.unregister(memory)
 
     def stats(self) -> dict[str, float]:
-        """Counters since the store was made: keys, bytes by transport, failovers, faults, seconds."""
+        """Counters since the store was made: keys, bytes by transport, failovers, hedges, faults, seconds."""
         return self._stats.as_dict()
 
     async def close(self) -> None:

@@ -1,24 +1,31 @@
 """The life of a get: one Lookup, the best copy of every slice, and on any failure the next copy (invariants 1, 7, 10).
 
-The lease counts from before the request. What was not there when it ran out is looked up once more. A transfer that was
-given up may still land in the memory it was meant for: a key that met one starts again in memory of its own.
+The lease counts from before the request. What was not there when it ran out is looked up once more.
+
+A read that hangs is hedged: what it lacks is also read from the next copies, and whoever is first and verified counts.
+A transfer that was given up may still land in the memory it was meant for. So a slice is read the second time into
+memory of its own, a detour, and brought home at the end: to the caller's memory when the first read has ended, which is
+when nothing can land there any more; instead of private memory, which has no such end, the whole object gets new. Where
+the engine writes registered memory itself nothing is hedged, for the call could not end before the first read anyway.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
 from larder.background import Background
-from larder.copying import checksum_of
+from larder.copying import checksum_of, copy_memory
 from larder.errors import DataLost, DeadlineExceeded, LarderError
+from larder.hedging import Hedging
 from larder.keys import batches
-from larder.memory import Memory
+from larder.memory import Memory, fresh_memory
 from larder.mover import Bundle, Bundles, Mover
 from larder.places import Copy, Fault, Slice
 from larder.rpc import BadCopy, MasterClient
-from larder.transports import Move
-from larder.transports.copiers import INLINE_BYTES
+from larder.transports import Move, Reach, Transport
+from larder.transports.copiers import INLINE_BYTES, unbroken
 
 ATTEMPTS: Final = 2
 """Lookups of one key in one call: the second where the lease ran out."""
@@ -40,50 +47,58 @@ Prepare = Callable[[int, int], Landing]
 
 
 class _SliceRead:
-    """One slice on its way; `copies` are those not tried yet."""
+    """One slice on its way; `copies` are those not tried yet. It is read into `memory`: its `home`, or a detour."""
 
-    __slots__ = ("copies", "fault", "key", "memory", "node", "number", "part", "private")
+    __slots__ = ("copies", "fault", "home", "key", "memory", "node", "number", "part")
 
-    def __init__(
-        self, key: "_KeyRead", number: int, part: Slice, copies: list[Copy], memory: Memory, *, private: bool
-    ) -> None:
+    def __init__(self, key: "_KeyRead", number: int, part: Slice, home: Memory) -> None:
         self.key = key
         self.number = number
         self.part = part
-        self.copies = copies
-        self.memory = memory
-        self.private = private
+        self.copies = list(part.copies)
+        self.home = self.memory = home
         self.node: str | None = None
         self.fault: Fault | None = None
 
+    @property
+    def private(self) -> bool:
+        """Whether nobody else knows the memory yet."""
+        return self.key.landing.private or self.memory is not self.home
+
 
 class _KeyRead:
-    """One object on its way."""
+    """One object on its way. Raises LarderError where there is no place for it."""
 
-    __slots__ = ("index", "key", "reads", "size", "slices", "spoiled", "stalled", "value")
+    __slots__ = ("index", "key", "landing", "reads", "size")
 
-    def __init__(self, index: int, key: bytes, size: int, slices: list[Slice]) -> None:
+    def __init__(self, index: int, key: bytes, size: int, slices: list[Slice], prepare: Prepare) -> None:
         self.index = index
         self.key = key
         self.size = size
-        self.slices = slices
-        self.stalled: set[Copy] = set()
-        self.spoiled = False
-        self.value: Any = None
+        self.landing = prepare(index, size)
         self.reads: list[_SliceRead] = []
-
-    def begin(self, prepare: Prepare) -> None:
-        """From the start, in memory of its own."""
-        self.spoiled = False
-        landing = prepare(self.index, self.size)
-        self.value = landing.value
-        self.reads = []
         start = 0
-        for number, part in enumerate(self.slices):
-            copies = [copy for copy in part.copies if copy not in self.stalled]
-            memory = landing.memory.cut(start, part.length)
-            self.reads.append(_SliceRead(self, number, part, copies, memory, private=landing.private))
+        for number, part in enumerate(slices):
+            self.reads.append(_SliceRead(self, number, part, self.landing.memory.cut(start, part.length)))
             start += part.length
+
+    def bring_home(self, prepare: Prepare) -> list[Callable[[], None]]:
+        """The copies to make, so that all bytes are where they belong. All reads have ended, and well."""
+        astray = [read for read in self.reads if read.memory is not read.home]
+        if astray and self.landing.private:
+            self.landing = prepare(self.index, self.size)
+            astray = self.reads
+            start = 0
+            for read in astray:
+                read.home = self.landing.memory.cut(start, read.part.length)
+                start += read.part.length
+        return [partial(copy_memory, read.memory, read.home) for read in astray]
+
+
+_Bundle = Bundle[tuple[_SliceRead, Copy]]
+_Read = asyncio.Task[list[Fault | None]]
+_Detours = dict[_SliceRead, Memory]
+"""Where slices were read to by a hedge, verified."""
 
 
 class Getter:
@@ -95,6 +110,7 @@ class Getter:
         self._background = background
         self._verify = verify
         self._stats = mover.stats
+        self._hedging = Hedging()
 
     async def get(self, keys: Sequence[bytes], prepare: Prepare, deadline: float) -> list[Any]:
         """Per key the landing's value, None for a miss, or the error. Raises where nothing can be known of any key."""
@@ -119,46 +135,30 @@ class Getter:
                 if attempt:
                     return  # what the first attempt could not read stays DeadlineExceeded
                 raise
-            reads = [
-                _KeyRead(index, keys[index], size, slices)
-                for index, size, slices in zip(wanted, found.sizes, found.slices, strict=True)
-                if size
-            ]
-            for index, size in zip(wanted, found.sizes, strict=True):
-                if not size:
-                    answers[index] = None
+            reads: list[_KeyRead] = []
+            for index, size, slices in zip(wanted, found.sizes, found.slices, strict=True):
+                answers[index] = None
+                try:
+                    if size:
+                        reads.append(_KeyRead(index, keys[index], size, slices, prepare))
+                except LarderError as error:
+                    answers[index] = error
             await self._read_keys(reads, prepare, min(found.until, deadline), answers)
             wanted = [read.index for read in reads if isinstance(answers[read.index], DeadlineExceeded)]
             if not wanted or time.monotonic() >= deadline:
                 return
 
     async def _read_keys(self, keys: Sequence[_KeyRead], prepare: Prepare, until: float, answers: list[Any]) -> None:
-        todo = list(keys)
-        while todo:  # at most once a copy: a copy that stalled is not tried again
-            begun: list[_KeyRead] = []
-            for key in todo:
-                try:
-                    key.begin(prepare)
-                    begun.append(key)
-                except LarderError as error:
-                    answers[key.index] = error
-            await self._read([read for key in begun for read in key.reads], until)
-            todo = [key for key in begun if key.spoiled]
-            for key in begun:
-                if not key.spoiled:
-                    answers[key.index] = self._answer(key)
-            hits = [key.size for key in begun if answers[key.index] is key.value]
-            self._stats.add("hits", len(hits))
-            self._stats.add("get_bytes", sum(hits))
+        await self._read([read for key in keys for read in key.reads], until)
+        hits = [key for key in keys if all(read.fault is None for read in key.reads)]
+        if copies := [copy for key in hits for copy in key.bring_home(prepare)]:
+            await self._mover.copiers.run(copies)
+        for key in keys:
+            answers[key.index] = _answer(key)
+        self._stats.add("hits", len(hits))
+        self._stats.add("get_bytes", sum(key.size for key in hits))
 
-    def _answer(self, key: _KeyRead) -> Any:
-        bad = next((read for read in key.reads if read.fault is not None), None)
-        if bad is None:
-            return key.value
-        if bad.fault is Fault.LATE:
-            return DeadlineExceeded("the time or the lease ran out before all bytes were there", key=key.key)
-        why = "has the wrong checksum" if bad.fault is Fault.CORRUPT else "cannot be read"
-        return DataLost(f"every copy of slice {bad.number} failed; the last one {why}", key=key.key, node=bad.node)
+    # ---- reading ---------------------------------------------------------------------------------
 
     async def _read(self, reads: Sequence[_SliceRead], until: float) -> None:
         bundles: Bundles[tuple[_SliceRead, Copy]] = Bundles(self._mover)
@@ -170,29 +170,120 @@ class Getter:
             copy, transport = best
             read.copies.remove(copy)
             read.node = copy.segment.node_id
-            checksum = read.part.checksum if self._verify else 0
-            move = Move(read.memory, copy.offset, checksum=checksum, private=read.private)
+            move = self._move(read, copy, read.memory, private=read.private)
             bundles.add(transport, copy.segment, move, (read, copy))
         await bundles.run(lambda bundle: self._read_bundle(bundle, until))
 
-    async def _read_bundle(self, bundle: Bundle[tuple[_SliceRead, Copy]], until: float) -> None:
-        faults = await bundle.transport.read(bundle.segment, bundle.moves, until)
+    async def _read_bundle(self, bundle: _Bundle, until: float) -> None:
+        if bundle.transport.can_abandon(bundle.moves[0]):
+            faults, detours = await self._read_hedged(bundle, until)
+        else:
+            faults, detours = await bundle.transport.read(bundle.segment, bundle.moves, until), {}
         self._mover.count("read", bundle, faults)
         again: list[_SliceRead] = []
         for (read, copy), fault in zip(bundle.purposes, faults, strict=True):
             read.fault = fault
-            if fault is None or fault is Fault.LATE:
+            if fault is None:
                 continue
-            bad = BadCopy(read.key.key, read.number, copy.segment.id, copy.offset, fault)
-            self._background.report(bad)
-            if fault is Fault.STALLED and read.private:
-                read.key.stalled.add(copy)
-                read.key.spoiled = True
-            elif read.copies:
-                self._stats.add("failovers")
+            self._report(read, copy, fault)
+            if read in detours:
+                read.memory, read.fault = detours[read], None
+            elif read.copies and fault is not Fault.LATE:
                 again.append(read)
+                if fault is Fault.STALLED and read.private:
+                    read.memory = fresh_memory(read.part.length)
         if again:
+            self._stats.add("failovers", len(again))
             await self._read(again, until)
+
+    def _move(self, read: _SliceRead, copy: Copy, memory: Memory, *, private: bool) -> Move:
+        return Move(memory, copy.offset, checksum=read.part.checksum if self._verify else 0, private=private)
+
+    def _report(self, read: _SliceRead, copy: Copy, fault: Fault) -> None:
+        if fault is not Fault.LATE:
+            self._background.report(BadCopy(read.key.key, read.number, copy.segment.id, copy.offset, fault))
+
+    # ---- hedging ---------------------------------------------------------------------------------
+
+    async def _read_hedged(self, bundle: _Bundle, until: float) -> tuple[list[Fault | None], _Detours]:
+        """The faults of the bundle's read, LATE where it was abandoned, and what a hedge got instead."""
+        size_bytes = sum(move.memory.length for move in bundle.moves)
+        begun = time.monotonic()
+        first = asyncio.create_task(bundle.transport.read(bundle.segment, bundle.moves, until))
+        detours: _Detours = {}
+        try:
+            await asyncio.wait([first], timeout=self._hedging.delay_s(size_bytes))
+            if not first.done():
+                detours = await self._hedge(first, bundle, until)
+            if not detours:
+                await asyncio.wait([first])
+        finally:
+            await _end(first)
+        abandoned = [None if move.arrived else Fault.LATE for move in bundle.moves]
+        faults = abandoned if first.cancelled() else first.result()
+        saved = [read in detours for (read, _), fault in zip(bundle.purposes, faults, strict=True) if fault is not None]
+        if any(saved):
+            self._stats.add("hedges_won")
+        if all(saved):
+            self._hedging.note(size_bytes, time.monotonic() - begun)
+        return faults, detours
+
+    async def _hedge(self, first: _Read, bundle: _Bundle, until: float) -> _Detours:
+        """Races the bundle's read. Where it answers and the first is not done, it got all that the first lacks."""
+        lacking = self._lacking(bundle)
+        if not lacking:
+            return {}
+        second = asyncio.create_task(self._read_second(lacking, until))
+        try:
+            await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
+            got = {} if first.done() and not any(first.result()) else await second
+            if len(got) < len(lacking):
+                await asyncio.wait([first])
+            return got
+        finally:
+            await _end(second)
+
+    def _lacking(self, bundle: _Bundle) -> list[tuple[_SliceRead, Copy, Transport]]:
+        """What a hedge reads, and from where; nothing where it could not end the read, or goes beyond the budget."""
+        found: list[tuple[_SliceRead, Copy, Transport]] = []
+        for move, (read, _) in zip(bundle.moves, bundle.purposes, strict=True):
+            if move.arrived:
+                continue
+            best = self._mover.best(read.copies)
+            if best is None or not bundle.transport.can_abandon(move):
+                return []
+            copy, transport = best
+            if transport.reach(copy.segment) is not Reach.GOOD:
+                return []
+            found.append((read, copy, transport))
+        size_bytes = sum(read.part.length for read, _, _ in found)
+        if not found or not self._hedging.take(size_bytes):
+            return []
+        self._stats.add("hedges")
+        self._stats.add("hedged_bytes", size_bytes)
+        return found
+
+    async def _read_second(self, lacking: Sequence[tuple[_SliceRead, Copy, Transport]], until: float) -> _Detours:
+        bundles: Bundles[tuple[_SliceRead, Copy]] = Bundles(self._mover)
+        for read, copy, transport in lacking:
+            move = self._move(read, copy, fresh_memory(read.part.length), private=True)
+            bundles.add(transport, copy.segment, move, (read, copy))
+        got: _Detours = {}
+
+        async def each(bundle: _Bundle) -> None:
+            faults = await bundle.transport.read(bundle.segment, bundle.moves, until)
+            self._mover.count("read", bundle, faults)
+            for move, (read, copy), fault in zip(bundle.moves, bundle.purposes, faults, strict=True):
+                if fault is None:
+                    got[read] = move.memory
+                elif fault is not Fault.LATE:
+                    read.copies.remove(copy)
+                    self._report(read, copy, fault)
+
+        await bundles.run(each)
+        return got
+
+    # ---- views -----------------------------------------------------------------------------------
 
     async def view(self, key: bytes, deadline: float) -> tuple[memoryview, float] | None:
         """The pool's own bytes of a one-slice object on this host, verified, and until when they are the object's.
@@ -217,3 +308,22 @@ class Getter:
         work = partial(checksum_of, view)
         digest = work() if part.length <= INLINE_BYTES else (await self._mover.copiers.run([work]))[0]
         return digest == part.checksum
+
+
+def _answer(key: _KeyRead) -> Any:
+    bad = next((read for read in key.reads if read.fault is not None), None)
+    if bad is None:
+        return key.landing.value
+    if bad.fault is Fault.LATE:
+        return DeadlineExceeded("the time or the lease ran out before all bytes were there", key=key.key)
+    why = "has the wrong checksum" if bad.fault is Fault.CORRUPT else "cannot be read"
+    return DataLost(f"every copy of slice {bad.number} failed; the last one {why}", key=key.key, node=bad.node)
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    """Ends what is still under way; nothing of it lands any more when this returns, but in private memory."""
+    if not task.done():
+        task.cancel()
+        await unbroken(asyncio.wait([task]))
+    if not task.cancelled():
+        task.exception()  # looked at: who asks for the result meets it

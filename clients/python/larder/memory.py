@@ -70,6 +70,11 @@ def fresh_bytes(length: int) -> tuple[bytes, Memory]:
     return data, Memory(((_bytes_address(data), length),), length, data)
 
 
+def fresh_memory(length: int) -> Memory:
+    """New memory that nobody else knows."""
+    return destination(np.empty(length, dtype=np.uint8))
+
+
 def source(buffer: Any) -> Memory:
     """Memory to read from; raises InvalidArgument."""
     return _memory(buffer, writable=False)

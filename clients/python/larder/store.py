@@ -135,7 +135,7 @@ class Store:
         self._run(self._store.unregister_buffer(buffer))
 
     def stats(self) -> dict[str, float]:
-        """Counters since the store was made: keys, bytes by transport, failovers, faults, seconds."""
+        """Counters since the store was made: keys, bytes by transport, failovers, hedges, faults, seconds."""
         return self._store.stats()
 
     def close(self) -> None:

@@ -128,8 +128,10 @@ def test_there_and_back(bench: Bench, direct: bool, length: int) -> None:
     back = Move(destination(target), 7, checksum=out.checksum)
     assert bench.start([back], writing=False, direct=direct)[1]() == [None]
     assert target == data
+    assert back.arrived
     wrong = Move(destination(target), 8, checksum=out.checksum)
     assert bench.start([wrong], writing=False, direct=direct)[1]() == [Fault.CORRUPT]
+    assert not wrong.arrived
 
 
 def test_small_pieces_are_gathered_and_large_ones_are_not(bench: Bench) -> None:
@@ -185,8 +187,10 @@ def test_memory_that_is_the_callers_is_waited_for(bench: Bench) -> None:
     group, wait = bench.start([Move(destination(target), 0)], writing=False, seconds=0.1)
     time.sleep(0.4)
     assert group.left == 1
+    assert bench.peer.owed == 1
     bench.engine.holds = False
     assert wait() == [Fault.LATE]
+    assert bench.peer.owed == 0
 
 
 @pytest.mark.parametrize("private", [True, False])
@@ -198,6 +202,10 @@ def test_a_cancelled_group_ends(bench: Bench, private: bool) -> None:
     group.cancelled = True
     bench.pump.wake()
     assert wait() == [Fault.LATE] * 3
+    assert (bench.peer.owed, bench.peer.stalled) == (3, 0)  # in doubt, and yet it may be asked
+    bench.engine.holds = False
+    wait_for(lambda: not bench.peer.transfers)
+    assert bench.peer.owed == 0
 
 
 def test_what_was_given_up_before_it_was_submitted_never_is(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,10 @@ class Move:
     """`checksum`: of a read, what the bytes must have (0: not checked); of a write with `hashing`, the answer.
 
     `private`: nobody but this client knows the memory yet. A transfer that was given up may still land in it, and
-    then nobody ever shall.
+    then nobody ever shall. `arrived`: of a read that can be abandoned, set once its bytes are there and verified.
     """
 
-    __slots__ = ("checksum", "hashing", "memory", "offset", "private")
+    __slots__ = ("arrived", "checksum", "hashing", "memory", "offset", "private")
 
     def __init__(
         self, memory: Memory, offset: int, *, checksum: int = 0, hashing: bool = False, private: bool = False
@@ -32,6 +32,7 @@ class Move:
         self.checksum = checksum
         self.hashing = hashing
         self.private = private
+        self.arrived = False
 
 
 class Reach(IntEnum):
@@ -55,6 +56,9 @@ class Transport(Protocol):
 
     async def write(self, segment: Segment, moves: Sequence[Move], until: float) -> list[Fault | None]:
         """Writes the moves' memory into the pool."""
+
+    def can_abandon(self, move: Move) -> bool:
+        """Whether a read of the move may hang on its peer, and a cancellation then ends it without waiting for that."""
 
     async def close(self) -> None:
         """Ends calls under way."""

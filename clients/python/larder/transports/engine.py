@@ -55,6 +55,9 @@ class EngineTransport:
     async def write(self, segment: Segment, moves: Sequence[Move], until: float) -> list[Fault | None]:
         return await self._run(segment, moves, until, writing=True)
 
+    def can_abandon(self, move: Move) -> bool:
+        return move.private or not self._regions.cover(move.memory)
+
     def register(self, memory: Memory) -> None:
         """Opens memory to direct transfers; raises InvalidArgument or EngineUnavailable."""
         self._regions.add(memory)
@@ -189,8 +192,8 @@ class _Known:
         return time.monotonic() - self._probe_began
 
     def is_doubtful(self) -> bool:
-        """Whether it stalls, or owes an answer to a probe, or gave none."""
-        return bool(self.peer.stalled) or (self.probe is not None and not self.answered)
+        """Whether it owes what was given up, or an answer to a probe, or gave none."""
+        return bool(self.peer.owed) or (self.probe is not None and not self.answered)
 
     def begin_probe(self) -> asyncio.Future[bool]:
         self._probe_began = time.monotonic()

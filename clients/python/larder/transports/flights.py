@@ -31,7 +31,8 @@ class Peer:
         self.queue: deque[Flight] = deque()  # prepared, to be submitted
         self.transfers = 0
         self.bytes = 0
-        self.stalled = 0  # flights given up because nothing moved
+        self.owed = 0  # flights given up that are still in the air
+        self.stalled = 0  # of these, the ones given up because nothing moved
         self.progress_at = 0.0
 
 
@@ -70,6 +71,7 @@ class Group:
         if flight.settled:
             return
         flight.settled = True
+        flight.move.arrived = fault is None
         self.faults[flight.index] = fault
         self.left -= 1
         if not self.left:
@@ -79,7 +81,9 @@ class Group:
 class Flight:
     """One move on its way."""
 
-    __slots__ = ("base", "busy", "direct", "failed", "group", "in_air", "index", "move", "settled", "staged", "stalled")
+    __slots__ = (
+        "base", "busy", "direct", "failed", "group", "in_air", "index", "move", "owed", "settled", "staged", "stalled",
+    )  # fmt: skip
 
     def __init__(self, group: Group, index: int, move: Move, base: int, direct: bool) -> None:
         self.group = group
@@ -93,6 +97,7 @@ class Flight:
         self.busy = False  # a copy thread is at it
         self.failed = False
         self.settled = False
+        self.owed = False
         self.stalled = False
 
     def transfers(self) -> list[tuple[int, int, int]]:

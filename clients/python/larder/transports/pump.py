@@ -232,8 +232,8 @@ class Pump:
     def _landed(self, flight: Flight) -> None:
         group, peer = flight.group, flight.group.peer
         peer.bytes -= flight.move.memory.length
-        if flight.stalled:
-            peer.stalled -= 1
+        peer.owed -= flight.owed
+        peer.stalled -= flight.stalled
         if flight.settled or flight.failed:
             self._end(flight, Fault.UNREACHABLE)
         elif group.writing:
@@ -274,14 +274,21 @@ class Pump:
     def _give_up(self, group: Group, fault: Fault) -> None:
         """Answers for every flight whose memory is not the caller's; what is in the air stays known until it landed."""
         for flight in group.flights:
-            if flight.settled or flight.busy or (flight.in_air and flight.binding):
-                continue  # answered for when it lands, or when the copy thread is done with the caller's memory
+            if flight.settled or flight.busy:
+                continue  # answered for when the copy thread is done with the caller's memory
             if not flight.in_air:
                 self._end(flight, fault)
                 continue
-            if fault is Fault.STALLED:
-                flight.stalled = True
-                group.peer.stalled += 1
+            self._owe(flight, stalled=fault is Fault.STALLED)
+            if flight.binding:
+                continue  # answered for when it lands
             if flight.staged is not None:
                 group.peer.staging.retire(flight.staged)
             self._settle(flight, fault)
+
+    def _owe(self, flight: Flight, *, stalled: bool) -> None:
+        """Notes once that the peer still has to answer for a flight that was given up."""
+        peer = flight.group.peer
+        peer.owed += not flight.owed
+        peer.stalled += stalled and not flight.stalled
+        flight.owed, flight.stalled = True, flight.stalled or stalled

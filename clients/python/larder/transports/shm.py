@@ -99,6 +99,9 @@ class SharedMemory:
         mapping = self._mapping(segment)
         return None if mapping is None else mapping.view(offset, length)
 
+    def can_abandon(self, move: Move) -> bool:
+        return False  # a copy does not hang
+
     async def close(self) -> None:
         self._mappings.clear()
 
