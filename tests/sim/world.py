@@ -231,8 +231,10 @@ class World:
 
     async def _ask(self, client: ClientPart, asked_at: float) -> Exception | None:
         try:
-            await client.store.match(self.rng.sample(self._keys, 2), wait_s=self.rng.choice((0.0, 0.3)))
-            await client.store.exists(self._keys)
+            if self.rng.random() < 0.5:
+                await client.store.match(self.rng.sample(self._keys, 2), wait_s=self.rng.choice((0.0, 0.3)))
+            else:
+                await client.store.exists(self._keys)
         except LarderError as error:
             return error
         return None
