@@ -1,5 +1,6 @@
 """What goes wrong, and when: drawn from the seed before the run, and undone by `heal`."""
 
+import contextvars
 import random
 from typing import Any
 
@@ -26,7 +27,7 @@ class Faults:
         kinds = [
             self.kill_node, self.kill_node, self.pause_node, self.pause_node, self.cut_stream, self.cut_stream,
             self.part_node, self.part_client, self.part_transfer, self.part_nodes, self.kill_master, self.pause_master,
-            self.pause_client, self.kill_client, self.flip, self.flip, self.leave,
+            self.pause_client, self.kill_client, self.flip, self.flip, self.leave, self.drain,
         ]  # fmt: skip
         chosen = rng.sample(kinds, rng.randint(2, 6))
         self._freezing = rng.choice((0.0, 0.0, 0.02, 0.1))
@@ -87,16 +88,20 @@ class Faults:
             for link in list(self.world.net.links):
                 if link.node is life.process:
                     link.node_closes(self.world.net.delay())
-        self._come_back(life.node_id, rng.choice((0.03, 0.2, 1.0, 9.0)))
+        self.come_back(life.node_id, rng.choice((0.03, 0.2, 1.0, 9.0)))
         return True
 
-    def _come_back(self, name: str, after: float) -> None:
+    def come_back(self, name: str, after: float) -> None:
         def start() -> None:
             if not self.world.nodes[name].process.alive:
                 self.world.start_node(name)
 
         self.lasts(after)
-        self.world.loop.call_later(after, start)
+        self._later(after, start)
+
+    def _later(self, after: float, action: Any, *args: Any) -> None:
+        """Whoever may be paused or dead by then."""
+        self.world.loop.call_later(after, action, *args, context=contextvars.Context())
 
     def leave(self) -> Any:
         """SIGTERM: it leaves in good order, and another life begins."""
@@ -104,8 +109,14 @@ class Faults:
         if not life.process.alive or life.process.paused:
             return False
         self.world.loop.call_soon(life.stop.set, context=life.process.context)
-        self._come_back(life.node_id, 0.5)
+        self.lasts(0.5)
         return True
+
+    def drain(self) -> None:
+        """An operator lets a node go, or calls that off."""
+        name, cancel = self._node().node_id, self.rng.random() < 0.2
+        self.lasts(1.0)
+        self.world.drain(name, cancel=cancel)
 
     def pause_node(self) -> Any:
         return self.pause(self._node().process)
@@ -159,7 +170,7 @@ class Faults:
 
         after = self.rng.choice((0.01, 0.1, 1.0))
         self.lasts(after + 3.0)  # until what looks free has rested
-        world.loop.call_later(after, start)
+        self._later(after, start)
         return True
 
     def pause_master(self) -> Any:
@@ -200,7 +211,7 @@ class Faults:
         self.world.loop.pause(process)
         self._since[process] = self.world.now + seconds
         self.lasts(seconds)
-        self.world.loop.call_later(seconds, self._wake, process)
+        self._later(seconds, self._wake, process)
         return True
 
     def _wake(self, process: Process) -> None:

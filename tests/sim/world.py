@@ -8,6 +8,7 @@ import contextvars
 import hashlib
 import random
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -94,9 +95,20 @@ class World:
         start_node(self, part)
 
     def node_left(self, part: NodePart) -> None:
-        """A node that was stopped has left, or has waited long enough."""
+        """A node that was stopped or drained has left: another life begins soon."""
         self.loop.kill(part.process)
         part.pool.gone_at = self.now
+        self.faults.come_back(part.node_id, 0.3)
+
+    def drain(self, name: str, *, cancel: bool) -> None:
+        client = self.clients[0]
+
+        async def ask() -> None:
+            deadline = self.now + client.process.clock_offset_s + 0.5
+            with suppress(LarderError):  # no such node, or no master
+                await client.store._open().master.drain(name, cancel=cancel, deadline=deadline)
+
+        in_process(client.process, self.loop, ask)
 
     def start_client(self, index: int) -> None:
         process = Process(f"c{index}", self.rng.choice(("h0", "h1", "hc")), round(100 * self.rng.random(), 3))
@@ -268,6 +280,9 @@ class World:
         while (trouble := self._trouble()) is not None:
             if self.now >= end:
                 raise Violation(f"{HEALED_S:g} s after all faults had gone: {trouble}")
+            for name, node in self.master.part.core.state.nodes.items():  # type: ignore[union-attr]
+                if node.draining:
+                    self.drain(name, cancel=True)
             self.loop.run_until(self.now + 0.1)
 
     def _trouble(self) -> str | None:
@@ -283,9 +298,9 @@ class World:
             node = state.nodes.get(name)
             if node is None or node.incarnation != life.incarnation or not node.segments[0].live:
                 return f"node {name} is not attached"
-        for what in ("writes", "partial"):
+        for what in ("writes", "partial", "draining"):
             if getattr(state, what):
-                return f"{what} are stuck"
+                return f"{what}: not over"
         if core.puts.waiting:
             return "a put waits for room"
         for segment in state.segments.values():
