@@ -17,6 +17,7 @@ class Faults:
         self.world = world
         self.rng = rng
         self._since: dict[Process, float] = {}  # paused, or last paused: when it was woken
+        self._hurt: dict[str, float] = {}  # name of a part -> the same for it alone
         self._last = 0.0  # end of the last fault, with its aftermath
         self._freezing = 0.0
         self._counters: list[Any] = []
@@ -41,11 +42,20 @@ class Faults:
         self.world.trace("fault", fault.__name__)
         if fault() is not False:
             self.world.counts[fault.__name__] += 1
-            if fault != self.flip:  # another copy is read instead
-                self.lasts(0.0)
 
-    def lasts(self, seconds: float) -> None:
-        self._last = max(self._last, self.world.now + seconds + AFTERMATH_S)
+    def lasts(self, seconds: float, *names: str) -> None:
+        """Something is wrong for so long; with the parts that are named, or with all."""
+        until = self.world.now + seconds + AFTERMATH_S
+        self._last = max(self._last, until)
+        for name in names or ("all",):
+            self._hurt[name] = max(self._hurt.get(name, 0.0), until)
+
+    def were_well(self, since: float, *names: str) -> bool:
+        """Whether from `since` to now these could reach each other."""
+        net = self.world.net
+        return not (net.slow or net.stall or net.fail) and all(
+            since > self._hurt.get(name, 0.0) for name in ("all", *names)
+        )
 
     def were_none(self, since: float) -> bool:
         """Whether from `since` to now nothing was wrong."""
@@ -96,7 +106,7 @@ class Faults:
             if not self.world.nodes[name].process.alive:
                 self.world.start_node(name)
 
-        self.lasts(after)
+        self.lasts(after, name)
         self._later(after, start)
 
     def _later(self, after: float, action: Any, *args: Any) -> None:
@@ -109,13 +119,13 @@ class Faults:
         if not life.process.alive or life.process.paused:
             return False
         self.world.loop.call_soon(life.stop.set, context=life.process.context)
-        self.lasts(0.5)
+        self.lasts(0.5, life.node_id)
         return True
 
     def drain(self) -> None:
         """An operator lets a node go, or calls that off."""
         name, cancel = self._node().node_id, self.rng.random() < 0.2
-        self.lasts(1.0)
+        self.lasts(1.0, name)
         self.world.drain(name, cancel=cancel)
 
     def pause_node(self) -> Any:
@@ -127,6 +137,7 @@ class Faults:
         if not links:
             return False
         link = self.rng.choice(links)
+        self.lasts(0.3, link.node.name)
         link.node_loses(self.rng.choice((0.001, 0.3)) * self.rng.random())
         link.node_closes(self.rng.choice((0.001, 0.3)) * self.rng.random())
         return True
@@ -135,7 +146,7 @@ class Faults:
 
     def _part(self, one: str, other: str) -> None:
         seconds = self.rng.choice((0.1, 0.5, 1.0, 2.5))
-        self.lasts(seconds)
+        self.lasts(seconds, *{one, other} - {MASTER})
         self.world.net.block(one, other, seconds)
 
     def part_node(self) -> None:
@@ -187,6 +198,7 @@ class Faults:
     def kill_client(self) -> bool:
         """What it was doing stays half done."""
         index = int(self.rng.random() * len(self.world.clients))
+        self.lasts(0.0, self.world.clients[index].process.name)
         self.world.loop.kill(self.world.clients[index].process)
         self.world.start_client(index)
         return True
@@ -198,7 +210,6 @@ class Faults:
         if self.rng.random() >= self._freezing:
             return False
         self.world.counts["writers frozen"] += 1
-        self.lasts(0.0)
         return True
 
     # ---- processes and bytes ---------------------------------------------------------------------
@@ -210,7 +221,7 @@ class Faults:
         seconds = self.rng.choice((0.05, 0.3, 0.8, 1.3, 3.0))
         self.world.loop.pause(process)
         self._since[process] = self.world.now + seconds
-        self.lasts(seconds)
+        self.lasts(seconds, *({process.name} - {MASTER}))
         self._later(seconds, self._wake, process)
         return True
 

@@ -115,7 +115,7 @@ class SimShm:
         pool = self._pool(segment)
         if pool is None or not in_range(segment, moves):
             return [Fault.UNREACHABLE] * len(moves)
-        if self._world.freezes_writer(self._process):
+        if self._world.faults.freezes_writer(self._process):
             return await self._write_frozen(pool, moves, until)
         faults = [_write_one(pool, move, until) for move in moves]  # type: ignore[arg-type]  # locks are the kernel's
         for move, fault in zip(moves, faults, strict=True):
@@ -132,7 +132,7 @@ class SimShm:
         for move in moves:
             pool.locks[move] = process, move.offset, move.offset + move.memory.length
         woken: asyncio.Future[None] = loop.create_future()
-        self._world.freeze(process)
+        self._world.faults.pause(process)
         loop.call_soon(woken.set_result, None)
         await woken
         for move in moves:

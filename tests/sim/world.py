@@ -196,7 +196,10 @@ class World:
         if error is None or isinstance(error, NoSpace):
             return
         self.counts[f"errors of {what}"] += 1
-        if self.faults.were_none(asked_at) and not (isinstance(error, DataLost) and self._had_no_copy(error.key)):
+        if isinstance(error, DataLost):
+            if self._was_at_hand(error.key, client, asked_at):
+                raise Violation(f"a {what} failed while good copies were at hand: {error!r}")
+        elif self.faults.were_none(asked_at):
             raise Violation(f"a {what} failed while nothing was wrong: {error!r}")
 
     async def _put(self, client: ClientPart, asked_at: float) -> Exception | None:
@@ -264,12 +267,6 @@ class World:
         self.trace("land", pool.node_id, offset, len(data), round(late, 4))
         self.oracle.was_written(pool, offset, len(data), begun)
         pool.data[offset : offset + len(data)] = data
-
-    def freezes_writer(self, process: Process) -> bool:
-        return self.faults.freezes_writer(process)
-
-    def freeze(self, process: Process) -> None:
-        self.faults.pause(process)
 
     # ---- the healed end --------------------------------------------------------------------------
 
@@ -349,17 +346,21 @@ class World:
         if failures != [None]:
             raise Violation(f"healed, and yet: {failures or 'the last calls do not end'}")
 
-    def _had_no_copy(self, key: bytes | None) -> bool:
-        """Whether some slice of the object has no good copy that could have been read; the object may have gone."""
+    def _was_at_hand(self, key: bytes | None, client: ClientPart, since: float) -> bool:
+        """Whether every slice has a good copy where the client could read it."""
         state = self.master.part.core.state if self.master is not None else None
         obj = state.objects.get(key) if state is not None else None
         if obj is None:
-            return True
+            return False  # it went with its last good copy
         for part in obj.slices:
-            pools = [(self.pools[state.segments[copy.segment].info.shm_token], copy.offset) for copy in part.copies]
-            if all(pool.is_tainted(offset, offset + part.length) for pool, offset in pools):
-                return True
-        return False
+            for copy in part.copies:
+                pool = self.pools[state.segments[copy.segment].info.shm_token]
+                well = self.faults.were_well(since, client.process.name, pool.node_id)
+                if well and not pool.is_tainted(copy.offset, copy.offset + part.length):
+                    break
+            else:
+                return False
+        return True
 
     def _is_spoilt(self, key: bytes) -> bool:
         """Whether a fault may have spoilt every copy of a slice: then an error is right, once."""
