@@ -31,7 +31,7 @@ class Faults:
             self.pause_client, self.kill_client, self.flip, self.flip, self.leave, self.drain,
         ]  # fmt: skip
         chosen = rng.sample(kinds, rng.randint(2, 6))
-        self._freezing = rng.choice((0.0, 0.0, 0.02, 0.1))
+        self._freezing = rng.choice((0.0, 0.02, 0.1, 0.3))
         for _ in range(rng.choice((0, 4, 8, 12))):
             fault = rng.choice(chosen)
             self.world.loop.call_at(0.1 + (seconds - 0.1) * rng.random(), self._strike, fault)
