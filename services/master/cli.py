@@ -35,6 +35,7 @@ async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
     config = Config(
         slice_bytes=settings.slice_bytes,
         copies=settings.copies,
+        pin_share=settings.pin_share,
         lease_ms=settings.lease_ms,
         high_watermark=settings.high_watermark,
         repair_bytes_per_s=settings.repair_mbps * 1_000_000 // 8,

@@ -17,6 +17,7 @@ class MasterSettings(ServiceSettings):
     high_watermark: Annotated[float, Field(gt=0, le=1)] = Field(
         0.95, description="share of a pool that may be used before eviction begins"
     )
+    pin_share: Annotated[float, Field(ge=0, le=1)] = Field(0.25, description="share of a pool that may be pinned hard")
     copies: Annotated[int, Field(ge=1, le=16)] = Field(1, description="copies of an object when the put does not say")
     repair_mbps: Annotated[int, Field(ge=1)] = Field(
         2048, description="megabits a second, in all, for making lost copies again"

@@ -12,6 +12,8 @@ from services.master.core.master import Master
 _HELP = {
     "evicted_objects": "Objects evicted to make room",
     "evicted_bytes": "Bytes of objects evicted to make room",
+    "expired_objects": "Objects whose time to live was over",
+    "refused_pins": "Objects not put because too much of the pools is pinned hard",
     "expired_writes": "Puts that were started and never ended",
     "lost_objects": "Objects of which some slice lost its last copy",
     "lost_copies": "Copies lost with their node",
@@ -60,5 +62,6 @@ class CoreCollector(Collector):
             for use in ("live", "reserved", "quarantined"):
                 total = sum(getattr(segment, f"{use}_bytes") for segment in node.segments)
                 space.add_metric([node.node_id, use], total)
+            space.add_metric([node.node_id, "pinned"], sum(s.pinned_bytes for s in node.segments))  # a part of live
             space.add_metric([node.node_id, "free"], sum(s.allocator.free_bytes for s in node.segments))
         yield space

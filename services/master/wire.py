@@ -72,6 +72,8 @@ def put_start(call: int, request: pb.PutStartRequest) -> m.PutStart:
         request.host_id,
         request.wait_ms,
         request.zone,
+        request.ttl_ms,
+        m.Pin(request.pin),
     )
 
 
@@ -126,6 +128,7 @@ def status_message(answer: m.StatusReport, version: str, segment_of: SegmentOf) 
                         free_bytes=segment.free_bytes,
                         largest_free_bytes=segment.largest_free_bytes,
                         copies=segment.copies,
+                        pinned_bytes=segment.pinned_bytes,
                     )
                     for segment in node.segments
                 ],
@@ -140,6 +143,7 @@ def status_message(answer: m.StatusReport, version: str, segment_of: SegmentOf) 
 
 def held_copies(copies: node_pb2.Copies) -> list[m.HeldCopy]:
     """ValueError where the columns are of different lengths."""
+    none = [0] * len(copies.write_ids)
     columns = (
         unpack_keys(copies.keys),
         copies.write_ids,
@@ -152,6 +156,8 @@ def held_copies(copies: node_pb2.Copies) -> list[m.HeldCopy]:
         copies.checksums,
         copies.depths,
         copies.wanted,
+        copies.ttls_ms or none,
+        copies.pins or none,
     )
     return [m.HeldCopy(*row) for row in zip(*columns, strict=True)]
 
@@ -169,6 +175,8 @@ def copies_message(copies: Sequence[m.HeldCopy]) -> node_pb2.Copies:
         checksums=[copy.checksum for copy in copies],
         depths=[copy.depth for copy in copies],
         wanted=[copy.wanted for copy in copies],
+        ttls_ms=[copy.ttl_ms for copy in copies] if any([copy.ttl_ms for copy in copies]) else (),
+        pins=[copy.pin for copy in copies] if any([copy.pin for copy in copies]) else (),
     )
 
 

@@ -9,6 +9,7 @@ answer or does not read is given up, a silent connection is found out by keepali
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ Fetch = Callable[[Copy, types_pb2.Segment, int, float], Awaitable[Answer]]
 Begin = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 HasWriter = Callable[[Place], bool]
 """Whether a client is writing there by shared memory, or was stopped while it was."""
+
+
+def monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,7 @@ class Agent:
             stream, self._index, self._metrics, self._fetcher, self._has_writer, self._patience, message, self._fate
         )
         for chunk in self._index.inventory(INVENTORY_CHUNK_COPIES):
-            await stream.send(NodeMessage(inventory=copies_to_wire(chunk, attachment.numbers)))
+            await stream.send(NodeMessage(inventory=copies_to_wire(chunk, attachment.numbers, monotonic_ms())))
         await stream.send(NodeMessage(inventory_end=InventoryEnd()))
         return attachment
 
@@ -230,7 +235,9 @@ class _Attachment:
         epoch = self._index.epoch
         try:
             if kind == "record":
-                answer = self._index.record(epoch, copies_from_wire(message.record.copies, self.numbers))
+                answer = self._index.record(
+                    epoch, copies_from_wire(message.record.copies, self.numbers, monotonic_ms())
+                )
             else:
                 await self._end_fetches(message.forget)
                 answer = self._index.forget(epoch, places_from_wire(message.forget, self.numbers))
@@ -268,7 +275,7 @@ class _Attachment:
     async def _fetch(self, message: MasterMessage) -> None:
         fetch = message.fetch
         try:
-            (copy,) = copies_from_wire(fetch.copies, self.numbers)
+            (copy,) = copies_from_wire(fetch.copies, self.numbers, monotonic_ms())
             answer = await self._fetcher(copy, fetch.source, fetch.source_offset, fetch.timeout_ms / 1000)
             if answer.outcome is Outcome.DONE:
                 answer = self._index.record(self._index.epoch, [copy])

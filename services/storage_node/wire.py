@@ -73,7 +73,8 @@ def hello_to_wire(node_id: str, pool_path: str, header: PoolHeader, engine: Reac
     )
 
 
-def copies_from_wire(message: Copies, numbers: Numbers) -> list[Copy]:
+def copies_from_wire(message: Copies, numbers: Numbers, now_ms: int) -> list[Copy]:
+    """`now_ms`: on the clock by which the node keeps the ends of the copies' lives."""
     try:
         keys = unpack_keys(message.keys)
     except ColumnError as error:
@@ -81,16 +82,19 @@ def copies_from_wire(message: Copies, numbers: Numbers) -> list[Copy]:
     columns = (
         message.write_ids, message.object_sizes, message.slice_counts, message.slices, message.segment_ids,
         message.offsets, message.lengths, message.checksums, message.depths, message.wanted,
+        message.pins or [0] * len(keys), message.ttls_ms or [0] * len(keys),
     )  # fmt: skip
     lengths = {len(column) for column in columns}
     if lengths != {len(keys)}:
         raise WireError(f"copies of {len(keys)} keys come with columns of {sorted(lengths)} entries")
     own = {segment: numbers.own(segment) for segment in set(message.segment_ids)}
     segments = [own[segment] for segment in message.segment_ids]
-    return list(map(Copy, keys, *columns[:4], segments, *columns[5:]))
+    ends = [now_ms + ttl_ms if ttl_ms else 0 for ttl_ms in columns[-1]]
+    return list(map(Copy, keys, *columns[:4], segments, *columns[5:-1], ends))
 
 
-def copies_to_wire(copies: Sequence[Copy], numbers: Numbers) -> Copies:
+def copies_to_wire(copies: Sequence[Copy], numbers: Numbers, now_ms: int) -> Copies:
+    ends, pins = [copy.expires_ms for copy in copies], [copy.pin for copy in copies]
     return Copies(
         keys=pack_keys([copy.key for copy in copies]),
         write_ids=[copy.write_id for copy in copies],
@@ -103,6 +107,8 @@ def copies_to_wire(copies: Sequence[Copy], numbers: Numbers) -> Copies:
         checksums=[copy.checksum for copy in copies],
         depths=[copy.depth for copy in copies],
         wanted=[copy.wanted for copy in copies],
+        pins=pins if any(pins) else (),
+        ttls_ms=[max(1, end - now_ms) if end else 0 for end in ends] if any(ends) else (),
     )
 
 

@@ -5,6 +5,7 @@ What only a real store can do (fail over, run out of leases, lose its master) is
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -81,6 +82,46 @@ def test_an_object_never_changes(store: Any, key: str) -> None:
 def test_two_copies_on_two_nodes_and_no_more(store: Any, key: str) -> None:
     assert store.put(key + "2", b"data", copies=2).copies == 2
     assert store.put(key + "3", b"data", copies=3).copies == 2
+
+
+def test_what_has_a_time_to_live_is_a_miss_after_it(store: Any, key: str) -> None:
+    store.put(key, b"short", ttl_s=0.5)
+    store.put(key + "2", b"long", ttl_s=60)
+    assert store.get_many([key, key + "2"]) == [b"short", b"long"]
+    time.sleep(0.6)
+    assert store.get(key) is None
+    assert store.exists([key, key + "2"]) == [False, True]
+    assert store.match([key]) == 0
+    assert store.remove(key) is False
+    assert store.put(key, b"again") == larder.PutResult(copies=1, existed=False)
+    assert store.get(key) == b"again"
+    assert store.remove(key + "2") is True
+    store.put(key + "2", b"for good")
+    assert store.get(key + "2") == b"for good"
+
+
+@pytest.mark.parametrize("pin", [None, "soft", "hard"])
+def test_pinned_objects_are_got_and_removed_like_any(store: Any, key: str, pin: str | None) -> None:
+    (result,) = store.put_many([key], [b"bytes"], pin=pin)
+    assert result == larder.PutResult(copies=1, existed=False)
+    assert store.get(key) == b"bytes"
+    assert store.remove(key) is True
+
+
+@pytest.mark.parametrize(
+    ("terms", "reason"),
+    [
+        ({"ttl_s": 0}, "ttl_s is 0"),
+        ({"ttl_s": -1.0}, "ttl_s is -1.0"),
+        ({"ttl_s": 1e12}, "ttl_s is"),
+        ({"ttl_s": "1"}, "ttl_s is '1'"),
+        ({"pin": "firm"}, "pin is 'firm'"),
+        ({"pin": True}, "pin is True"),
+    ],
+)
+def test_bad_terms(store: Any, key: str, terms: dict[str, Any], reason: str) -> None:
+    with pytest.raises(larder.InvalidArgument, match=reason):
+        store.put(key, b"bytes", **terms)
 
 
 def test_remove_forgets(store: Any, key: str) -> None:

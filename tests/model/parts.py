@@ -22,6 +22,7 @@ class Node:
     index: Index = field(init=False)
     memory: bytearray = field(init=False, repr=False)
     draining: bool = False
+    leaving: bool = False  # of its own accord
     segments: list[int] = field(default_factory=list)  # the master's numbers, from Welcome
     to_node: deque[m.Effect] = field(default_factory=deque)
     to_master: deque[m.NodeCommand] = field(default_factory=deque)

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from services.master.core import messages as m
 from services.master.core.allocator import Allocator
+from services.master.core.expiry import Expiry
 from services.master.core.repair import Repair
 from services.master.core.space import Space
 from services.master.core.tables import Node, Quarantined, State
@@ -125,13 +126,17 @@ class MasterMachine(RuleBasedStateMachine):
             self.world.step(m.Report(self.world.call(), [key], [0], [segment], [offset], [m.Fault.UNREACHABLE]))
 
     @rule(
-        batch=st.lists(st.tuples(keys, sizes), min_size=1, max_size=3), copies=st.integers(1, 3), deliver=st.booleans()
+        batch=st.lists(st.tuples(keys, sizes), min_size=1, max_size=3),
+        copies=st.integers(1, 3),
+        deliver=st.booleans(),
+        ttl_ms=st.sampled_from([0, 0, 0, 1, 300, 2000]),
+        pin=st.sampled_from([*m.Pin, m.Pin.NONE, m.Pin.NONE]),
     )
-    def put(self, batch: list[tuple[bytes, int]], copies: int, deliver: bool) -> None:
+    def put(self, batch: list[tuple[bytes, int]], copies: int, deliver: bool, ttl_ms: int, pin: m.Pin) -> None:
         """A put as it usually goes; whether the nodes have recorded it yet is another matter."""
         names, lengths = [key for key, _ in batch], [size for _, size in batch]
         before = len(self.world.puts)
-        call = self.world.start(names, lengths, copies, host="h1")
+        call = self.world.start(names, lengths, copies, host="h1", ttl_ms=ttl_ms, pin=pin)
         assert call in self.world.replies
         for put in self.world.puts[before:]:
             for part, places in enumerate(put.places):
@@ -170,6 +175,7 @@ class MasterMachine(RuleBasedStateMachine):
         elif kind == "die":
             world.die(node)
         elif kind == "leave" and node.stream is not None:
+            node.leaving = True
             world.step(m.Leave(node.stream))
         elif kind == "restart":
             self.waiting.clear()
@@ -278,6 +284,10 @@ def drop_before_the_copy_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Repair, "_staying", Repair._live)
 
 
+def never_expire(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Expiry, "next_ms", lambda self: None)
+
+
 def keep_surplus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Repair, "_trim", lambda self, obj: None)
 
@@ -289,6 +299,7 @@ def keep_surplus(monkeypatch: pytest.MonkeyPatch) -> None:
         never_repair,
         keep_surplus,
         drop_before_the_copy_is_made,
+        never_expire,
         skip_quarantine,
         overlap_extents,
         offer_the_dead,

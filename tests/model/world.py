@@ -106,9 +106,18 @@ class World:
 
     # ---- clients ---------------------------------------------------------------------------------
 
-    def start(self, keys: list[bytes], sizes: list[int], copies: int, wait_ms: int = 0, host: str = "") -> int:
+    def start(
+        self,
+        keys: list[bytes],
+        sizes: list[int],
+        copies: int,
+        wait_ms: int = 0,
+        host: str = "",
+        ttl_ms: int = 0,
+        pin: m.Pin = m.Pin.NONE,
+    ) -> int:
         call, asked_at = self.call(), self.now
-        self.step(m.PutStart(call, self.request_id(), keys, sizes, copies, (), host, wait_ms))
+        self.step(m.PutStart(call, self.request_id(), keys, sizes, copies, (), host, wait_ms, "", ttl_ms, pin))
         answer = self.replies.get(call)
         if isinstance(answer, m.PutStarted):
             self.open(answer, keys, sizes, asked_at)
@@ -193,6 +202,7 @@ class World:
                 part += 1
             assert start == size
             if result is m.Result.OK:
+                assert not 0 < self.core.state.objects[key].expires_at <= self.now, "expired"
                 assert self.core.state.objects[key].write_id in self.finished.get(key, set()), "never ended"
                 self.grants.append(Grant(self.now + self.config.lease_ms, spots))
         return answer
@@ -204,7 +214,7 @@ class World:
                 # Answered OK means readable now (invariant 2), unless evicted at once, or gone while it was waited.
                 if result is m.Result.OK and calm and call not in self.patient:
                     assert obj is not None
-                    assert self.core.state.readable(obj)
+                    assert self.core.state.readable(obj) or 0 < obj.expires_at <= self.now
                 assert (result is m.Result.OK) == (copies > 0)
 
     # ---- nodes -----------------------------------------------------------------------------------
@@ -243,8 +253,9 @@ class World:
         epoch = self.core.state.epoch
         if isinstance(effect, m.Close | m.Farewell):
             if isinstance(effect, m.Farewell) and node.draining:
-                assert not len(node.index), "let go with copies on it"
+                assert node.leaving or not len(node.index), "let go with copies on it"
                 node.draining = False
+            node.leaving = False
             self.cut(node)
         elif isinstance(effect, m.Draining):
             node.draining = effect.draining
@@ -303,12 +314,14 @@ class World:
         return m.HeldCopy(
             copy.key, copy.write_id, copy.object_size, copy.slice_count, copy.slice, node.segments[0],
             copy.offset, copy.length, copy.checksum, copy.depth, copy.wanted,
+            max(1, copy.expires_ms - self.now) if copy.expires_ms else 0, copy.pin,
         )  # fmt: skip
 
     def _copy(self, held: m.HeldCopy) -> Copy:
         return Copy(
             held.key, held.write_id, held.object_size, held.slice_count, held.slice_index, SegmentNumber(0),
             held.offset, held.length, held.checksum, held.depth, held.wanted,
+            held.pin, self.now + held.ttl_ms if held.ttl_ms else 0,
         )  # fmt: skip
 
     def restart_master(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from larder import tensors
-from larder.arguments import check_get_into, check_length, check_put, or_raise
+from larder.arguments import Pin, check_get_into, check_length, check_put, or_raise
 from larder.background import Background
 from larder.errors import InvalidArgument, LarderError, LeaseExpired, StoreClosed, Unavailable
 from larder.gets import Getter, Landing
@@ -70,12 +70,14 @@ class Store:
 
     # ---- put -------------------------------------------------------------------------------------
 
-    async def put(self, key: Key, buffer: Any, *, copies: int = 1) -> PutResult:
+    async def put(
+        self, key: Key, buffer: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None
+    ) -> PutResult:
         """Stores the bytes of a bytes-like object or a CPU tensor. A key that exists stays as it is.
 
-        Raises NoSpace, TooLarge, WriteFailed, DeadlineExceeded, Unavailable, InvalidArgument.
+        Raises NoSpace, TooLarge, PinRefused, WriteFailed, DeadlineExceeded, Unavailable, InvalidArgument.
         """
-        (answer,) = await self.put_many([key], [buffer], copies=copies)
+        (answer,) = await self.put_many([key], [buffer], copies=copies, pin=pin, ttl_s=ttl_s)
         return or_raise(answer)
 
     async def put_many(
@@ -84,23 +86,29 @@ class Store:
         buffers: Sequence[Any],
         *,
         copies: int = 1,
+        pin: Pin = None,
+        ttl_s: float | None = None,
         depths: Sequence[int] | None = None,
         started: Callable[[], None] | None = None,
     ) -> list[PutResult | LarderError]:
         """Stores many objects; a buffer may be a list of buffers, whose bytes are joined.
 
+        pin: "soft" objects are evicted when nothing else is left, "hard" ones never, of which only so much of each pool
+        may consist. ttl_s: after so long they are a miss.
         depths: each block's position in its prompt's chain, for eviction. started: called once, when the master knows
         of all keys as being written. Answers per key a PutResult, or the error.
         """
-        names, memories = check_put(keys, buffers, copies, depths)
+        names, memories, terms = check_put(keys, buffers, copies=copies, depths=depths, pin=pin, ttl_s=ttl_s)
         parts = self._open()
         return await parts.putter.put(
-            names, memories, copies=copies, depths=depths or (), started=started, deadline=self._deadline()
+            names, memories, terms=terms, depths=depths or (), started=started, deadline=self._deadline()
         )
 
-    async def put_tensor(self, key: Key, tensor: Any, *, copies: int = 1) -> PutResult:
+    async def put_tensor(
+        self, key: Key, tensor: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None
+    ) -> PutResult:
         """Stores a CPU torch tensor with its dtype and shape."""
-        return await self.put(key, [tensors.header(tensor), tensor], copies=copies)
+        return await self.put(key, [tensors.header(tensor), tensor], copies=copies, pin=pin, ttl_s=ttl_s)
 
     # ---- get -------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, Literal, NoReturn, TypeVar
 
 import click
 from rich.console import Console
@@ -97,11 +97,20 @@ def ls(obj: tuple[str | None, str], prefix: str) -> None:
 @click.argument("key")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @click.option("--copies", default=1, show_default=True)
+@click.option("--pin", type=click.Choice(["soft", "hard"]), help="Evicted last, or never.")
+@click.option("--ttl", "ttl_s", type=float, help="Seconds after which it is gone.")
 @click.pass_obj
-def put(obj: tuple[str | None, str], key: str, file: Path, copies: int) -> None:
+def put(
+    obj: tuple[str | None, str],
+    key: str,
+    file: Path,
+    copies: int,
+    pin: Literal["soft", "hard"] | None,
+    ttl_s: float | None,
+) -> None:
     """Stores FILE (- is standard input) under KEY."""
     data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    result = _use(obj[0], lambda store: store.put(key, data, copies=copies))
+    result = _use(obj[0], lambda store: store.put(key, data, copies=copies, pin=pin, ttl_s=ttl_s))
     facts = {"key": key, "bytes": len(data), "copies": result.copies, "existed": result.existed}
     said = "existed" if result.existed else f"{_size(len(data))}, copies: {result.copies}"
     click.echo(json.dumps(facts) if obj[1] == "json" else f"{key}: {said}")
@@ -262,6 +271,7 @@ def _status_json(reply: master_pb2.StatusReply) -> dict[str, Any]:
                         "reserved_bytes": part.reserved_bytes,
                         "quarantined_bytes": part.quarantined_bytes,
                         "free_bytes": part.free_bytes,
+                        "pinned_bytes": part.pinned_bytes,
                         "largest_free_bytes": part.largest_free_bytes,
                         "copies": part.copies,
                         "shm_path": part.segment.shm_path,

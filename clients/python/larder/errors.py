@@ -5,7 +5,8 @@
     ├── Unavailable          no master answered, or it has too much to do
     ├── DeadlineExceeded     not done in time; nothing is promised (also a TimeoutError)
     ├── NoSpace              eviction could not free enough in time
-    │   └── TooLarge         would not fit even into empty pools
+    │   ├── TooLarge         would not fit even into empty pools
+    │   └── PinRefused       the share of the pools that may be pinned hard is used up
     ├── WriteFailed          no copy of some slice could be written, or the write expired: the key was not stored
     ├── DataLost             every copy failed its checksum, its transfer or its node
     ├── LeaseExpired         a view was used for longer than its lease: what was read may be another object's bytes
@@ -63,6 +64,12 @@ class TooLarge(NoSpace):
     """The object would not fit even into empty pools, or there are no pools."""
 
     remedy = "add storage nodes or larger pools, or store smaller objects"
+
+
+class PinRefused(NoSpace):
+    """The master lets only so much of each pool be pinned hard, and that is used up."""
+
+    remedy = "put it without a pin or with pin='soft', remove what is pinned, or raise the master's --pin-share"
 
 
 class WriteFailed(LarderError):

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from larder.arguments import Terms
 from larder.background import Background
 from larder.copying import checksum
-from larder.errors import DeadlineExceeded, LarderError, NoSpace, TooLarge, WriteFailed
+from larder.errors import DeadlineExceeded, LarderError, NoSpace, PinRefused, TooLarge, WriteFailed
 from larder.keys import batches
 from larder.memory import Memory
 from larder.mover import Bundle, Bundles, Mover
@@ -23,6 +24,7 @@ from larder.v1.types_pb2 import Result
 
 _OK, _EXISTS, _NO_SPACE = int(Result.RESULT_OK), int(Result.RESULT_EXISTS), int(Result.RESULT_NO_SPACE)
 _TOO_LARGE, _UNKNOWN_WRITE = int(Result.RESULT_TOO_LARGE), int(Result.RESULT_UNKNOWN_WRITE)
+_PIN_REFUSED = int(Result.RESULT_PIN_REFUSED)
 
 ATTEMPTS: Final = 3
 """Of one key in one call: the later ones where its node was lost."""
@@ -90,7 +92,7 @@ class Putter:
         keys: Sequence[bytes],
         memories: Sequence[Memory],
         *,
-        copies: int,
+        terms: Terms,
         depths: Sequence[int],
         started: Callable[[], None] | None,
         deadline: float,
@@ -100,7 +102,7 @@ class Putter:
         What was lost with its node is put again, elsewhere, while the deadline allows.
         """
         begun = time.monotonic()
-        answers = await self._attempt(keys, memories, copies, depths, started, deadline)
+        answers = await self._attempt(keys, memories, terms, depths, started, deadline)
         for _ in range(ATTEMPTS - 1):
             lost = [index for index, answer in enumerate(answers) if isinstance(answer, WriteFailed)]
             if not lost or time.monotonic() >= deadline:
@@ -110,7 +112,7 @@ class Putter:
                 again = await self._attempt(
                     [keys[index] for index in lost],
                     [memories[index] for index in lost],
-                    copies,
+                    terms,
                     [depths[index] for index in lost] if depths else (),
                     None,
                     deadline,
@@ -127,7 +129,7 @@ class Putter:
         self,
         keys: Sequence[bytes],
         memories: Sequence[Memory],
-        copies: int,
+        terms: Terms,
         depths: Sequence[int],
         started: Callable[[], None] | None,
         deadline: float,
@@ -137,7 +139,7 @@ class Putter:
         try:
             until = deadline
             for batch in batches(len(keys)):
-                opened, batch_until = await self._start(keys, memories, batch, copies, depths, deadline, answers)
+                opened, batch_until = await self._start(keys, memories, batch, terms, depths, deadline, answers)
                 writes += opened
                 until = min(until, batch_until)
             if started is not None:
@@ -156,13 +158,13 @@ class Putter:
         keys: Sequence[bytes],
         memories: Sequence[Memory],
         batch: slice,
-        copies: int,
+        terms: Terms,
         depths: Sequence[int],
         deadline: float,
         answers: list[PutResult | LarderError],
     ) -> tuple[list[_Write], float]:
         sizes = [memory.length for memory in memories[batch]]
-        begun = await self._master.put_start(keys[batch], sizes, copies=copies, depths=depths[batch], deadline=deadline)
+        begun = await self._master.put_start(keys[batch], sizes, terms, depths=depths[batch], deadline=deadline)
         writes: list[_Write] = []
         for index, result, write_id, slices in zip(
             range(batch.start, batch.stop), begun.results, begun.write_ids, begun.slices, strict=True
@@ -176,6 +178,8 @@ class Putter:
                 answers[index] = NoSpace(f"no room for {size} bytes", key=key)
             elif result == _TOO_LARGE:
                 answers[index] = TooLarge(f"no room for {size} bytes even in empty pools", key=key)
+            elif result == _PIN_REFUSED:
+                answers[index] = PinRefused(f"no room to pin {size} bytes", key=key)
             else:
                 answers[index] = WriteFailed(f"the master's answer is not understood: result {result}", key=key)
         return writes, begun.until

@@ -15,12 +15,13 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from larder.arguments import Terms
 from larder.errors import InvalidArgument, LarderError, NoSpace, StoreClosed, Unavailable
 from larder.host import host_id
 from larder.places import Fault, Slice, unpack
 from larder.stats import Stats
 from larder.v1 import master_pb2 as pb
-from larder.v1 import master_pb2_grpc
+from larder.v1 import master_pb2_grpc, types_pb2
 from larder.v1.types_pb2 import Result
 from larder.wire import pack_keys, unpack_keys
 
@@ -36,6 +37,7 @@ _CHANNEL_OPTIONS: Final = [
     ("grpc.http2.ping_timeout_ms", 2_000),  # gRPC 1.85 heeds this one only
     ("grpc.http2.max_pings_without_data", 0),
 ]
+_PINS: Final = {None: types_pb2.PIN_NONE, "soft": types_pb2.PIN_SOFT, "hard": types_pb2.PIN_HARD}
 _OK: Final = int(Result.RESULT_OK)  # attributes of protobuf's enums are slow
 _BACK_OFF_S: Final = 0.02
 _BACK_OFF_S_MAX: Final = 0.5
@@ -99,14 +101,16 @@ class MasterClient:
             await channel.close()
 
     async def put_start(
-        self, keys: Sequence[bytes], sizes: Sequence[int], *, copies: int, depths: Sequence[int], deadline: float
+        self, keys: Sequence[bytes], sizes: Sequence[int], terms: Terms, *, depths: Sequence[int], deadline: float
     ) -> Started:
         asked_at = time.monotonic()
         request = pb.PutStartRequest(
             request_id=os.urandom(16),
             keys=pack_keys(keys),
             sizes=sizes,
-            copies=copies,
+            copies=terms.copies,
+            pin=_PINS[terms.pin],
+            ttl_ms=terms.ttl_ms,
             depths=depths,
             host_id=host_id(),
             zone=self._zone,

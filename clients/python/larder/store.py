@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, Final, Self, TypeVar
 
 from larder import aio
+from larder.arguments import Pin
 from larder.errors import InvalidArgument, LarderError, StoreClosed, Unavailable
 from larder.keys import Key
 from larder.options import Options, resolve
@@ -61,9 +62,9 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def put(self, key: Key, buffer: Any, *, copies: int = 1) -> PutResult:
+    def put(self, key: Key, buffer: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None) -> PutResult:
         """Stores the bytes of a bytes-like object or a CPU tensor. A key that exists stays as it is."""
-        return self._run(self._store.put(key, buffer, copies=copies))
+        return self._run(self._store.put(key, buffer, copies=copies, pin=pin, ttl_s=ttl_s))
 
     def put_many(
         self,
@@ -71,15 +72,21 @@ class Store:
         buffers: Sequence[Any],
         *,
         copies: int = 1,
+        pin: Pin = None,
+        ttl_s: float | None = None,
         depths: Sequence[int] | None = None,
         started: Callable[[], None] | None = None,
     ) -> list[PutResult | LarderError]:
         """Stores many objects; answers per key a PutResult, or the error. `started` is called on the store's thread."""
-        return self._run(self._store.put_many(keys, buffers, copies=copies, depths=depths, started=started))
+        return self._run(
+            self._store.put_many(keys, buffers, copies=copies, pin=pin, ttl_s=ttl_s, depths=depths, started=started)
+        )
 
-    def put_tensor(self, key: Key, tensor: Any, *, copies: int = 1) -> PutResult:
+    def put_tensor(
+        self, key: Key, tensor: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None
+    ) -> PutResult:
         """Stores a CPU torch tensor with its dtype and shape."""
-        return self._run(self._store.put_tensor(key, tensor, copies=copies))
+        return self._run(self._store.put_tensor(key, tensor, copies=copies, pin=pin, ttl_s=ttl_s))
 
     def get(self, key: Key) -> bytes | None:
         """The object's bytes, or None for a miss, and only for a miss."""

@@ -1,10 +1,11 @@
 """A store without a cluster, with the names of the real one: the reference model, one dict.
 
 What the contract tests hold true of the real store they hold true of this one, so that code tested against it may be
-trusted with the other. No threads, no time, no I/O.
+trusted with the other. No threads, no I/O; nothing is ever evicted, so that pins change nothing.
 """
 
 import inspect
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
@@ -12,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from larder import tensors
-from larder.arguments import check_get_into, check_length, check_put, or_raise
+from larder.arguments import Pin, check_get_into, check_length, check_put, or_raise
 from larder.errors import LarderError, StoreClosed
 from larder.keys import Key, encode_key, encode_keys
 from larder.memory import Memory, destination, view_at
@@ -20,9 +21,11 @@ from larder.puts import PutResult
 
 
 class FakeStore:
-    """The names of `larder.Store`, over a dict. `nodes` bounds the copies a put can have."""
+    """The names of `larder.Store`, over a dict. `nodes` bounds the copies of a put, `clock` ends lives."""
 
-    def __init__(self, *, nodes: int = 2) -> None:
+    def __init__(self, *, nodes: int = 2, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends: dict[bytes, float] = {}  # of objects with a time to live
         self._nodes = nodes
         self._objects: dict[bytes, bytes] = {}
         self._calls: dict[str, float] = {"puts": 0, "gets": 0, "hits": 0, "misses": 0, "put_bytes": 0, "get_bytes": 0}
@@ -34,8 +37,8 @@ class FakeStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def put(self, key: Key, buffer: Any, *, copies: int = 1) -> PutResult:
-        return or_raise(self.put_many([key], [buffer], copies=copies)[0])
+    def put(self, key: Key, buffer: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None) -> PutResult:
+        return or_raise(self.put_many([key], [buffer], copies=copies, pin=pin, ttl_s=ttl_s)[0])
 
     def put_many(
         self,
@@ -43,25 +46,31 @@ class FakeStore:
         buffers: Sequence[Any],
         *,
         copies: int = 1,
+        pin: Pin = None,
+        ttl_s: float | None = None,
         depths: Sequence[int] | None = None,
         started: Callable[[], None] | None = None,
     ) -> list[PutResult | LarderError]:
-        names, memories = check_put(keys, buffers, copies, depths)
+        names, memories, terms = check_put(keys, buffers, copies=copies, depths=depths, pin=pin, ttl_s=ttl_s)
         self._check_open()
         if started is not None:
             started()
         answers: list[PutResult | LarderError] = []
         for name, memory in zip(names, memories, strict=True):
-            existed = name in self._objects
+            existed = self._has(name)
             if not existed:
+                if terms.ttl_ms:
+                    self._ends[name] = self._clock() + terms.ttl_ms / 1000
                 self._objects[name] = _bytes_of(memory)
                 self._calls["put_bytes"] += memory.length
             answers.append(PutResult(copies=0 if existed else min(copies, self._nodes), existed=existed))
         self._calls["puts"] += len(names)
         return answers
 
-    def put_tensor(self, key: Key, tensor: Any, *, copies: int = 1) -> PutResult:
-        return self.put(key, [tensors.header(tensor), tensor], copies=copies)
+    def put_tensor(
+        self, key: Key, tensor: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None
+    ) -> PutResult:
+        return self.put(key, [tensors.header(tensor), tensor], copies=copies, pin=pin, ttl_s=ttl_s)
 
     def get(self, key: Key) -> bytes | None:
         return or_raise(self.get_many([key])[0])
@@ -93,13 +102,17 @@ class FakeStore:
     def match(self, keys: Sequence[Key], wait_s: float = 0.0) -> int:
         """Nothing is ever being written here, so there is nothing to wait for."""
         names = self._names(keys)
-        return next((index for index, name in enumerate(names) if name not in self._objects), len(names))
+        return next((index for index, name in enumerate(names) if not self._has(name)), len(names))
 
     def exists(self, keys: Sequence[Key]) -> list[bool]:
-        return [name in self._objects for name in self._names(keys)]
+        return [self._has(name) for name in self._names(keys)]
 
     def remove(self, key: Key) -> bool:
-        return self._objects.pop(self._names([key])[0], None) is not None
+        (name,) = self._names([key])
+        existed = self._has(name)
+        self._ends.pop(name, None)
+        self._objects.pop(name, None)
+        return existed
 
     def register_buffer(self, buffer: Any) -> None:
         destination(buffer)
@@ -122,8 +135,13 @@ class FakeStore:
         if self._closed:
             raise StoreClosed("the store is closed")
 
+    def _has(self, name: bytes) -> bool:
+        if name in self._ends and self._clock() >= self._ends[name]:
+            del self._ends[name], self._objects[name]
+        return name in self._objects
+
     def _get(self, name: bytes) -> bytes | None:
-        data = self._objects.get(name)
+        data = self._objects[name] if self._has(name) else None
         self._calls["gets"] += 1
         self._calls["misses" if data is None else "hits"] += 1
         self._calls["get_bytes"] += len(data or b"")
@@ -147,8 +165,8 @@ class FakeStore:
 class AsyncFakeStore:
     """The names of `larder.aio.Store`, awaitable, over a FakeStore."""
 
-    def __init__(self, *, nodes: int = 2) -> None:
-        self.sync = FakeStore(nodes=nodes)
+    def __init__(self, *, nodes: int = 2, clock: Callable[[], float] = time.monotonic) -> None:
+        self.sync = FakeStore(nodes=nodes, clock=clock)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.sync, name)

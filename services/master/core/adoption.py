@@ -8,11 +8,12 @@ from bisect import bisect_right
 
 from services.master.core.absences import Away
 from services.master.core.allocator import Allocator, aligned
-from services.master.core.messages import HeldCopy
+from services.master.core.messages import HeldCopy, Pin
 from services.master.core.space import Space
 from services.master.core.tables import Copy, Node, Object, Segment, Slice, State
 
 Claims = dict[int, HeldCopy]  # by offset
+PINS = frozenset(Pin)
 
 
 class Adoption:
@@ -45,6 +46,8 @@ class Adoption:
             and claim.object_size > 0
             and 0 <= claim.slice_index < claim.slice_count <= self.state.config.slices_max
             and 0 < len(claim.key) <= self.state.config.key_bytes_max
+            and 0 <= claim.ttl_ms <= self.state.config.ttl_ms_max
+            and claim.pin in PINS
         )
 
     def _agree(self, segment: Segment, claims: Claims) -> None:
@@ -109,9 +112,11 @@ class Adoption:
             obj = None
         if obj is None:
             slices = [Slice(0, 0, []) for _ in range(claim.slice_count)]
+            expires_at = self.state.now + claim.ttl_ms if claim.ttl_ms else 0
             obj = Object(
-                claim.key, claim.write_id, claim.object_size, claim.depth, slices, self.leases_end, claim.wanted
-            )
+                claim.key, claim.write_id, claim.object_size, claim.depth, slices, self.leases_end, claim.wanted,
+                expires_at, claim.pin,
+            )  # fmt: skip
             obj.used = self.state.traffic.uses
             self.state.partial[claim.key] = obj
             self.state.at(self.state.now + self.state.config.partial_ms, lambda: self._give_up(obj))
@@ -124,7 +129,7 @@ class Adoption:
         obj.lease_until = max(obj.lease_until, self.leases_end)
         segment.live_bytes += aligned(claim.length)
         segment.copies += 1
-        self.space.house(obj, segment)
+        self.space.house(obj, segment, claim.length)
         self.state.counters.adopted_copies += 1
         if obj.key in self.state.partial and all(each.copies for each in obj.slices):
             del self.state.partial[obj.key]

@@ -17,6 +17,15 @@ class Result(IntEnum):
     TOO_LARGE = 5
     UNKNOWN_WRITE = 6
     LOST = 7
+    PIN_REFUSED = 8
+
+
+class Pin(IntEnum):
+    """How firmly an object keeps its place. The numbers are the wire's (`larder.v1.Pin`)."""
+
+    NONE = 0
+    SOFT = 1
+    HARD = 2
 
 
 @dataclass(slots=True)
@@ -96,6 +105,7 @@ class SegmentReport:
     free_bytes: int
     largest_free_bytes: int
     copies: int
+    pinned_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

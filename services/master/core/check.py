@@ -2,6 +2,7 @@
 
 from services.master.core.allocator import aligned
 from services.master.core.master import Master
+from services.master.core.messages import Pin
 from services.master.core.tables import Copy, Object, Phase, Segment, Slice
 
 
@@ -14,6 +15,10 @@ def check(master: Master) -> None:
     assert list(state.names) == sorted(state.objects)
     assert state.object_bytes == sum(obj.size for obj in state.objects.values())
     assert not state.objects.keys() & state.partial.keys()
+    assert list(state.expiring.values()) == sorted(
+        (obj for obj in state.objects.values() if obj.expires_at), key=lambda obj: (obj.expires_at, obj.write_id)
+    )
+    assert state.pinned_writes == {w.write_id: w for w in state.writes.values() if w.pin == Pin.HARD}
     _check_objects(master)
     _check_writes(master)
     for segment in state.segments.values():
@@ -91,6 +96,8 @@ def _check_extents(master: Master, segment: Segment) -> None:
         if transfer.target.segment == segment.number
     ]
     quarantined = [(entry.offset, aligned(entry.length)) for entry in segment.quarantine.values()]
+    pinned = sum(aligned(part.length) for o in segment.residents if o.pin == Pin.HARD for _, part in _on(o, segment))
+    assert pinned == segment.pinned_bytes
     free = segment.allocator.extents()
     assert sum(size for _, size in live) == segment.live_bytes
     assert sum(size for _, size in reserved) == segment.reserved_bytes

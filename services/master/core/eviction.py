@@ -12,9 +12,12 @@ from itertools import chain
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+from services.master.core.answers import Pin
+
 if TYPE_CHECKING:
     from services.master.core.tables import Object
 
+SOFT_ROW = 8  # the row after the last
 RETURNS_MAX = 7  # more than so many make no difference: what was wanted most must go, too, when it is not any longer
 BURST_SHARE = 8  # used within the first 1/8 of its stay only (put, then handed over): that was one use, not a return
 HELD_SKIPPED_MAX = 64  # looked at in vain before a segment is left alone for this step
@@ -24,14 +27,19 @@ SAMPLE_MIN = 64  # averages reach over as many objects as there are, at least ov
 
 
 class Residents:
-    """The objects with a copy on one segment: a row for each number of times they came back, the oldest first."""
+    """The objects with a copy on one segment: a row for each number of times they came back, the oldest first.
 
-    __slots__ = ("_rows", "_traffic")
+    Those pinned softly have a row of their own, by plain recency: it is their turn when all others are empty. Those
+    pinned hard are in none.
+    """
+
+    __slots__ = ("_pinned", "_rows", "_traffic")
 
     def __init__(self, traffic: "Traffic") -> None:
         self._traffic = traffic
         # To each object its last use when it was put into the row: a later one is noticed by comparing.
-        self._rows: list[OrderedDict[Object, int]] = [OrderedDict() for _ in range(RETURNS_MAX + 1)]
+        self._rows: list[OrderedDict[Object, int]] = [OrderedDict() for _ in range(SOFT_ROW + 1)]
+        self._pinned: dict[Object, None] = {}
 
     def victims(
         self,
@@ -55,7 +63,15 @@ class Residents:
             looks += 1
             obj, queued = self._rows[returns].popitem(last=False)
             stay, distance = traffic.uses - queued, obj.used - queued
-            if distance and distance * BURST_SHARE >= stay:
+            if returns == SOFT_ROW:
+                if distance:
+                    self.add(obj, 0)
+                elif held(obj):
+                    skipped.append((returns, obj, queued))
+                else:
+                    victims.append(obj)
+                    wanted_bytes -= size_of(obj)
+            elif distance and distance * BURST_SHARE >= stay:
                 traffic.stayed(returns, stay)
                 traffic.came_back(returns, distance)
                 self.add(obj, returns + 1)
@@ -74,18 +90,23 @@ class Residents:
     def _next_row(self) -> int | None:
         """Whose first object is worth least."""
         bonus, least, lowest = self._traffic.bonus, None, 0.0
-        for returns, row in enumerate(self._rows):
+        for returns, row in enumerate(self._rows[:SOFT_ROW]):
             if row:
                 worth = row[next(iter(row))] + bonus * returns
                 if least is None or worth < lowest:
                     least, lowest = returns, worth
-        return least
+        return SOFT_ROW if least is None and self._rows[SOFT_ROW] else least
 
     def add(self, obj: "Object", returns: int) -> None:
         """An object that is not among them, which came back `returns` times so far."""
-        self._rows[min(returns, RETURNS_MAX)][obj] = obj.used
+        if obj.pin == Pin.HARD:
+            self._pinned[obj] = None
+        else:
+            self._rows[SOFT_ROW if obj.pin == Pin.SOFT else min(returns, RETURNS_MAX)][obj] = obj.used
 
     def discard(self, obj: "Object") -> None:
+        if obj.pin == Pin.HARD:
+            self._pinned.pop(obj, None)
         for row in self._rows:
             if row.pop(obj, None) is not None:
                 return
@@ -101,13 +122,13 @@ class Residents:
         self._rows[0] = OrderedDict(ordered)
 
     def __contains__(self, obj: "Object") -> bool:
-        return self.returns(obj) is not None
+        return obj in self._pinned or self.returns(obj) is not None
 
     def __iter__(self) -> Iterator["Object"]:
-        return chain(*self._rows)
+        return chain(*self._rows, self._pinned)
 
     def __len__(self) -> int:
-        return sum(map(len, self._rows))
+        return sum(map(len, self._rows)) + len(self._pinned)
 
 
 class Traffic:

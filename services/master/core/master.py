@@ -9,6 +9,7 @@ import heapq
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid, Overloaded
 from services.master.core.drain import Drains
+from services.master.core.expiry import Expiry
 from services.master.core.nodes import Nodes
 from services.master.core.puts import Puts
 from services.master.core.reads import Reads
@@ -31,6 +32,7 @@ class Master:
         self.state = State(config, epoch, now, salt)
         self.calls = Calls(self.state)
         self.space = Space(self.state, self.calls)
+        self.expiry = Expiry(self.state, self.space)
         self.repair = Repair(self.state, self.space)
         self.puts = Puts(self.state, self.space, self.calls, self.repair)
         self.drains = Drains(self.state, self.calls, self.repair)
@@ -64,6 +66,8 @@ class Master:
         state.now = now
         if gap_ms > 2 * state.config.heartbeat_ms:
             self.nodes.excuse(gap_ms)
+        if state.expiring:
+            self.expiry.run()
         # What has arrived counts before the time that has passed: a heartbeat that waited its turn is no silence.
         if not isinstance(command, m.Tick):
             self._handle(command)
@@ -77,8 +81,8 @@ class Master:
     def next_deadline_ms(self) -> int | None:
         """When `step` should be called at the latest, with a Tick if there is nothing else."""
         due = self.state.timers[0][0] if self.state.timers else None
-        poll = self.puts.next_poll_ms()
-        return min((when for when in (due, poll) if when is not None), default=None)
+        poll, expiry = self.puts.next_poll_ms(), self.expiry.next_ms()
+        return min((when for when in (due, poll, expiry) if when is not None), default=None)
 
     def _handle(self, command: m.Command) -> None:
         try:

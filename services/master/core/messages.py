@@ -16,6 +16,7 @@ from services.master.core.answers import Found as Found
 from services.master.core.answers import Listed as Listed
 from services.master.core.answers import Matched as Matched
 from services.master.core.answers import NodeReport as NodeReport
+from services.master.core.answers import Pin as Pin
 from services.master.core.answers import Places as Places
 from services.master.core.answers import PutAborted as PutAborted
 from services.master.core.answers import PutAnswer as PutAnswer
@@ -50,6 +51,8 @@ class PutStart:
     host_id: str = ""
     wait_ms: int = 0
     zone: str = ""
+    ttl_ms: int = 0
+    pin: Pin = Pin.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,8 @@ class HeldCopy(NamedTuple):
     checksum: int
     depth: int
     wanted: int = 1  # copies of the object
+    ttl_ms: int = 0  # left; 0: no end
+    pin: int = Pin.NONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from services.master.core import messages as m
 from services.master.core.allocator import aligned
 from services.master.core.tables import Copy, Near, Node, Segment, Slice, State
 
+PinRoom = dict[int, int]  # by segment, the bytes that may yet be pinned hard there
+
 
 class Placing:
     def __init__(self, state: State) -> None:
@@ -33,7 +35,29 @@ class Placing:
             return room >= full
         return room == full and any(segment.capacity % slice_size >= aligned(rest) for segment in segments)
 
-    def place(self, size: int, copies: int, near: Near, *, degraded: bool) -> list[Slice] | None:
+    def pin_room(self) -> PinRoom:
+        """How much more may be pinned hard."""
+        share = self.state.config.pin_share
+        room = {segment.number: int(share * segment.capacity) - segment.pinned_bytes for segment in self._open()}
+        for write in self.state.pinned_writes.values():
+            for part in write.slices:
+                for number, _ in part.copies:
+                    if number in room:
+                        room[number] -= aligned(part.length)
+        return room
+
+    def could_pin(self, size: int, copies: int, room: PinRoom) -> bool:
+        """Whether so much may be pinned, on as many nodes as there should be copies."""
+        largest = aligned(min(size, self.state.config.slice_bytes))
+        nodes = {segment.node.node_id for segment in self._open()}
+        pinnable = [segment for segment in self._open() if room[segment.number] >= largest]
+        wanted = min(copies, len(nodes))
+        spread = len({segment.node.node_id for segment in pinnable}) >= wanted
+        return spread and sum(room[segment.number] for segment in pinnable) >= size * wanted
+
+    def place(
+        self, size: int, copies: int, near: Near, *, degraded: bool, room: PinRoom | None = None
+    ) -> list[Slice] | None:
         """Reserve extents for every slice, `copies` on distinct nodes (as many as there are nodes).
 
         With `degraded` fewer copies are taken rather than none. None, and nothing reserved, when there is no room now.
@@ -43,34 +67,36 @@ class Placing:
         near = near if len(lengths) == 1 else Near(zone=near.zone)
         slices: list[Slice] = []
         for length in lengths:
-            placed = self._place_slice(length, copies, near, degraded=degraded)
+            placed = self._place_slice(length, copies, near, degraded=degraded, room=room)
             if not placed:
                 for done in slices:
-                    self._unreserve(done.copies, done.length)
+                    self._unreserve(done.copies, done.length, room)
                 return None
             slices.append(Slice(length, 0, placed))
         return slices
 
-    def place_run(self, size: int, count: int, copies: int, near: Near, *, degraded: bool) -> list[list[Slice]]:
+    def place_run(
+        self, size: int, count: int, copies: int, near: Near, *, degraded: bool, room: PinRoom | None = None
+    ) -> list[list[Slice]]:
         """`place` for 1 to `count` objects of `size`; none when there is no room for the first now.
 
         Where several fit into one slice they are placed as if they were one: side by side, on the same nodes.
         """
-        room = aligned(size)
+        each = aligned(size)
         if count > 1:
-            whole = self._place_slice(count * room, copies, near, degraded=False)
+            whole = self._place_slice(count * each, copies, near, degraded=False, room=room)
             if whole and len(whole) == min(copies, len({segment.node.node_id for segment in self._open()})):
                 return [
-                    [Slice(size, 0, [Copy(number, offset + index * room) for number, offset in whole])]
+                    [Slice(size, 0, [Copy(number, offset + index * each) for number, offset in whole])]
                     for index in range(count)
                 ]
-            self._unreserve(whole, count * room)
-        slices = self.place(size, copies, near, degraded=degraded)
+            self._unreserve(whole, count * each, room)
+        slices = self.place(size, copies, near, degraded=degraded, room=room)
         return [slices] if slices else []
 
     def _could_hold(self, segment: Segment, size: int) -> bool:
         """Whether eviction could make room here. What is reserved or in long quarantine is not worth waiting for."""
-        return segment.allocator.free_bytes + segment.soon_bytes + segment.live_bytes >= size
+        return segment.allocator.free_bytes + segment.soon_bytes + segment.live_bytes - segment.pinned_bytes >= size
 
     def _open(self) -> list[Segment]:
         """Where copies may be placed."""
@@ -85,13 +111,19 @@ class Placing:
         degraded: bool,
         holders: Sequence[Node] = (),
         barred: Sequence[Node] = (),
+        room: PinRoom | None = None,
     ) -> list[Copy]:
-        """Reserve extents on `copies` nodes that are neither holders nor barred: distinct zones, then hosts, first."""
+        """Reserve extents on `copies` nodes that are neither holders nor barred: distinct zones, then hosts, first.
+
+        `room` is what may be taken of each segment; what is taken is taken from it.
+        """
         size = aligned(length)
         nodes = list(holders)  # with a copy
         segments = [
             s for s in self._open() if s.node not in nodes and s.node not in barred and self._could_hold(s, size)
         ]
+        if room is not None:
+            segments = [segment for segment in segments if room[segment.number] >= size]
         wanted = min(copies, len({segment.node.node_id for segment in segments}))
         placed: list[Copy] = []
 
@@ -116,9 +148,11 @@ class Placing:
             else:
                 if degraded:
                     break
-                self._unreserve(placed, length)
+                self._unreserve(placed, length, room)
                 return []
             segment.reserved_bytes += size
+            if room is not None:
+                room[segment.number] -= size
             self.pressed[segment.number] = segment
             nodes.append(segment.node)
             placed.append(Copy(segment.number, offset))
@@ -141,12 +175,14 @@ class Placing:
         placed = self._place_slice(part.length, 1, Near(), degraded=False, holders=holders, barred=barred)
         return placed[0] if placed else None
 
-    def _unreserve(self, copies: Sequence[Copy], length: int) -> None:
+    def _unreserve(self, copies: Sequence[Copy], length: int, room: PinRoom | None = None) -> None:
         """Take back what nobody has been told of yet."""
         for number, offset in copies:
             segment = self.state.segments[number]
             segment.reserved_bytes -= aligned(length)
             segment.allocator.free(offset, length)
+            if room is not None:
+                room[number] += aligned(length)
 
 
 def make_places(keys: Sequence[Sequence[Slice]], copies_of: Callable[[Slice], Sequence[Copy]]) -> m.Places:

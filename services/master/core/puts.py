@@ -12,7 +12,7 @@ from operator import attrgetter
 from services.master.core import messages as m
 from services.master.core.allocator import aligned
 from services.master.core.calls import Calls, Invalid, Overloaded
-from services.master.core.messages import HeldCopy, Result
+from services.master.core.messages import HeldCopy, Pin, Result
 from services.master.core.placing import make_places
 from services.master.core.repair import Repair
 from services.master.core.space import Space
@@ -79,6 +79,8 @@ class Puts:
             self.calls.check_column("depths", command.depths, len(command.keys))
         if not 0 <= command.copies <= config.copies_max:
             raise Invalid(f"copies is {command.copies}: give 1 to {config.copies_max}, or 0 for the default")
+        if not 0 <= command.ttl_ms <= config.ttl_ms_max:
+            raise Invalid(f"ttl_ms is {command.ttl_ms}: give 1 to {config.ttl_ms_max}, or 0 for no end")
         for key, size in zip(command.keys, command.sizes, strict=True):
             if not 0 < size <= config.slices_max * config.slice_bytes:
                 limit = config.slices_max * config.slice_bytes
@@ -88,6 +90,7 @@ class Puts:
         """Decide the keys that can be decided now, in order; True when none is left."""
         command = pending.command
         near = Near(command.host_id, command.zone)
+        room = self.space.pin_room() if command.pin == Pin.HARD else None
         fits: dict[int, bool] = {}  # by size
         while pending.next < len(command.keys):
             size = pending.size
@@ -98,13 +101,17 @@ class Puts:
                 pending.decide(Result.EXISTS)
             elif not fits[size]:
                 pending.decide(Result.TOO_LARGE)
+            elif room is not None and not self.space.could_pin(size, pending.copies, room):
+                self.state.counters.refused_pins += 1
+                pending.decide(Result.PIN_REFUSED)
             else:
-                objects = self.space.place_run(size, self._run_length(pending), pending.copies, near, degraded=degraded)
+                run = self._run_length(pending)
+                objects = self.space.place_run(size, run, pending.copies, near, degraded=degraded, room=room)
                 if not objects:
                     return False
                 for slices in objects:
                     depth = command.depths[pending.next] if command.depths else 0
-                    write_id = self._open(command.keys[pending.next], size, depth, slices, pending.copies)
+                    write_id = self._open(pending, size, depth, slices)
                     pending.write_ids[pending.next] = write_id
                     pending.decide(Result.OK)
         self._started(pending)
@@ -123,10 +130,13 @@ class Puts:
         obj = self.state.objects.get(key)
         return obj is not None and self.state.readable(obj)
 
-    def _open(self, key: bytes, size: int, depth: int, slices: list[Slice], wanted: int) -> int:
+    def _open(self, pending: PendingStart, size: int, depth: int, slices: list[Slice]) -> int:
         self.state.next_write_id += 1
-        write = Write(self.state.next_write_id, key, size, depth, slices, wanted)
+        command, key = pending.command, pending.command.keys[pending.next]
+        write = Write(self.state.next_write_id, key, size, depth, slices, pending.copies, command.ttl_ms, command.pin)
         self.state.writes[write.write_id] = write
+        if write.pin == Pin.HARD:
+            self.state.pinned_writes[write.write_id] = write
         self.state.writing[key] = self.state.writing.get(key, 0) + 1
         return write.write_id
 
@@ -186,7 +196,7 @@ class Puts:
             if write is None:
                 self._resolve(pending, index, Result.UNKNOWN_WRITE, 0)
                 continue
-            write.end, write.end_index = pending, index
+            write.end, write.end_index, write.ended_at = pending, index, self.state.now
             for number, part in enumerate(write.slices):
                 part.checksum = command.checksums[starts[index] + number]
                 if failed or not live.issuperset([copy[0] for copy in part.copies]):
@@ -246,6 +256,7 @@ class Puts:
                     HeldCopy(
                         write.key, write.write_id, write.size, len(write.slices), number,
                         copy.segment, copy.offset, part.length, part.checksum, write.depth, write.wanted,
+                        write.ttl_ms, write.pin,
                     )
                 )  # fmt: skip
         write.awaiting = len(nodes)
@@ -326,13 +337,17 @@ class Puts:
         for replaced in (self.state.objects.get(write.key), self.state.partial.get(write.key)):
             if replaced is not None:
                 self.space.discard(replaced)
-        obj = Object(write.key, write.write_id, write.size, write.depth, write.slices, 0, write.wanted)
+        expires_at = write.ended_at + write.ttl_ms if write.ttl_ms else 0
+        obj = Object(
+            write.key, write.write_id, write.size, write.depth, write.slices, 0, write.wanted, expires_at, write.pin
+        )
         self.space.settle_all(obj)
         self.space.show(obj)
         return obj
 
     def _close(self, write: Write) -> None:
         del self.state.writes[write.write_id]
+        self.state.pinned_writes.pop(write.write_id, None)
         left = self.state.writing[write.key] - 1
         if left:
             self.state.writing[write.key] = left

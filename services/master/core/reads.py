@@ -54,7 +54,7 @@ class Reads:
         self.calls.check_keys(command.keys)
         state = self.state
         objects = list(map(state.objects.get, command.keys))
-        if not all(segment.live for segment in state.segments.values()):
+        if state.overdue or not all(segment.live for segment in state.segments.values()):
             objects = [obj if obj is not None and state.readable(obj) else None for obj in objects]
         found = [obj for obj in objects if obj is not None]
         lease_until = state.now + state.config.lease_ms
@@ -102,7 +102,7 @@ class Reads:
     def _matched(self, keys: Sequence[bytes], start: int) -> int:
         """How many leading keys are readable, given that the first `start` are."""
         objects, readable = self.state.objects, self.state.readable
-        if all(segment.live for segment in self.state.segments.values()):
+        if not self.state.overdue and all(segment.live for segment in self.state.segments.values()):
             return start + len(list(takewhile(objects.__contains__, keys[start:])))
         for index in range(start, len(keys)):
             obj = objects.get(keys[index])
@@ -155,6 +155,8 @@ class Reads:
         self.state.absences.note_removed(command.keys, self.state.next_write_id)
         for key in command.keys:
             obj = self.state.objects.get(key)
+            if obj is not None and 0 < obj.expires_at <= self.state.now:
+                obj = None
             pending.results.append(Result.MISS if obj is None else Result.OK)
             for entry in self.space.discard(obj) if obj is not None else ():
                 if entry.segment.live:  # a suspect node is told when it is back; nobody waits for that
@@ -225,6 +227,7 @@ class Reads:
                         segment.allocator.free_bytes,
                         segment.allocator.largest_free_bytes,
                         segment.copies,
+                        segment.pinned_bytes,
                     )
                     for segment in node.segments
                 ],

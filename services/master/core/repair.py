@@ -209,6 +209,7 @@ class Repair:
         held = m.HeldCopy(
             obj.key, obj.write_id, obj.size, len(obj.slices), number,
             target.segment, target.offset, part.length, part.checksum, obj.depth, obj.wanted,
+            max(1, obj.expires_at - self.state.now) if obj.expires_at else 0, obj.pin,
         )  # fmt: skip
         self.state.effects.append(
             m.Fetch(node.stream, command_id, held, source.segment, source.offset, config.repair_timeout_ms)
@@ -229,7 +230,7 @@ class Repair:
             return
         self.space.settle(transfer.target, transfer.length)
         part.copies.append(transfer.target)
-        self.space.house(obj, self.state.segments[transfer.target.segment])
+        self.space.house(obj, self.state.segments[transfer.target.segment], transfer.length)
         self.state.counters.repaired_copies += 1
         self.want(obj)
         self._trim(obj)

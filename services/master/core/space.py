@@ -6,7 +6,7 @@ could still touch an extent).
 
 from services.master.core.allocator import aligned
 from services.master.core.calls import Calls
-from services.master.core.messages import Forget
+from services.master.core.messages import Forget, Pin
 from services.master.core.placing import Placing
 from services.master.core.tables import Copy, Node, Object, Phase, Quarantined, Segment, Slice, State
 
@@ -112,10 +112,14 @@ class Space(Placing):
                 segment.reserved_bytes -= size
                 segment.live_bytes += size
                 segment.copies += 1
+                if obj.pin == Pin.HARD:
+                    segment.pinned_bytes += size
                 segment.residents.add(obj, returns)
 
-    def house(self, obj: Object, segment: Segment) -> None:
+    def house(self, obj: Object, segment: Segment, length: int) -> None:
         """One more copy of an object lies on the segment: it counts there for what it counts elsewhere."""
+        if obj.pin == Pin.HARD:
+            segment.pinned_bytes += aligned(length)
         if obj in segment.residents:
             return
         segments = self.state.segments
@@ -129,6 +133,8 @@ class Space(Placing):
         self.state.objects[obj.key] = obj
         self.state.names.add(obj.key)
         self.state.object_bytes += obj.size
+        if obj.expires_at:
+            self.state.expiring[obj.expires_at, obj.write_id] = obj
 
     def discard(self, obj: Object) -> list[Quarantined]:
         """Drop an object and all its copies. Its space returns once leases ended and nodes forgot it."""
@@ -136,6 +142,8 @@ class Space(Placing):
             del self.state.objects[obj.key]
             self.state.names.remove(obj.key)
             self.state.object_bytes -= obj.size
+            if obj.expires_at:
+                del self.state.expiring[obj.expires_at, obj.write_id]
         elif self.state.partial.get(obj.key) is obj:
             del self.state.partial[obj.key]
         entries = []
@@ -153,6 +161,8 @@ class Space(Placing):
         if segment is None:
             return None
         self.unsettle(copy, part.length)
+        if obj.pin == Pin.HARD:
+            segment.pinned_bytes -= aligned(part.length)
         if not any(other.segment == copy.segment for each in obj.slices for other in each.copies):
             segment.residents.discard(obj)
         not_before = max(obj.lease_until, self.state.read_until.get(copy, 0))

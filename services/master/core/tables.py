@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from sortedcontainers import SortedList
+from sortedcontainers import SortedDict, SortedList
 
 from services.master.core.absences import Absences
 from services.master.core.allocator import Allocator
@@ -25,6 +25,8 @@ class Config:
     slice_bytes: int = 16 << 20
     copies: int = 1
     lease_ms: int = 10_000
+    pin_share: float = 0.25  # of a segment that may be pinned hard
+    ttl_ms_max: int = 366 * 86_400_000
     high_watermark: float = 0.95  # share of a segment that live and reserved bytes may take before eviction begins
     write_ttl_ms: int = 15_000  # a put that has not ended by then has failed
     # Transfers of a write that ended badly may still land: the engine's own time-out is 30 s plus 1 ns a byte.
@@ -73,10 +75,19 @@ class Slice:
 class Object:
     """Bytes under a key: readable when every slice has a copy on a live node."""
 
-    __slots__ = ("depth", "key", "lease_until", "size", "slices", "used", "wanted", "write_id")
+    __slots__ = ("depth", "expires_at", "key", "lease_until", "pin", "size", "slices", "used", "wanted", "write_id")
 
     def __init__(
-        self, key: bytes, write_id: int, size: int, depth: int, slices: list[Slice], lease_until: int, wanted: int
+        self,
+        key: bytes,
+        write_id: int,
+        size: int,
+        depth: int,
+        slices: list[Slice],
+        lease_until: int,
+        wanted: int,
+        expires_at: int = 0,
+        pin: int = 0,
     ) -> None:
         self.key = key
         self.write_id = write_id
@@ -86,20 +97,48 @@ class Object:
         self.lease_until = lease_until
         self.used = 0  # last, by the count of `Traffic`
         self.wanted = wanted  # copies
+        self.expires_at = expires_at  # 0: never
+        self.pin = pin
 
 
 class Write:
     """A put between its start and its end: its extents are reserved, its bytes promise nothing."""
 
-    __slots__ = ("awaiting", "depth", "end", "end_index", "host_id", "key", "size", "slices", "wanted", "write_id")
+    __slots__ = (
+        "awaiting",
+        "depth",
+        "end",
+        "end_index",
+        "ended_at",
+        "key",
+        "pin",
+        "size",
+        "slices",
+        "ttl_ms",
+        "wanted",
+        "write_id",
+    )
 
-    def __init__(self, write_id: int, key: bytes, size: int, depth: int, slices: list[Slice], wanted: int) -> None:
+    def __init__(
+        self,
+        write_id: int,
+        key: bytes,
+        size: int,
+        depth: int,
+        slices: list[Slice],
+        wanted: int,
+        ttl_ms: int,
+        pin: int,
+    ) -> None:
         self.write_id = write_id
         self.key = key
         self.size = size
         self.depth = depth
         self.slices = slices
         self.wanted = wanted  # copies
+        self.ttl_ms = ttl_ms  # from when it is ended; 0: no end
+        self.pin = pin
+        self.ended_at = 0
         self.end: PendingEnd | None = None  # set once the client has ended it: then nodes are recording it
         self.end_index = 0
         self.awaiting = 0  # records not acknowledged yet
@@ -191,6 +230,7 @@ class Segment:
         self.live_bytes = 0
         self.reserved_bytes = 0
         self.quarantined_bytes = 0
+        self.pinned_bytes = 0  # of the live ones, pinned hard
         self.soon_bytes = 0  # quarantined bytes that only wait for an acknowledgement
         self.copies = 0
 
@@ -238,6 +278,8 @@ class Counters:
 
     evicted_objects: int = 0
     evicted_bytes: int = 0
+    expired_objects: int = 0
+    refused_pins: int = 0
     expired_writes: int = 0
     lost_objects: int = 0
     lost_copies: int = 0
@@ -282,6 +324,9 @@ class State:
     ended_keys: list[bytes] = field(
         default_factory=list
     )  # writes that ended during this step: waiting matches may go on
+    expiring: SortedDict[tuple[int, int], Object] = field(default_factory=SortedDict)  # by (end, write id)
+    overdue: bool = False  # objects have expired that are still among `objects`
+    pinned_writes: dict[int, Write] = field(default_factory=dict)  # of `writes`, those pinned hard
     draining: int = 0  # nodes
     unreached: list[int] = field(default_factory=list)  # segments that a client could not reach, said in this step
     next_write_id: int = 0
@@ -301,7 +346,9 @@ class State:
         self.next_write_id = max(self.next_write_id, (epoch << 32) + self.salt)
 
     def readable(self, obj: Object) -> bool:
-        """Whether every slice has a copy on a live node."""
+        """Whether it has not expired and every slice has a copy on a live node."""
+        if obj.expires_at and obj.expires_at <= self.now:
+            return False
         segments = self.segments
         for part in obj.slices:
             for copy in part.copies:

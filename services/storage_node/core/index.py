@@ -31,6 +31,8 @@ class Copy(NamedTuple):
     checksum: int
     depth: int
     wanted: int = 1  # copies of the object
+    pin: int = 0  # as the master gave it
+    expires_ms: int = 0  # on this node's monotonic clock; 0: never. The master says when it is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,6 @@ class Index:
         if position == 0:
             return ""
         other = held.peekitem(position - 1)[1]
-        if other.offset + other.length <= copy.offset or other == copy:
+        if other.offset + other.length <= copy.offset or other._replace(expires_ms=copy.expires_ms) == copy:
             return ""
         return f"{copy.length} bytes at {copy.offset} overlap the {other.length} bytes at {other.offset} of another put"

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from larder.arguments import Terms
 from larder.background import Background
 from larder.errors import LarderError
 from larder.gets import Getter, Landing
@@ -47,7 +48,7 @@ class Master:
         self.reported += bad
         return len(bad)
 
-    async def put_start(self, keys: Sequence[bytes], sizes: Sequence[int], **_: Any) -> Started:
+    async def put_start(self, keys: Sequence[bytes], sizes: Sequence[int], terms: Terms, **_: Any) -> Started:
         ids = list(range(1, len(keys) + 1))
         return Started([Result.RESULT_OK] * len(keys), ids, [self.slices] * len(keys), time.monotonic() + self.lease_s)
 
@@ -112,7 +113,7 @@ class World:
     async def put(self, data: bytes = DATA) -> PutResult | LarderError:
         deadline = time.monotonic() + 5
         (answer,) = await self.putter.put(
-            [b"key"], [source(data)], copies=2, depths=(), started=None, deadline=deadline
+            [b"key"], [source(data)], terms=Terms(copies=2), depths=(), started=None, deadline=deadline
         )
         await self.background.close()
         return answer

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from larder.arguments import Terms
 from larder.errors import InvalidArgument, LarderError, NoSpace, StoreClosed, Unavailable
 from larder.places import Fault
 from larder.rpc import BadCopy, MasterClient
@@ -99,7 +100,7 @@ async def test_what_a_status_means(
 async def test_an_overloaded_master_takes_no_puts(master: Master, client: MasterClient) -> None:
     master.script = [Code.RESOURCE_EXHAUSTED]
     with pytest.raises(NoSpace, match="no more puts"):
-        await client.put_start([b"key"], [1], copies=1, depths=[], deadline=soon(0.3))
+        await client.put_start([b"key"], [1], Terms(), depths=[], deadline=soon(0.3))
 
 
 async def test_a_silent_master_is_unavailable_in_time(master: Master, client: MasterClient) -> None:
@@ -132,7 +133,7 @@ async def test_times_count_from_before_the_request(master: Master, client: Maste
     assert before + 4 <= found.until <= time.monotonic() + 4
     master.script = [pb.PutStartReply(results=[Result.RESULT_EXISTS], write_ids=[0], places=NOTHING, write_ttl_ms=9000)]
     before = time.monotonic()
-    started = await client.put_start([b"key"], [1], copies=1, depths=[], deadline=soon(4))
+    started = await client.put_start([b"key"], [1], Terms(), depths=[], deadline=soon(4))
     assert before + 9 <= started.until <= time.monotonic() + 9
     assert 2500 <= master.requests[-1].wait_ms <= 3000  # the rest of the time is for the bytes
 

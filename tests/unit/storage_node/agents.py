@@ -24,7 +24,7 @@ def a_copy(number: int, *, key: bytes = b"key") -> Copy:
 
 
 def record(command_id: int, *copies: Copy, segment_id: int = 7) -> Record:
-    return Record(command_id=command_id, copies=copies_to_wire(copies, Numbers((segment_id,))))
+    return Record(command_id=command_id, copies=copies_to_wire(copies, Numbers((segment_id,)), 0))
 
 
 def forget(command_id: int, *copies: Copy, segment_id: int = 7, watched: bool = False) -> Forget:

@@ -145,8 +145,8 @@ async def test_a_new_stream_is_told_everything_in_chunks_and_by_its_own_segment_
         hello, *chunks = await second.welcome(epoch=4, segment_id=900)
         assert (hello.epoch, hello.incarnation) == (3, 42)
         assert chunks == [
-            copies_to_wire(copies[:2], Numbers((900,))),
-            copies_to_wire(copies[2:], Numbers((900,))),
+            copies_to_wire(copies[:2], Numbers((900,)), 0),
+            copies_to_wire(copies[2:], Numbers((900,)), 0),
         ]
         second.say(4, forget=forget(2, copies[0], segment_id=900))
         await second.expect("ack")

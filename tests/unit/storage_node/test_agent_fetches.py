@@ -12,7 +12,7 @@ from tests.unit.storage_node.agents import a_copy, forget, run_node
 
 
 def fetch(command_id: int, number: int) -> Fetch:
-    copies = copies_to_wire([a_copy(number)], Numbers((7,)))
+    copies = copies_to_wire([a_copy(number)], Numbers((7,)), 0)
     return Fetch(command_id=command_id, copies=copies, source=Segment(id=9, node_id="n2"), timeout_ms=5000)
 
 

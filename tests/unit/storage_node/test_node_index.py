@@ -49,6 +49,13 @@ def test_an_inventory_is_what_was_held_when_it_began() -> None:
     assert first + next(chunks) == copies
 
 
+def test_a_repeated_record_finds_its_copy_whatever_is_left_of_its_life() -> None:
+    index = Index([1024])
+    assert index.record(1, [a_copy(expires_ms=1000)]).outcome is Outcome.DONE
+    assert index.record(2, [a_copy(expires_ms=1003)]).outcome is Outcome.DONE
+    assert held(index) == [a_copy(expires_ms=1000)]
+
+
 def test_a_repeated_command_changes_nothing_more() -> None:
     index = Index([1024])
     assert index.record(1, [a_copy()]) is DONE

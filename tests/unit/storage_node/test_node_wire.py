@@ -26,12 +26,12 @@ COPIES = [
 
 @pytest.mark.parametrize("copies", [COPIES, COPIES[:1], []])
 def test_copies_come_back_as_they_went(copies: list[Copy]) -> None:
-    message = Copies.FromString(copies_to_wire(copies, NUMBERS).SerializeToString())
-    assert copies_from_wire(message, NUMBERS) == copies
+    message = Copies.FromString(copies_to_wire(copies, NUMBERS, 0).SerializeToString())
+    assert copies_from_wire(message, NUMBERS, 0) == copies
 
 
 def test_the_wire_has_the_masters_segment_ids() -> None:
-    assert list(copies_to_wire(COPIES, NUMBERS).segment_ids) == [70, 71]
+    assert list(copies_to_wire(COPIES, NUMBERS, 0).segment_ids) == [70, 71]
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_the_wire_has_the_masters_segment_ids() -> None:
 )
 def test_columns_that_do_not_fit_are_refused(message: Copies, reason: str) -> None:
     with pytest.raises(WireError, match=reason):
-        copies_from_wire(message, NUMBERS)
+        copies_from_wire(message, NUMBERS, 0)
 
 
 def test_segments_of_others_are_refused() -> None:
     with pytest.raises(WireError, match="segment 70 was not given to this node"):
-        copies_from_wire(copies_to_wire(COPIES, NUMBERS), Numbers((71,)))
+        copies_from_wire(copies_to_wire(COPIES, NUMBERS, 0), Numbers((71,)), 0)
 
 
 def test_places() -> None:
@@ -74,3 +74,14 @@ def test_a_node_without_an_engine_announces_none() -> None:
     hello = hello_to_wire("n1", "/pools/n1", PoolHeader(4096, b"t" * 16, 3), Reachable())
     (segment,) = hello.segments
     assert (hello.version, segment.engine_endpoint, segment.engine_base) == (VERSION, "", 0)
+
+
+def test_lives_cross_as_what_is_left_of_them() -> None:
+    held = [COPIES[0]._replace(expires_ms=5000, pin=2), COPIES[1]]
+    sent = copies_to_wire(held, NUMBERS, 4000)
+    assert (list(sent.ttls_ms), list(sent.pins)) == ([1000, 0], [2, 0])
+    assert [copy.expires_ms for copy in copies_from_wire(sent, NUMBERS, 70_000)] == [71_000, 0]
+    assert list(copies_to_wire(held, NUMBERS, 9000).ttls_ms) == [1, 0], "over, and the master's to end"
+    plain = copies_to_wire(COPIES, NUMBERS, 4000)
+    assert not plain.ttls_ms
+    assert not plain.pins

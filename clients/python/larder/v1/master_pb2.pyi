@@ -17,7 +17,7 @@ FAULT_CORRUPT: Fault
 FAULT_UNREACHABLE: Fault
 
 class PutStartRequest(_message.Message):
-    __slots__ = ("request_id", "keys", "sizes", "copies", "depths", "host_id", "wait_ms", "zone")
+    __slots__ = ("request_id", "keys", "sizes", "copies", "depths", "host_id", "wait_ms", "zone", "ttl_ms", "pin")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,8 @@ class PutStartRequest(_message.Message):
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     ZONE_FIELD_NUMBER: _ClassVar[int]
+    TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
     request_id: bytes
     keys: _types_pb2.Keys
     sizes: _containers.RepeatedScalarFieldContainer[int]
@@ -34,7 +36,9 @@ class PutStartRequest(_message.Message):
     host_id: str
     wait_ms: int
     zone: str
-    def __init__(self, request_id: _Optional[bytes] = ..., keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., copies: _Optional[int] = ..., depths: _Optional[_Iterable[int]] = ..., host_id: _Optional[str] = ..., wait_ms: _Optional[int] = ..., zone: _Optional[str] = ...) -> None: ...
+    ttl_ms: int
+    pin: _types_pb2.Pin
+    def __init__(self, request_id: _Optional[bytes] = ..., keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., copies: _Optional[int] = ..., depths: _Optional[_Iterable[int]] = ..., host_id: _Optional[str] = ..., wait_ms: _Optional[int] = ..., zone: _Optional[str] = ..., ttl_ms: _Optional[int] = ..., pin: _Optional[_Union[_types_pb2.Pin, str]] = ...) -> None: ...
 
 class PutStartReply(_message.Message):
     __slots__ = ("results", "write_ids", "places", "write_ttl_ms")
@@ -239,7 +243,7 @@ class NodeStatus(_message.Message):
     def __init__(self, node_id: _Optional[str] = ..., host_id: _Optional[str] = ..., state: _Optional[str] = ..., incarnation: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentStatus, _Mapping]]] = ..., zone: _Optional[str] = ..., draining: bool = ..., drain_objects: _Optional[int] = ..., drain_without_room: _Optional[int] = ...) -> None: ...
 
 class SegmentStatus(_message.Message):
-    __slots__ = ("segment", "live_bytes", "reserved_bytes", "quarantined_bytes", "free_bytes", "largest_free_bytes", "copies")
+    __slots__ = ("segment", "live_bytes", "reserved_bytes", "quarantined_bytes", "free_bytes", "largest_free_bytes", "copies", "pinned_bytes")
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     LIVE_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +251,7 @@ class SegmentStatus(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     LARGEST_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     COPIES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
     segment: _types_pb2.Segment
     live_bytes: int
     reserved_bytes: int
@@ -254,7 +259,8 @@ class SegmentStatus(_message.Message):
     free_bytes: int
     largest_free_bytes: int
     copies: int
-    def __init__(self, segment: _Optional[_Union[_types_pb2.Segment, _Mapping]] = ..., live_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., quarantined_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., largest_free_bytes: _Optional[int] = ..., copies: _Optional[int] = ...) -> None: ...
+    pinned_bytes: int
+    def __init__(self, segment: _Optional[_Union[_types_pb2.Segment, _Mapping]] = ..., live_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., quarantined_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., largest_free_bytes: _Optional[int] = ..., copies: _Optional[int] = ..., pinned_bytes: _Optional[int] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("node_id", "cancel")

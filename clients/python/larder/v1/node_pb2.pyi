@@ -43,7 +43,7 @@ class Hello(_message.Message):
     def __init__(self, version: _Optional[str] = ..., node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., host_id: _Optional[str] = ..., draining: bool = ..., zone: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[_types_pb2.Segment, _Mapping]]] = ...) -> None: ...
 
 class Copies(_message.Message):
-    __slots__ = ("keys", "write_ids", "object_sizes", "slice_counts", "slices", "segment_ids", "offsets", "lengths", "checksums", "depths", "wanted")
+    __slots__ = ("keys", "write_ids", "object_sizes", "slice_counts", "slices", "segment_ids", "offsets", "lengths", "checksums", "depths", "wanted", "ttls_ms", "pins")
     KEYS_FIELD_NUMBER: _ClassVar[int]
     WRITE_IDS_FIELD_NUMBER: _ClassVar[int]
     OBJECT_SIZES_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,8 @@ class Copies(_message.Message):
     CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     DEPTHS_FIELD_NUMBER: _ClassVar[int]
     WANTED_FIELD_NUMBER: _ClassVar[int]
+    TTLS_MS_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
     keys: _types_pb2.Keys
     write_ids: _containers.RepeatedScalarFieldContainer[int]
     object_sizes: _containers.RepeatedScalarFieldContainer[int]
@@ -66,7 +68,9 @@ class Copies(_message.Message):
     checksums: _containers.RepeatedScalarFieldContainer[int]
     depths: _containers.RepeatedScalarFieldContainer[int]
     wanted: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., write_ids: _Optional[_Iterable[int]] = ..., object_sizes: _Optional[_Iterable[int]] = ..., slice_counts: _Optional[_Iterable[int]] = ..., slices: _Optional[_Iterable[int]] = ..., segment_ids: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., checksums: _Optional[_Iterable[int]] = ..., depths: _Optional[_Iterable[int]] = ..., wanted: _Optional[_Iterable[int]] = ...) -> None: ...
+    ttls_ms: _containers.RepeatedScalarFieldContainer[int]
+    pins: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., write_ids: _Optional[_Iterable[int]] = ..., object_sizes: _Optional[_Iterable[int]] = ..., slice_counts: _Optional[_Iterable[int]] = ..., slices: _Optional[_Iterable[int]] = ..., segment_ids: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., checksums: _Optional[_Iterable[int]] = ..., depths: _Optional[_Iterable[int]] = ..., wanted: _Optional[_Iterable[int]] = ..., ttls_ms: _Optional[_Iterable[int]] = ..., pins: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class InventoryEnd(_message.Message):
     __slots__ = ()

@@ -6,6 +6,12 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Pin(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PIN_NONE: _ClassVar[Pin]
+    PIN_SOFT: _ClassVar[Pin]
+    PIN_HARD: _ClassVar[Pin]
+
 class Result(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     RESULT_UNSPECIFIED: _ClassVar[Result]
@@ -16,6 +22,10 @@ class Result(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RESULT_TOO_LARGE: _ClassVar[Result]
     RESULT_UNKNOWN_WRITE: _ClassVar[Result]
     RESULT_LOST: _ClassVar[Result]
+    RESULT_PIN_REFUSED: _ClassVar[Result]
+PIN_NONE: Pin
+PIN_SOFT: Pin
+PIN_HARD: Pin
 RESULT_UNSPECIFIED: Result
 RESULT_OK: Result
 RESULT_EXISTS: Result
@@ -24,6 +34,7 @@ RESULT_NO_SPACE: Result
 RESULT_TOO_LARGE: Result
 RESULT_UNKNOWN_WRITE: Result
 RESULT_LOST: Result
+RESULT_PIN_REFUSED: Result
 
 class Keys(_message.Message):
     __slots__ = ("data", "width", "lengths")

@@ -1,0 +1,32 @@
+"""Objects with a time to live: from its end on a miss at once, their space returns as by a remove.
+
+Runs before the step's command, so that no call meets what has expired. Bounded work a step; what is left over then is
+no longer readable either (`State.overdue`). Durations only: nodes keep what is left of them (invariant 14).
+"""
+
+from services.master.core.space import Space
+from services.master.core.tables import State
+
+EXPIRIES_PER_STEP = 1_024  # a step must stay short
+
+
+class Expiry:
+    def __init__(self, state: State, space: Space) -> None:
+        self.state = state
+        self.space = space
+
+    def run(self) -> None:
+        state = self.state
+        for _ in range(EXPIRIES_PER_STEP):
+            due = self.next_ms()
+            if due is None or due > state.now:
+                break
+            _, obj = state.expiring.peekitem(0)
+            state.counters.expired_objects += 1
+            self.space.discard(obj)
+        due = self.next_ms()
+        state.overdue = due is not None and due <= state.now
+
+    def next_ms(self) -> int | None:
+        """When the next object expires."""
+        return self.state.expiring.peekitem(0)[0][0] if self.state.expiring else None
