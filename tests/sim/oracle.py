@@ -47,7 +47,7 @@ class Oracle:
         self.answers: list[tuple[bytes, Any, int]] = []  # what a get answered, and its checksum then
         self._command: m.Command | None = None  # of this step
         self._why = ""  # an object goes
-        self._evicted: set[bytes] = set()  # in this step
+        self._gone: set[bytes] = set()  # in this step
 
     # ---- the core --------------------------------------------------------------------------------
 
@@ -61,7 +61,7 @@ class Oracle:
         def watched_step(now: int, command: m.Command) -> list[m.Effect]:
             try:
                 self._command, self._why = command, type(command).__name__
-                self._evicted.clear()
+                self._gone.clear()
                 self._before(commands, command)
                 before = shape_of(core) if isinstance(command, m.Heartbeat | m.Tick) else None
                 effects = step(now, command)
@@ -140,7 +140,7 @@ class Oracle:
         places, part, copy = answer.places, 0, 0
         columns = zip(command.keys, answer.results, answer.write_ids, places.slice_counts, strict=True)
         for key, result, write_id, count in columns:
-            if result is Result.EXISTS and command is self._command and key not in self._evicted:  # else it had to wait
+            if result is Result.EXISTS and command is self._command and key not in self._gone:  # else it had to wait
                 obj = core.state.objects.get(key)
                 if obj is None or not self._is_offered(core, obj):
                     raise Violation(f"a put of {key!r} is told that it exists, and it cannot be read")
@@ -217,7 +217,7 @@ class Oracle:
                 raise Violation("a slice is offered without a copy")
             for _ in range(count):
                 segment = core.state.segments.get(places.segments[places.copy_segments[copy]])
-                if segment is None or not (segment.live or segment.node.suspect_since == core.state.now):
+                if segment is None or not self._was_live(core, segment):
                     raise Violation("a copy is offered on a node that is not live")
                 self._grant(segment.info.shm_token, places.copy_offsets[copy], length, until)
                 copy += 1
@@ -230,9 +230,13 @@ class Oracle:
     def _is_offered(self, core: Master, obj: Object) -> bool:
         segments = core.state.segments
         return all(
-            any(copy.segment in segments and segments[copy.segment].node.phase is Phase.LIVE for copy in part.copies)
+            any(copy.segment in segments and self._was_live(core, segments[copy.segment]) for copy in part.copies)
             for part in obj.slices
         )
+
+    def _was_live(self, core: Master, segment: Any) -> bool:
+        """When the step began its command: time that has passed counts after that."""
+        return segment.live or segment.node.suspect_since == core.state.now
 
     def _may_miss(self, core: Master, key: bytes, what: str) -> None:
         """No miss of an acknowledged object while live nodes hold it (invariant 2)."""
@@ -261,8 +265,8 @@ class Oracle:
 
     def _discarded(self, core: Master, obj: Object) -> None:
         """An object may be dropped by eviction and on request, else only when it cannot be read."""
+        self._gone.add(obj.key)
         if self._why == "evicted":
-            self._evicted.add(obj.key)
             self.stored.get(obj.key, {}).pop(obj.write_id, None)
             return
         write = self.stored.get(obj.key, {}).get(obj.write_id)
