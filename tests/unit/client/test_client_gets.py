@@ -1,5 +1,6 @@
 """The way of a get and of a put with a scripted master and transports: which copy, what next, what is told."""
 
+import asyncio
 import time
 
 import pytest
@@ -41,6 +42,13 @@ async def test_the_load_is_spread_over_equal_copies() -> None:
     engine = ScriptedTransport("engine", everywhere("a", "b"), only_from("a", "b"))
     master = Master([Slice(1, 1, copies(A, B)) for _ in range(10)])
     assert await World(master, engine).get() == b"0" * 10
+    assert sorted(engine.asked) == ["a"] * 5 + ["b"] * 5
+
+
+async def test_many_readers_of_one_key_share_its_nodes() -> None:
+    engine = ScriptedTransport("engine", everywhere("a", "b"), only_from("a", "b"))
+    world = World(Master([Slice(10, 1, copies(A, B))]), engine)
+    assert await asyncio.gather(*[world.get() for _ in range(10)]) == [DATA] * 10
     assert sorted(engine.asked) == ["a"] * 5 + ["b"] * 5
 
 
