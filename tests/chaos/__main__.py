@@ -7,11 +7,13 @@ stay in --work-dir when one was. Bounded: loops end with the seconds given, and 
 """
 
 import argparse
+import json
 import shutil
 import signal
 import sys
 import threading
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import larder
@@ -77,6 +79,7 @@ def run(work_dir: Path, console: Console, *, seed: int, seconds: float) -> int:
     ops = [op for path in world.histories for op in history.read(path)]
     wholes = [whole_at for _, whole_at, _ in nemesis.heals]
     seen = History(ops, nemesis.outages, wholes, samples, world.unexpected + nemesis.unexpected)
+    (work_dir / "nemesis.json").write_text(json.dumps(asdict(replace(seen, ops=[])), indent=1))
     found = checker.check(seen)
     report.show(console, seen, nemesis.heals, found)
     return len(found)

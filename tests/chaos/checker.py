@@ -195,12 +195,12 @@ def calm(history: History) -> list[tuple[float, float]]:
 
 
 def _check_times(history: History) -> Iterator[Violation]:
-    killed = sorted((each.begin, each.target) for each in history.outages if each.kind == "client kill")
+    kills = [each for each in history.outages if each.kind == "client kill"]
     spans = calm(history)
     for op in history.ops:
         ended = op.end
         if ended == math.inf:
-            ended = next((at for at, client in killed if client == op.client and at >= op.begin), math.inf)
+            ended = min((k.end for k in kills if k.target == op.client and k.end >= op.begin), default=math.inf)
         for begin, end in spans:
             fault = abnormal(op) if begin <= op.begin and op.end <= end else ""
             if min(ended, end) - max(op.begin, begin) > SLOW_S:

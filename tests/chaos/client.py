@@ -40,11 +40,9 @@ class Client:
         self.puts = count(number << 40)
 
     def put(self, keys: Sequence[str], size: int, copies: int) -> None:
-        with self.recorder.ops((("put", key) for key in keys), wanted=copies) as ops:
-            buffers = []
-            for op in ops:
-                op.number = next(self.puts)
-                buffers.append(values.value(op.key.encode(), op.number, seed=self.seed, size=size))
+        numbers = [next(self.puts) for _ in keys]
+        buffers = [values.value(k.encode(), n, seed=self.seed, size=size) for k, n in zip(keys, numbers, strict=True)]
+        with self.recorder.ops("put", keys, numbers, wanted=copies) as ops:
             try:
                 answers = self.store.put_many(keys, buffers, copies=copies)
             except larder.LarderError as error:
@@ -56,7 +54,7 @@ class Client:
                     fail(op, answer)
 
     def get(self, keys: Sequence[str]) -> None:
-        with self.recorder.ops(("get", key) for key in keys) as ops:
+        with self.recorder.ops("get", keys) as ops:
             try:
                 answers = self.store.get_many(keys)
             except larder.LarderError as error:
@@ -86,7 +84,7 @@ class Client:
 
     def match(self, keys: Sequence[str]) -> None:
         """What was seen: the leading keys present, the next one missing, nothing of the others."""
-        with self.recorder.ops(("seen", key) for key in keys) as ops:
+        with self.recorder.ops("seen", keys) as ops:
             try:
                 matched = self.store.match(keys)
             except larder.LarderError as error:

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,15 +84,17 @@ class Recorder:
     @contextmanager
     def op(self, kind: str, key: str, **facts: Any) -> Iterator[Op]:
         """The block carries it out and fills in the outcome."""
-        with self.ops([(kind, key)], **facts) as (op,):
+        with self.ops(kind, [key], **facts) as (op,):
             yield op
 
     @contextmanager
-    def ops(self, what: Iterable[tuple[str, str]], **facts: Any) -> Iterator[list[Op]]:
-        """Several that begin and end together."""
+    def ops(self, kind: str, keys: Sequence[str], numbers: Sequence[int] = (), **facts: Any) -> Iterator[list[Op]]:
+        """Several that begin and end together. `numbers`: of the puts, to be known also if nobody sees the end."""
         with self._lock:
             number = next(self._numbers)
-        begun = [Op(kind, key, time.monotonic(), client=self._client, **facts) for kind, key in what]
+        begun = [Op(kind, key, time.monotonic(), client=self._client, **facts) for key in keys]
+        for op, put in zip(begun, numbers, strict=False):
+            op.number = put
         self._write([number, [_fields(op) for op in begun]])
         yield begun
         now = time.monotonic()

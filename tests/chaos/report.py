@@ -1,7 +1,7 @@
 """What a run was like, as tables: operations, faults by kind, the slowest put and get by phase, recoveries."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -48,12 +48,17 @@ def _phases(history: History) -> Table:
     times = ("p50 ms", "p99 ms", "max")
     table = Table("phase", "faults", "puts", *times, "gets", *times, title="times")
     kinds = sorted({outage.kind for outage in history.outages})
+    ops_of: dict[str, list[Op]] = defaultdict(list)
+    for op in history.ops:
+        for phase in _phases_of(op, history.outages) if op.end != math.inf else ():
+            ops_of[phase].append(op)
     for phase in ["calm", "recovering", *kinds]:
         faults = [outage for outage in history.outages if outage.kind == phase]
-        ops = [op for op in history.ops if op.end != math.inf and phase in _phases_of(op, history.outages)]
         cells = [phase, str(len(faults) or "")]
         for kind in ("put", "get"):
-            taken_ms = sorted(1000 * (op.end - op.begin) for op in ops if op.kind == kind and op.outcome != ERROR)
+            taken_ms = sorted(
+                1000 * (op.end - op.begin) for op in ops_of[phase] if op.kind == kind and op.outcome != ERROR
+            )
             cells += [str(len(taken_ms)), *(f"{_quantile(taken_ms, share):.0f}" for share in (0.5, 0.99, 1.0))]
         table.add_row(*cells)
     table.caption = "a client's own faults do not count into its times"

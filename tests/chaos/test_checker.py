@@ -140,6 +140,7 @@ def test_a_call_that_does_not_end_is_not_normal() -> None:
     assert rules(*stuck[:2], outages=outages) == ["abnormal"]
     assert rules(*stuck[::2], got(19, 20), outages=outages) == ["abnormal"]
     assert rules(*stuck[::2], got(19, 20), outages=[*outages, Outage("client kill", "c", 4, 5)]) == []
+    assert rules(*stuck[::2], got(19, 20), outages=[*outages, Outage("client kill", "c", 2.9, 5)]) == []  # not at once
 
 
 def test_processes_that_end_by_themselves_are_violations() -> None:
@@ -150,14 +151,14 @@ def test_a_history_survives_the_death_of_its_writer(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "history", "c")
     with recorder.op("put", "k", number=3) as done:
         done.outcome, done.copies = OK, 2
-    with pytest.raises(KeyboardInterrupt), recorder.op("get", "k"):
+    with pytest.raises(KeyboardInterrupt), recorder.ops("put", ["k"], [4]):
         raise KeyboardInterrupt
     with (tmp_path / "history").open("ab") as file:
         file.write(b'[9, [{"kind": "get"')
     first, second = history.read(tmp_path / "history")
     assert (first.outcome, first.copies, first.number, first.client) == (OK, 2, 3, "c")
     assert first.end < math.inf
-    assert (second.kind, second.end) == ("get", math.inf)
+    assert (second.kind, second.number, second.end) == ("put", 4, math.inf)
 
 
 @pytest.mark.parametrize("size", [64, 100, 4096])
