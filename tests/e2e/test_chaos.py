@@ -1,4 +1,8 @@
-"""One short round of `make chaos`, of a fixed seed, in a process of its own: its namespaces end with it."""
+"""One short round of `make chaos`, of a fixed seed, in a process of its own: its namespaces end with it.
+
+The seed's faults are a full disk, a node killed, one stopped, a client killed and one cut off. A node that is cut off
+is left to the long runs: how soon a client reaches it again is up to TCP's back-off, and at times nearly the bound.
+"""
 
 import os
 import sys
@@ -9,7 +13,7 @@ import pytest
 from demo.processes import Process
 
 SECONDS = 25
-SEED = 10
+SEED = 20
 
 
 @pytest.mark.timeout(240)
