@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 MESSAGE_BYTES_MAX: Final = 64 * 2**20
 CALLS_IN_FLIGHT_MAX: Final = 4096  # more than a service lets wait, so that what need not wait is still answered
+RETRY_MS: Final = 100  # what a caller is told who came when there were too many
 _BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _OPTIONS: Final = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -39,6 +40,13 @@ CHANNEL_OPTIONS: Final = [
     ("grpc.http2.max_pings_without_data", 0),
 ]
 """For a long-lived channel to a server of this module."""
+
+
+async def overloaded(context: Any, reason: str, retry_ms: int) -> NoReturn:
+    """Refuses a call, and says when to ask again."""
+    context.set_trailing_metadata((("grpc-retry-pushback-ms", str(retry_ms)),))
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{reason}; ask again in {retry_ms} ms")
+    raise AssertionError("abort does not return")
 
 
 class RpcServer:
@@ -114,10 +122,7 @@ class _Measure(grpc.aio.ServerInterceptor):
             try:
                 if self._in_flight > self._in_flight_max:
                     result = "RESOURCE_EXHAUSTED"
-                    await context.abort(
-                        grpc.StatusCode.RESOURCE_EXHAUSTED,
-                        f"{self._in_flight_max} calls in flight already; retry later",
-                    )
+                    await overloaded(context, f"{self._in_flight_max} calls in flight already", RETRY_MS)
                 return await behaviour(request, context)
             except grpc.aio.AbortError:
                 result = _code_name(context)

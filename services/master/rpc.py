@@ -10,6 +10,7 @@ from larder.v1 import master_pb2 as pb
 from larder.v1 import master_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from larder.wire import pack_keys, unpack_keys
 
+from services.common.rpc import overloaded
 from services.common.version import VERSION
 from services.master import wire
 from services.master.core import messages as m
@@ -26,7 +27,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
         self._driver = driver
 
     async def PutStart(self, request: pb.PutStartRequest, context: Context) -> pb.PutStartReply:
-        answer: m.PutStarted = await self._ask(lambda call: wire.put_start(call, request), context)
+        answer: m.PutStarted = await self._ask(lambda call: wire.put_start(call, request, context.peer()), context)
         return pb.PutStartReply(
             results=wire.results(answer.results),
             write_ids=answer.write_ids,
@@ -98,8 +99,9 @@ class MasterService(master_pb2_grpc.MasterServicer):
         except ValueError as error:  # columns that contradict each other: the core never saw them
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if isinstance(answer, m.Rejected):
-            code = grpc.StatusCode.RESOURCE_EXHAUSTED if answer.overloaded else grpc.StatusCode.INVALID_ARGUMENT
-            await _abort(context, code, answer.reason)
+            if answer.overloaded:
+                await overloaded(context, answer.reason, answer.retry_ms)
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, answer.reason)
         return answer
 
 

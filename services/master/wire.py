@@ -10,6 +10,8 @@ from larder.wire import pack_keys, unpack_keys
 from services.master.core import messages as m
 from services.master.core.tables import Departed, Node
 
+CLIENT_ID_BYTES_MAX = 64
+
 SegmentOf = Callable[[int], types_pb2.Segment]
 
 
@@ -61,7 +63,10 @@ def places_message(places: m.Places, segment_of: SegmentOf) -> types_pb2.Places:
 # ---- calls ---------------------------------------------------------------------------------------
 
 
-def put_start(call: int, request: pb.PutStartRequest) -> m.PutStart:
+def put_start(call: int, request: pb.PutStartRequest, peer: str) -> m.PutStart:
+    """`peer`: the connection, for clients that do not say who they are."""
+    if len(request.client_id) > CLIENT_ID_BYTES_MAX:
+        raise ValueError(f"client_id has {len(request.client_id)} bytes: {CLIENT_ID_BYTES_MAX} are allowed")
     return m.PutStart(
         call,
         request.request_id,
@@ -74,6 +79,7 @@ def put_start(call: int, request: pb.PutStartRequest) -> m.PutStart:
         request.zone,
         request.ttl_ms,
         m.Pin(request.pin),
+        request.client_id.hex() or peer,
     )
 
 

@@ -41,6 +41,7 @@ _PINS: Final = {None: types_pb2.PIN_NONE, "soft": types_pb2.PIN_SOFT, "hard": ty
 _OK: Final = int(Result.RESULT_OK)  # attributes of protobuf's enums are slow
 _BACK_OFF_S: Final = 0.02
 _BACK_OFF_S_MAX: Final = 0.5
+_PUSHBACK_S_MAX: Final = 5.0
 _WAIT_SHARE: Final = 0.75
 """Of a put's time, what it may wait for room, and of the rest for copies that are made elsewhere."""
 _REPLACED_S_MAX: Final = 2.0
@@ -90,6 +91,7 @@ class MasterClient:
 
     def __init__(self, addresses: Sequence[str], stats: Stats, zone: str = "") -> None:
         self._zone = zone
+        self._id = os.urandom(16)
         self.addresses = list(addresses)
         self._stats = stats
         self._channels = [grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) for address in addresses]
@@ -111,6 +113,7 @@ class MasterClient:
             copies=terms.copies,
             pin=_PINS[terms.pin],
             ttl_ms=terms.ttl_ms,
+            client_id=self._id,
             depths=depths,
             host_id=host_id(),
             zone=self._zone,
@@ -205,7 +208,7 @@ class MasterClient:
                 method: Callable[..., Awaitable[Any]] = getattr(self._stubs[self._leader], name)
                 return await method(request, timeout=max(left_s, 0.001))
             except grpc.aio.AioRpcError as error:
-                code, said = error.code(), error.details() or ""
+                code, said, hint_s = error.code(), error.details() or "", _pushback_s(error)
                 if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
                     raise self._error(name, code, said) from None
             except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
@@ -214,7 +217,7 @@ class MasterClient:
             if left_s < _BACK_OFF_S:
                 raise self._error(name, code, said)
             spread = random.uniform(0.5, 1.5)  # noqa: S311  (keeps clients apart, not secrets)
-            pause_s = min(back_off_s * spread, left_s / 2)
+            pause_s = min(max(back_off_s * spread, hint_s * (0.5 + spread)), left_s / 2)
             self._stats.add("rpc_retries")
             if code is grpc.StatusCode.UNAVAILABLE:
                 self._leader = (self._leader + 1) % len(self._stubs)
@@ -236,6 +239,14 @@ class MasterClient:
         if code is grpc.StatusCode.CANCELLED:
             return StoreClosed("the store was closed while the call was under way")
         return Unavailable(f"the master {master} failed to answer {name}: {code.name} {said}")
+
+
+def _pushback_s(error: grpc.aio.AioRpcError) -> float:
+    """How long a server that has too much to do asks its callers to stay away, bounded; 0 where it does not say."""
+    for name, value in error.trailing_metadata() or ():
+        if name == "grpc-retry-pushback-ms" and value.isascii() and str(value).isdecimal():
+            return min(int(value) / 1000, _PUSHBACK_S_MAX)
+    return 0.0
 
 
 def _stub(channel: grpc.aio.Channel) -> Any:

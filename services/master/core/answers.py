@@ -146,6 +146,7 @@ class Rejected:
 
     overloaded: bool  # else: the argument is wrong
     reason: str
+    retry_ms: int = 0  # of an overload: when to ask again
 
 
 PutAnswer = PutStarted | PutEnded | PutAborted

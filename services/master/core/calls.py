@@ -8,9 +8,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from services.master.core.messages import Answer, PutAborted, PutEnded, PutStarted, Rejected, Removed, Reply
-from services.master.core.tables import PendingRemove, State
+from services.master.core.pending import PendingRemove
+from services.master.core.tables import State
 
 REQUEST_ID_BYTES = 16
+RETRY_MS = 100  # in that time writes end and waiting puts find room
 Remembered = PutStarted | PutEnded | PutAborted | Removed
 Request = tuple[type[Remembered], bytes]  # what is asked for, and the caller's id
 
@@ -20,7 +22,7 @@ class Invalid(Exception):
 
 
 class Overloaded(Exception):
-    """The master's limit: refused before anything changed; the same call may pass later."""
+    """The master's limit: refused before anything changed; the same call may pass in about RETRY_MS."""
 
 
 class Calls:
@@ -35,21 +37,25 @@ class Calls:
 
     def begin(self, call: int, request_id: bytes, kind: type[Remembered]) -> bool:
         """Whether the request is new. A retry waits for the answer of the first, or has it at once."""
-        if len(request_id) != REQUEST_ID_BYTES:
-            raise Invalid(f"request_id has {len(request_id)} bytes: give {REQUEST_ID_BYTES} random ones")
         request = (kind, request_id)
+        if self.is_new(request_id, kind):
+            self._waiting[request] = [call]
+            return True
         if request in self._waiting:
             self._waiting[request].append(call)
-            return False
-        if request in self._answered:
+        else:
             self.reply(call, self._answered[request])
-            return False
-        self._waiting[request] = [call]
-        return True
+        return False
+
+    def is_new(self, request_id: bytes, kind: type[Remembered]) -> bool:
+        if len(request_id) != REQUEST_ID_BYTES:
+            raise Invalid(f"request_id has {len(request_id)} bytes: give {REQUEST_ID_BYTES} random ones")
+        return (kind, request_id) not in self._waiting and (kind, request_id) not in self._answered
 
     def refuse(self, call: int, error: Invalid | Overloaded) -> None:
         """A refusal is not remembered: the same request may pass later."""
-        self.reply(call, Rejected(isinstance(error, Overloaded), str(error)))
+        is_overload = isinstance(error, Overloaded)
+        self.reply(call, Rejected(is_overload, str(error), RETRY_MS if is_overload else 0))
 
     def finish(self, request_id: bytes, answer: Remembered) -> None:
         request = (type(answer), request_id)

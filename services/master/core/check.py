@@ -1,5 +1,7 @@
 """Re-derives the core's invariants from its tables. For tests and simulators: O(everything), after every step."""
 
+from collections import Counter
+
 from services.master.core.allocator import aligned
 from services.master.core.master import Master
 from services.master.core.messages import Pin
@@ -65,6 +67,11 @@ def _check_writes(master: Master) -> None:
         for part in write.slices:
             _check_distinct(master, part)
     assert counts == state.writing
+    granted = Counter(write.client for write in state.writes.values())
+    for pending in master.puts.waiting:
+        granted[pending.command.client] += pending.write_ids.count(0)
+    assert {client: count for client, count in granted.items() if count} == master.puts.grants.by_client
+    assert granted.total() == master.puts.grants.total
     recording = [write for node in state.nodes.values() for writes in node.recording.values() for write in writes]
     for write in state.writes.values():
         assert recording.count(write) == write.awaiting, write.key

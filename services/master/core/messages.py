@@ -53,6 +53,7 @@ class PutStart:
     zone: str = ""
     ttl_ms: int = 0
     pin: Pin = Pin.NONE
+    client: str = ""  # whoever is to be told from others
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections import deque
 
 from services.master.core import messages as m
 from services.master.core.adoption import Adoption
+from services.master.core.allocator import ALIGN_BYTES
 from services.master.core.drain import Drains
 from services.master.core.puts import Puts
 from services.master.core.repair import Repair
@@ -83,6 +84,12 @@ class Nodes:
         node = self._speaker(command.stream)
         if node is not None and node.phase is Phase.ATTACHING:
             node.inventory.extend(command.copies)
+            if len(node.inventory) > sum(segment.capacity for segment in node.segments) // ALIGN_BYTES:
+                self.state.effects.append(
+                    m.Close(command.stream, "the inventory has more copies than fit into the pools")
+                )
+                self._detach(node)
+                node.inventory = []
 
     def inventory_end(self, command: m.InventoryEnd) -> None:
         node = self._speaker(command.stream)

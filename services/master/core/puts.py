@@ -12,38 +12,15 @@ from operator import attrgetter
 from services.master.core import messages as m
 from services.master.core.allocator import aligned
 from services.master.core.calls import Calls, Invalid, Overloaded
+from services.master.core.grants import Grants
 from services.master.core.messages import HeldCopy, Pin, Result
+from services.master.core.pending import PendingEnd, PendingStart
 from services.master.core.placing import make_places
 from services.master.core.repair import Repair
 from services.master.core.space import Space
-from services.master.core.tables import Copy, Near, Node, Object, PendingEnd, Slice, State, Write
+from services.master.core.tables import Copy, Near, Node, Object, Slice, State, Write
 
 WAITING_POLL_MS = 20  # how often a put that waits for room looks whether leases have ended
-
-
-class PendingStart:
-    """A PutStart of which some keys wait for room."""
-
-    __slots__ = ("asked_at", "command", "copies", "deadline", "next", "results", "waited", "write_ids")
-
-    def __init__(self, command: m.PutStart, copies: int, asked_at: int, deadline: int) -> None:
-        self.command = command
-        self.asked_at = asked_at
-        self.copies = copies
-        self.deadline = deadline
-        self.results: list[Result] = [Result.OK] * len(command.keys)
-        self.write_ids = [0] * len(command.keys)
-        self.next = 0  # the first key that is not decided
-        self.waited = False
-
-    def decide(self, result: Result) -> None:
-        self.results[self.next] = result
-        self.next += 1
-
-    @property
-    def size(self) -> int:
-        """Of the object to be decided next."""
-        return self.command.sizes[self.next]
 
 
 class Puts:
@@ -52,6 +29,7 @@ class Puts:
         self.space = space
         self.calls = calls
         self.repair = repair
+        self.grants = Grants(state.config)
         self.waiting: deque[PendingStart] = deque()  # first come, first served
 
     # ---- start -----------------------------------------------------------------------------------
@@ -59,8 +37,9 @@ class Puts:
     def start(self, command: m.PutStart) -> None:
         config = self.state.config
         self._check_start(command)
-        if len(self.state.writes) + len(command.keys) > config.writes_max or len(self.waiting) >= config.waiting_max:
-            raise Overloaded("too many puts in flight: retry later")
+        if self.calls.is_new(command.request_id, m.PutStarted):
+            self._check_waiting(command.client)
+            self.grants.take(command.client, len(command.keys))
         if not self.calls.begin(command.call, command.request_id, m.PutStarted):
             return
         wait_ms = min(command.wait_ms, config.wait_ms_max)
@@ -70,6 +49,13 @@ class Puts:
             pending.waited = True
             self.waiting.append(pending)
             self.retry()  # a deadline of now is answered now
+
+    def _check_waiting(self, client: str) -> None:
+        config = self.state.config
+        if len(self.waiting) >= config.waiting_max:
+            raise Overloaded("too many puts wait for room")
+        if sum(pending.command.client == client for pending in self.waiting) >= config.waiting_per_client_max:
+            raise Overloaded(f"this client has {config.waiting_per_client_max} puts that wait for room")
 
     def _check_start(self, command: m.PutStart) -> None:
         config = self.state.config
@@ -133,7 +119,17 @@ class Puts:
     def _open(self, pending: PendingStart, size: int, depth: int, slices: list[Slice]) -> int:
         self.state.next_write_id += 1
         command, key = pending.command, pending.command.keys[pending.next]
-        write = Write(self.state.next_write_id, key, size, depth, slices, pending.copies, command.ttl_ms, command.pin)
+        write = Write(
+            self.state.next_write_id,
+            key,
+            size,
+            depth,
+            slices,
+            pending.copies,
+            command.ttl_ms,
+            command.pin,
+            command.client,
+        )
         self.state.writes[write.write_id] = write
         if write.pin == Pin.HARD:
             self.state.pinned_writes[write.write_id] = write
@@ -143,6 +139,7 @@ class Puts:
     def _started(self, pending: PendingStart) -> None:
         """Answer. The time to write runs from here. The client counts from before it asked: what it waited is added."""
         ttl_ms = self.state.config.write_ttl_ms
+        self.grants.give_back(pending.command.client, pending.write_ids.count(0))
         for index, write_id in enumerate(pending.write_ids if pending.waited else ()):
             # A node may have gone while the put waited: what is left of the write must still hold the whole object.
             if write_id and not self._prune(self.state.writes[write_id]):
@@ -348,6 +345,7 @@ class Puts:
     def _close(self, write: Write) -> None:
         del self.state.writes[write.write_id]
         self.state.pinned_writes.pop(write.write_id, None)
+        self.grants.give_back(write.client, 1)
         left = self.state.writing[write.key] - 1
         if left:
             self.state.writing[write.key] = left

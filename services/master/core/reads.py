@@ -11,10 +11,11 @@ from itertools import takewhile
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
 from services.master.core.messages import Fault, Result
+from services.master.core.pending import PendingRemove
 from services.master.core.placing import make_places
 from services.master.core.repair import Repair
 from services.master.core.space import Space
-from services.master.core.tables import Copy, Node, Object, PendingRemove, Slice, State
+from services.master.core.tables import Copy, Node, Object, Slice, State
 
 LIST_LIMIT_DEFAULT = 1_000
 LIST_LIMIT_MAX = 10_000

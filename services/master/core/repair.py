@@ -6,7 +6,7 @@ copies were made elsewhere gives the surplus back.
 """
 
 import heapq
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
 
@@ -31,7 +31,7 @@ class Repair:
         self._short: dict[Object, None] = {}  # no node to repair them to, or it failed: looked at again and again
         self._retrying = False
         self._promises: dict[Object, Callable[[], None]] = {}  # puts to be answered when the copies are there
-        self._reviews: deque[Object] = deque()
+        self._reviews: OrderedDict[Object, None] = OrderedDict()
         self._transfers: dict[int, Transfer] = {}
         self._budget_bytes = state.config.repair_bytes_per_s / 4  # as in _refill
         self._budget_at = state.now
@@ -91,7 +91,7 @@ class Repair:
     def review(self, node: Node) -> None:
         """Look at every object of a node: it went, or it came back."""
         for segment in node.segments:
-            self._reviews.extend(segment.residents)
+            self._reviews.update(dict.fromkeys(segment.residents))
 
     def node_is_live(self, node: Node) -> None:
         """Room for what had none; and what was made elsewhere meanwhile is surplus now."""
@@ -100,7 +100,7 @@ class Repair:
 
     def look_again(self) -> None:
         """Another node can be had, or one less."""
-        self._reviews.extend(self._short)
+        self._reviews.update(self._short)
         self._short = {}
 
     # ---- doing it --------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class Repair:
     def pump(self) -> None:
         """At the end of a step: look at some objects, begin the transfers the budget allows."""
         for _ in range(min(len(self._reviews), REVIEWS_PER_STEP)):
-            obj = self._reviews.popleft()
+            obj, _ = self._reviews.popitem(last=False)
             self.want(obj)
             self._trim(obj)
         if self._reviews:
@@ -189,7 +189,7 @@ class Repair:
         again = list(islice(self._short, REVIEWS_PER_STEP))
         for obj in again:
             del self._short[obj]
-        self._reviews.extend(again)
+        self._reviews.update(dict.fromkeys(again))
         if self._short:
             self._put_off(next(iter(self._short)))
 

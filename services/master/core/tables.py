@@ -15,7 +15,8 @@ from sortedcontainers import SortedDict, SortedList
 from services.master.core.absences import Absences
 from services.master.core.allocator import Allocator
 from services.master.core.eviction import Residents, Traffic
-from services.master.core.messages import Effect, HeldCopy, Result, SegmentInfo
+from services.master.core.messages import Effect, HeldCopy, SegmentInfo
+from services.master.core.pending import PendingEnd, PendingRemove
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,9 @@ class Config:
     key_bytes_max: int = 1_024
     copies_max: int = 16
     slices_max: int = 65_536  # of one object
-    waiting_max: int = 1_024  # calls that wait for space or for a write
+    waiting_max: int = 1_024  # calls that wait for space, and calls that wait for a write
+    waiting_per_client_max: int = 256  # of those that wait for space
+    writes_per_client_max: int = 65_536
     writes_max: int = 1 << 20
     remembered_max: int = 1 << 18  # keys in the answers kept for retries
     evictions_per_step_max: int = 512
@@ -106,6 +109,7 @@ class Write:
 
     __slots__ = (
         "awaiting",
+        "client",
         "depth",
         "end",
         "end_index",
@@ -129,7 +133,9 @@ class Write:
         wanted: int,
         ttl_ms: int,
         pin: int,
+        client: str,
     ) -> None:
+        self.client = client
         self.write_id = write_id
         self.key = key
         self.size = size
@@ -156,30 +162,6 @@ class Transfer:
         self.source = source
         self.target = target
         self.node = node  # the target's
-
-
-class PendingEnd:
-    """A PutEnd whose answer waits for the nodes."""
-
-    __slots__ = ("copies", "remaining", "request_id", "results", "until")
-
-    def __init__(self, request_id: bytes, count: int, until: int) -> None:
-        self.request_id = request_id
-        self.until = until  # so long it may wait for copies that are made elsewhere
-        self.results = [Result.UNKNOWN_WRITE] * count
-        self.copies = [0] * count
-        self.remaining = count
-
-
-class PendingRemove:
-    """A Remove whose answer waits until the nodes have forgotten, so that no restart brings the keys back."""
-
-    __slots__ = ("remaining", "request_id", "results")
-
-    def __init__(self, request_id: bytes) -> None:
-        self.request_id = request_id
-        self.results: list[Result] = []
-        self.remaining = 1  # one for the step itself
 
 
 class Quarantined:

@@ -27,6 +27,7 @@ class Master(master_pb2_grpc.MasterServicer):
     def __init__(self) -> None:
         self.script: list[Any] = []
         self.requests: list[Any] = []
+        self.pushback = ""
 
     async def _answer(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
@@ -34,6 +35,8 @@ class Master(master_pb2_grpc.MasterServicer):
         if answer is None:
             await asyncio.sleep(60)
         if isinstance(answer, grpc.StatusCode):
+            if self.pushback:
+                context.set_trailing_metadata((("grpc-retry-pushback-ms", self.pushback),))
             await context.abort(answer, "scripted")
         return answer
 
@@ -94,6 +97,26 @@ async def test_what_a_status_means(
     with pytest.raises(kind, match=r"scripted|in time"):
         await client.match([b"key"], wait_s=0, deadline=soon(0.5))
     assert (len(master.requests) > 1) == (calls == "many")
+    assert time.monotonic() - begun < 1.0
+
+
+@pytest.mark.parametrize(("hint", "least_s", "most_s"), [("300", 0.3, 0.75), ("-1", 0.0, 0.2), ("soon", 0.0, 0.2)])
+async def test_a_master_that_has_too_much_to_do_says_when_to_ask_again(
+    master: Master, client: MasterClient, hint: str, least_s: float, most_s: float
+) -> None:
+    master.pushback = hint
+    master.script = [Code.RESOURCE_EXHAUSTED, pb.MatchReply(matched=1)]
+    begun = time.monotonic()
+    assert await client.match([b"key"], wait_s=0, deadline=soon()) == 1
+    assert least_s <= time.monotonic() - begun <= most_s
+
+
+async def test_a_wait_that_is_asked_for_does_not_outlast_the_deadline(master: Master, client: MasterClient) -> None:
+    master.pushback = "60000"
+    master.script = [Code.RESOURCE_EXHAUSTED]
+    begun = time.monotonic()
+    with pytest.raises(Unavailable, match="too much to do"):
+        await client.match([b"key"], wait_s=0, deadline=soon(0.4))
     assert time.monotonic() - begun < 1.0
 
 

@@ -91,6 +91,7 @@ async def test_calls_over_the_bound_are_refused() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await server.master.Status(master_pb2.StatusRequest())
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert dict(refused.value.trailing_metadata() or ())["grpc-retry-pushback-ms"] == "100"
         server.servicer.release.set()
         assert (await waiting).matched == 1
         assert (await server.master.Status(master_pb2.StatusRequest())).version == "9"

@@ -12,6 +12,7 @@ from larder.wire import pack_keys
 from prometheus_client import CollectorRegistry, generate_latest
 
 from services.common.rpc import RpcServer
+from services.master import driver as driver_module
 from services.master.core import messages as m
 from services.master.core.master import Master
 from services.master.core.tables import Config
@@ -189,6 +190,37 @@ def test_the_cores_results_are_the_wires() -> None:
     assert {fault.name: int(fault) for fault in m.Fault} == {
         name.removeprefix("FAULT_"): number for name, number in pb.Fault.items() if number
     }
+
+
+async def test_a_client_with_too_many_writes_is_told_when_to_ask_again(
+    channel: grpc.aio.Channel, driver: Driver, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver.core.puts.grants, "config", Config(writes_per_client_max=1))
+    stub = master_pb2_grpc.MasterStub(channel)
+    for number, client_id in enumerate([b"one", b"other", b""]):
+        request = pb.PutStartRequest(
+            request_id=bytes([number]) * 16, keys=pack_keys([b"k"]), sizes=[1], client_id=client_id
+        )
+        assert len((await stub.PutStart(request)).write_ids) == 1
+        request.request_id = bytes([64 + number]) * 16
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.PutStart(request)
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert dict(raised.value.trailing_metadata() or ())["grpc-retry-pushback-ms"] == "100"
+
+
+async def test_a_node_that_does_not_take_its_commands_is_cut_off(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "STREAM_QUEUE_MAX", 2)
+    stream, queue = driver.open_stream()
+    driver.step(m.Hello(stream, "n0", 1, 0, "h0", [m.SegmentInfo(1 << 20)]))
+    driver.step(m.InventoryEnd(stream))
+    for _ in range(3):
+        driver.step(m.Drain(0, "n0", cancel=False))
+        driver.step(m.Drain(0, "n0", cancel=True))
+    assert queue.qsize() == 2
+    assert isinstance([queue.get_nowait() for _ in range(2)][-1], m.Close)
 
 
 async def test_a_core_that_contradicts_itself_ends_the_master(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:

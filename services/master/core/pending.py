@@ -1,0 +1,53 @@
+"""Calls whose answer waits: a PutStart for room, a PutEnd for the holders, a Remove until the nodes have forgotten."""
+
+from services.master.core import messages as m
+from services.master.core.messages import Result
+
+
+class PendingStart:
+    """A PutStart of which some keys wait for room."""
+
+    __slots__ = ("asked_at", "command", "copies", "deadline", "next", "results", "waited", "write_ids")
+
+    def __init__(self, command: m.PutStart, copies: int, asked_at: int, deadline: int) -> None:
+        self.command = command
+        self.asked_at = asked_at
+        self.copies = copies
+        self.deadline = deadline
+        self.results: list[Result] = [Result.OK] * len(command.keys)
+        self.write_ids = [0] * len(command.keys)
+        self.next = 0  # the first key that is not decided
+        self.waited = False
+
+    def decide(self, result: Result) -> None:
+        self.results[self.next] = result
+        self.next += 1
+
+    @property
+    def size(self) -> int:
+        """Of the object to be decided next."""
+        return self.command.sizes[self.next]
+
+
+class PendingEnd:
+    """A PutEnd whose answer waits for the nodes."""
+
+    __slots__ = ("copies", "remaining", "request_id", "results", "until")
+
+    def __init__(self, request_id: bytes, count: int, until: int) -> None:
+        self.request_id = request_id
+        self.until = until  # so long it may wait for copies that are made elsewhere
+        self.results = [Result.UNKNOWN_WRITE] * count
+        self.copies = [0] * count
+        self.remaining = count
+
+
+class PendingRemove:
+    """A Remove whose answer waits until the nodes have forgotten, so that no restart brings the keys back."""
+
+    __slots__ = ("remaining", "request_id", "results")
+
+    def __init__(self, request_id: bytes) -> None:
+        self.request_id = request_id
+        self.results: list[Result] = []
+        self.remaining = 1  # one for the step itself
