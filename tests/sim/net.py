@@ -7,7 +7,7 @@ cut or silent. A partition holds messages back, as TCP does, until it ends or th
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,17 +26,24 @@ _NO_METADATA = grpc.aio.Metadata()
 class Aborted(Exception):
     """What a servicer refused a call with."""
 
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+    def __init__(self, code: grpc.StatusCode, details: str, trailing: grpc.aio.Metadata) -> None:
         super().__init__(details)
         self.code = code
         self.details = details
+        self.trailing = trailing
 
 
 class Context:
     """As much of gRPC's context as the servicers ask for."""
 
+    def __init__(self) -> None:
+        self.trailing = _NO_METADATA
+
+    def set_trailing_metadata(self, metadata: Iterable[tuple[str, str]]) -> None:
+        self.trailing = grpc.aio.Metadata(*metadata)
+
     async def abort(self, code: grpc.StatusCode, details: str) -> None:
-        raise Aborted(code, details)
+        raise Aborted(code, details, self.trailing)
 
     def peer(self) -> str:
         return "sim"
@@ -148,23 +155,25 @@ class Network:
         try:
             reply = await getattr(master.part.service, name)(request, Context())
         except Aborted as refusal:
-            outcome = (None, refusal.code, refusal.details)
+            outcome = (None, refusal.code, refusal.details, refusal.trailing)
         except asyncio.CancelledError:
             return
         else:
-            outcome = (reply, grpc.StatusCode.UNAVAILABLE, "the connection was cut")
+            outcome = (reply, grpc.StatusCode.UNAVAILABLE, "the connection was cut", _NO_METADATA)
         if call.loses_reply:
-            outcome = (None, grpc.StatusCode.UNAVAILABLE, "the connection was cut")
+            outcome = (None, grpc.StatusCode.UNAVAILABLE, "the connection was cut", _NO_METADATA)
         answered = max(self.world.now, self.free_at(call.client.name, MASTER)) + self.delay()
         self.world.loop.call_at(answered, self._settle, call, *outcome, context=call.client.context)
 
-    def _settle(self, call: Call, reply: Any, code: grpc.StatusCode, details: str) -> None:
+    def _settle(
+        self, call: Call, reply: Any, code: grpc.StatusCode, details: str, trailing: grpc.aio.Metadata = _NO_METADATA
+    ) -> None:
         if call.future.done():
             return
         if reply is not None:
             call.future.set_result(reply)
         else:
-            call.future.set_exception(grpc.aio.AioRpcError(code, _NO_METADATA, _NO_METADATA, details))
+            call.future.set_exception(grpc.aio.AioRpcError(code, _NO_METADATA, trailing, details))
 
     def _break(self, call: Call, after: float) -> None:
         """The client sees the connection end."""
