@@ -4,6 +4,7 @@ Independent of the product's own bookkeeping where it matters: bytes are compare
 looked for in the nodes' indexes and in memory, leases are remembered from the answers that granted them.
 """
 
+import math
 from typing import Any
 
 from larder.copying import checksum_of
@@ -22,13 +23,14 @@ MUTATING = {m.PutStart: m.PutStarted, m.PutEnd: m.PutEnded, m.PutAbort: m.PutAbo
 class Write:
     """A put that a master has begun."""
 
-    __slots__ = ("key", "slice_count", "value", "write_id")
+    __slots__ = ("key", "slice_count", "stored_at", "value", "write_id")
 
     def __init__(self, key: bytes, value: bytes, write_id: int, slice_count: int) -> None:
         self.key = key
         self.value = value
         self.write_id = write_id
         self.slice_count = slice_count
+        self.stored_at = math.inf  # when it was first acknowledged
 
 
 class Oracle:
@@ -170,6 +172,7 @@ class Oracle:
             if min(per_slice) < copies:
                 raise Violation(f"a put of {write.key!r} is told of {copies} copies, held are {min(per_slice)}")
             self.stored.setdefault(write.key, {})[write_id] = write
+            write.stored_at = min(write.stored_at, self.world.now)
 
     def _held(self, write: Write, lives: Any) -> list[tuple[Pool, Any]]:
         """The copies of a write that nodes' indexes have."""

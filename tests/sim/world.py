@@ -347,11 +347,11 @@ class World:
             raise Violation(f"healed, and yet: {failures or 'the last calls do not end'}")
 
     def _was_at_hand(self, key: bytes | None, client: ClientPart, since: float) -> bool:
-        """Whether every slice has a good copy where the client could read it."""
+        """Whether every slice has had a good copy where the client could read it for all that time."""
         state = self.master.part.core.state if self.master is not None else None
         obj = state.objects.get(key) if state is not None else None
-        if obj is None:
-            return False  # it went with its last good copy
+        if obj is None or self.oracle.writes[obj.write_id].stored_at > since:
+            return False  # it went with its last good copy; another put may have come since
         for part in obj.slices:
             for copy in part.copies:
                 pool = self.pools[state.segments[copy.segment].info.shm_token]
