@@ -13,7 +13,7 @@ from services.master.core import messages as m
 from services.master.core.check import check
 from services.master.core.master import Master
 from services.master.core.messages import Result
-from services.master.core.tables import Object, Phase
+from services.master.core.tables import Copy, Object, Phase
 from tests.sim.loop import Violation
 from tests.sim.memory import Pool
 
@@ -45,6 +45,7 @@ class Oracle:
         self.stored: dict[bytes, dict[int, Write]] = {}  # key -> acknowledged and not known to be gone
         self.write_until: dict[tuple[bytes, int], float] = {}  # (token, offset) -> when writing there must have begun
         self.released: set[tuple[bytes, int, int]] = set()  # (token, offset, write id) given up by a master
+        self.made_at: dict[tuple[bytes, int], float] = {}  # (token, offset) -> when a master learned of a repair's copy
         self.misses: dict[bytes, float] = {}  # key -> when a master last answered a miss
         self.answers: list[tuple[bytes, Any, int]] = []  # what a get answered, and its checksum then
         self._command: m.Command | None = None  # of this step
@@ -56,7 +57,7 @@ class Oracle:
     def watch(self, core: Master) -> None:
         """Checks every step of a core, and learns why it lets go of what it had."""
         step, evict = core.step, core.space._evict
-        discard, quarantine = core.space.discard, core.space.quarantine
+        discard, quarantine, settle = core.space.discard, core.space.quarantine, core.space.settle
         commands: dict[int, m.ClientCommand] = {}
         answers: dict[tuple[type, bytes], m.Answer] = {}
 
@@ -94,10 +95,15 @@ class Oracle:
                 self.released.add((segment.info.shm_token, offset, write_id))
             return quarantine(segment, offset, length, write_id, not_before=not_before, recorded=recorded)
 
+        def watched_settle(copy: Copy, length: int) -> None:
+            self.made_at[core.state.segments[copy.segment].info.shm_token, copy.offset] = self.world.now
+            settle(copy, length)
+
         core.step = watched_step  # type: ignore[method-assign]
         core.space._evict = watched_evict  # type: ignore[method-assign]
         core.space.discard = watched_discard  # type: ignore[method-assign]
         core.space.quarantine = watched_quarantine  # type: ignore[method-assign]
+        core.space.settle = watched_settle  # type: ignore[method-assign]
 
     def _before(self, commands: dict[int, m.ClientCommand], command: m.Command) -> None:
         if isinstance(command, m.ClientCommand):

@@ -356,7 +356,8 @@ class World:
             for copy in part.copies:
                 pool = self.pools[state.segments[copy.segment].info.shm_token]
                 well = self.faults.were_well(since, client.process.name, pool.node_id)
-                if well and not pool.is_tainted(copy.offset, copy.offset + part.length):
+                was_there = self.oracle.made_at.get((pool.token, copy.offset), 0.0) <= since
+                if well and was_there and not pool.is_tainted(copy.offset, copy.offset + part.length):
                     break
             else:
                 return False
