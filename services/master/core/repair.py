@@ -205,7 +205,7 @@ class Repair:
         # The node counts its time from when the message reaches it: it has given up long before this core does, and
         # never records what has been forgotten.
         until = self.state.now + 2 * config.repair_timeout_ms
-        self.state.read_until[source] = until  # the source stays where it is; evicted it may be
+        self.state.read_until[source] = until  # the source stays where it is
         held = m.HeldCopy(
             obj.key, obj.write_id, obj.size, len(obj.slices), number,
             target.segment, target.offset, part.length, part.checksum, obj.depth, obj.wanted,

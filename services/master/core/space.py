@@ -209,8 +209,7 @@ class Space(Placing):
                     self.state.at(self.state.now, lambda: None)  # waiting puts look again in every step
 
     def _evict(self, segment: Segment, wanted_bytes: int, budget: int) -> tuple[int, bool]:
-        """Evict about `wanted_bytes` of unleased objects; how many went, and whether the next step may find more."""
-        now = self.state.now
+        """Evict about `wanted_bytes`; how many objects went, and whether the next step may find more."""
 
         def bytes_here(obj: Object) -> int:
             return sum(
@@ -218,13 +217,20 @@ class Space(Placing):
             )
 
         victims, cut_short = segment.residents.victims(
-            wanted_bytes, count_max=budget, size_of=bytes_here, held=lambda obj: obj.lease_until > now
+            wanted_bytes, count_max=budget, size_of=bytes_here, held=self._is_read
         )
         for obj in victims:
             self.state.counters.evicted_objects += 1
             self.state.counters.evicted_bytes += obj.size
             self.discard(obj)
         return len(victims), cut_short
+
+    def _is_read(self, obj: Object) -> bool:
+        """Leased, or the source of a repair: its space would not come back for a while, so that it makes no room."""
+        if obj.lease_until > self.state.now:
+            return True
+        sources = self.state.read_until
+        return bool(sources) and any(copy in sources for part in obj.slices for copy in part.copies)
 
     # ---- messages to nodes -----------------------------------------------------------------------
 

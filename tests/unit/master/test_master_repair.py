@@ -143,6 +143,26 @@ def test_a_source_that_fails_is_probed_and_the_next_one_taken() -> None:
     assert second.source_segment != first.source_segment
 
 
+def test_what_a_repair_reads_is_not_evicted_for_its_space_would_not_come_back() -> None:
+    cluster = Cluster(nodes=3, capacity=4 * KIB, config=replace(CONFIG, high_watermark=1.0, repair_after_ms=50))
+    cluster.put(b"k", 4 * KIB, copies=2)
+    gone, source = holders(cluster, b"k")
+    cluster.hold = True
+    cluster.step(m.Broken(int(gone[1:]) + 1))
+    cluster.pass_time(50, silent=(int(gone[1:]),))
+    (fetch,) = [effect for effect in cluster.held if isinstance(effect, m.Fetch)]
+    assert node_of(cluster, fetch.source_segment) == source
+    assert cluster.start(b"new", 4 * KIB, copies=2, wait_ms=1000) is None
+    assert cluster.found(b"k")
+    waiting = cluster.calls - 1
+    cluster.hold = False
+    cluster.acknowledge()
+    cluster.pass_time(50, silent=(int(gone[1:]),))
+    started = cluster.answers[waiting]
+    assert isinstance(started, m.PutStarted)
+    assert started.places.copy_counts == [2], "both come free at once, as the repair is over"
+
+
 def test_what_finds_no_node_costs_a_bounded_look_now_and_then() -> None:
     cluster = Cluster(
         nodes=2, capacity=4 << 20, config=replace(CONFIG, repair_after_ms=50, silence_ms=60_000, lost_ms=60_000)
