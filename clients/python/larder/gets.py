@@ -171,7 +171,7 @@ class Getter:
             read.copies.remove(copy)
             read.node = copy.segment.node_id
             move = self._move(read, copy, read.memory, private=read.private)
-            bundles.add(transport, copy.segment, move, (read, copy))
+            bundles.add(bundles.to(copy.segment, transport), move, (read, copy))
         await bundles.run(lambda bundle: self._read_bundle(bundle, until))
 
     async def _read_bundle(self, bundle: _Bundle, until: float) -> None:
@@ -267,7 +267,7 @@ class Getter:
         bundles: Bundles[tuple[_SliceRead, Copy]] = Bundles(self._mover)
         for read, copy, transport in lacking:
             move = self._move(read, copy, fresh_memory(read.part.length), private=True)
-            bundles.add(transport, copy.segment, move, (read, copy))
+            bundles.add(bundles.to(copy.segment, transport), move, (read, copy))
         got: _Detours = {}
 
         async def each(bundle: _Bundle) -> None:

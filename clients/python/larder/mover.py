@@ -34,13 +34,18 @@ class Bundles(Generic[T]):
         self._mover = mover
         self._bundles: dict[tuple[str, bytes], Bundle[T]] = {}
 
-    def add(self, transport: Transport, segment: Segment, move: Move, purpose: T) -> None:
+    def to(self, segment: Segment, transport: Transport) -> Bundle[T]:
+        """The bundle that goes there by this transport."""
         bundle = self._bundles.get((transport.name, segment.shm_token))
         if bundle is None:
             bundle = self._bundles[transport.name, segment.shm_token] = Bundle(transport, segment)
+        return bundle
+
+    def add(self, bundle: Bundle[T], move: Move, purpose: T) -> None:
+        """A move for one of these bundles."""
         bundle.moves.append(move)
         bundle.purposes.append(purpose)
-        self._mover.plan(segment, move.memory.length)
+        self._mover.plan(bundle.segment, move.memory.length)
 
     async def run(self, each: Callable[[Bundle[T]], Awaitable[None]]) -> None:
         """Carries out `each` for all bundles at once, and ends when all have ended."""

@@ -1,12 +1,15 @@
 """Where slices lie, as values: the wire's columns unpacked. No I/O, no clock."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from itertools import accumulate
+from typing import NamedTuple, TypeVar
 
 from larder.errors import LarderError
 from larder.v1 import types_pb2
+
+T = TypeVar("T")
 
 
 class Fault(IntEnum):
@@ -50,27 +53,32 @@ class Slice(NamedTuple):
     copies: list[Copy]
 
 
-def unpack(places: types_pb2.Places) -> Iterator[list[Slice]]:
-    """The slices of each key in turn; raises LarderError when the columns contradict each other."""
+def unpack(places: types_pb2.Places) -> list[list[Slice]]:
+    """The slices of each key in turn; raises LarderError when the columns contradict each other.
+
+    A loop a column: a put or a get of thousands of keys spends its time here.
+    """
     segments = [_segment(message) for message in places.segments]
-    copies = zip(places.copy_segments, places.copy_offsets, strict=True)
-    slices = zip(places.slice_lengths, places.checksums, places.copy_counts, strict=True)
+    lengths, counts, offsets = list(places.slice_lengths), places.copy_counts, places.copy_offsets
     try:
-        for count in places.slice_counts:
-            parts = []
-            for length, checksum, copy_count in [next(slices) for _ in range(count)]:
-                held = [next(copies) for _ in range(copy_count)]
-                found = [_copy(segments[index], offset, length) for index, offset in held]
-                parts.append(Slice(length, checksum, found))
-            yield parts
-    except (StopIteration, IndexError, ValueError) as error:
+        if not (len(lengths) == len(places.checksums) == len(counts) and len(offsets) == len(places.copy_segments)):
+            raise ValueError("columns of different lengths")
+        copies = list(map(Copy, [segments[index] for index in places.copy_segments], offsets))
+        held = _cut(copies, counts)
+        for length, part in zip(lengths, held, strict=True):
+            for segment, offset in part:
+                if offset + length > segment.capacity_bytes:  # never let a wrong answer reach outside the pool
+                    raise ValueError("a copy beyond its segment")
+        return _cut(list(map(Slice, lengths, places.checksums, held)), places.slice_counts)
+    except (IndexError, ValueError) as error:
         raise LarderError("the master's answer contradicts itself: its columns of places do not agree") from error
 
 
-def _copy(segment: Segment, offset: int, length: int) -> Copy:
-    if offset + length > segment.capacity_bytes:  # never let a wrong answer reach outside the pool
-        raise ValueError("a copy beyond its segment")
-    return Copy(segment, offset)
+def _cut(items: list[T], counts: Sequence[int]) -> list[list[T]]:
+    """The items in runs of so many each; ValueError where they are more or fewer."""
+    if sum(counts) != len(items):
+        raise ValueError(f"{len(items)} items, {sum(counts)} are due")
+    return [items[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]
 
 
 def _segment(message: types_pb2.Segment) -> Segment:

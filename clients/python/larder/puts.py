@@ -7,7 +7,7 @@ put of which some slice has no copy at all, or that is cancelled, is aborted in 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Final
 
 from larder.arguments import Terms
@@ -46,7 +46,7 @@ class PutResult:
 class _Write:
     """One object on its way."""
 
-    __slots__ = ("checksums", "failed", "faults", "index", "key", "memory", "slices", "write_id")
+    __slots__ = ("checksums", "failed", "index", "key", "memory", "slices", "write_id")
 
     def __init__(self, index: int, key: bytes, memory: Memory, slices: list[Slice], write_id: int) -> None:
         self.index = index
@@ -55,26 +55,16 @@ class _Write:
         self.slices = slices
         self.write_id = write_id
         self.checksums = [0] * len(slices)
-        self.failed: list[tuple[int, int]] = []  # (slice, copy)
-        self.faults: list[tuple[Fault, str]] = []  # and on which node
-
-    def fail(self, number: int, copy: int, fault: Fault) -> None:
-        self.failed.append((number, copy))
-        self.faults.append((fault, self.slices[number].copies[copy].segment.node_id))
+        self.failed: list[tuple[int, int, Fault]] = []  # (slice, copy, why)
 
     def is_lost(self) -> bool:
         """Whether some slice has no copy left."""
-        failed = [number for number, _ in self.failed]
+        failed = [number for number, _, _ in self.failed]
         return any(failed.count(number) == len(part.copies) for number, part in enumerate(self.slices))
 
 
-@dataclass(slots=True)
-class _CopyWrite:
-    """What a Move of this module is for."""
-
-    write: _Write
-    number: int
-    copy: int
+_CopyWrite = tuple[_Write, int, int]
+"""What a Move of this module is for: of which write which slice, and which copy of it."""
 
 
 class Putter:
@@ -170,7 +160,7 @@ class Putter:
             range(batch.start, batch.stop), begun.results, begun.write_ids, begun.slices, strict=True
         ):
             key, size = keys[index], memories[index].length
-            if result == _OK and sum(part.length for part in slices) == size:
+            if result == _OK and sum([part.length for part in slices]) == size:
                 writes.append(_Write(index, key, memories[index], slices, write_id))
             elif result == _EXISTS:
                 answers[index] = PutResult(copies=0, existed=True)
@@ -188,35 +178,36 @@ class Putter:
 
     async def _write(self, writes: Sequence[_Write], until: float) -> None:
         bundles: Bundles[_CopyWrite] = Bundles(self._mover)
+        by_segment: dict[bytes, Bundle[_CopyWrite] | None] = {}
         for write in writes:
             start = 0
             for number, part in enumerate(write.slices):
                 memory = write.memory.cut(start, part.length)
-                self._plan(bundles, write, number, memory)
                 start += part.length
+                hashing = self._hashing  # with the first copy that goes anywhere
+                for index, (segment, offset) in enumerate(part.copies):
+                    token = segment.shm_token
+                    if token not in by_segment:
+                        transport = self._mover.way_to(segment)
+                        by_segment[token] = None if transport is None else bundles.to(segment, transport)
+                    bundle = by_segment[token]
+                    if bundle is None:
+                        write.failed.append((number, index, Fault.UNREACHABLE))
+                        continue
+                    bundles.add(bundle, Move(memory, offset, hashing=hashing), (write, number, index))
+                    hashing = False
         await bundles.run(lambda bundle: self._write_bundle(bundle, until))
         if self._hashing:
             await self._hash_rest(writes)
 
-    def _plan(self, bundles: Bundles[_CopyWrite], write: _Write, number: int, memory: Memory) -> None:
-        hashing = self._hashing  # with the first copy that goes anywhere
-        for index, copy in enumerate(write.slices[number].copies):
-            transport = self._mover.way_to(copy.segment)
-            if transport is None:
-                write.fail(number, index, Fault.UNREACHABLE)
-                continue
-            move = Move(memory, copy.offset, hashing=hashing)
-            bundles.add(transport, copy.segment, move, _CopyWrite(write, number, index))
-            hashing = False
-
     async def _write_bundle(self, bundle: Bundle[_CopyWrite], until: float) -> None:
         faults = await bundle.transport.write(bundle.segment, bundle.moves, until)
         self._mover.count("written", bundle, faults)
-        for move, copy, fault in zip(bundle.moves, bundle.purposes, faults, strict=True):
+        for move, (write, number, copy), fault in zip(bundle.moves, bundle.purposes, faults, strict=True):
             if fault is not None:
-                copy.write.fail(copy.number, copy.copy, fault)
+                write.failed.append((number, copy, fault))
             elif move.hashing:
-                copy.write.checksums[copy.number] = move.checksum
+                write.checksums[number] = move.checksum
 
     async def _hash_rest(self, writes: Sequence[_Write]) -> None:
         """Checksums of slices whose first copy failed while another did not."""
@@ -233,14 +224,18 @@ class Putter:
     # ---- end -------------------------------------------------------------------------------------
 
     async def _end(self, writes: Sequence[_Write], deadline: float, answers: list[PutResult | LarderError]) -> None:
-        lost = [write for write in writes if write.failed and write.is_lost()]
-        for write in lost:
-            answers[write.index] = _lost(write, deadline)
-        self._background.abort([write.write_id for write in lost])
-        written = [write for write in writes if not (write.failed and write.is_lost())]
+        written: list[_Write] = []
+        lost: list[int] = []
+        for write in writes:
+            if write.failed and write.is_lost():
+                answers[write.index] = _lost(write, deadline)
+                lost.append(write.write_id)
+            else:
+                written.append(write)
+        self._background.abort(lost)
         for batch in batches(len(written)):
             part = written[batch]
-            failed = [(index, *where) for index, write in enumerate(part) for where in write.failed]
+            failed = [(index, number, copy) for index, write in enumerate(part) for number, copy, _ in write.failed]
             checksums = [write.checksums for write in part]
             try:
                 ended = await self._master.put_end(
@@ -257,19 +252,21 @@ class Putter:
         stored = [
             memory.length
             for memory, answer in zip(memories, answers, strict=True)
-            if isinstance(answer, PutResult) and not answer.existed
+            if type(answer) is PutResult and not answer.existed
         ]
+        errors = sum([isinstance(answer, LarderError) for answer in answers]) if len(stored) < len(answers) else 0
         self._stats.add("puts", len(answers))
         self._stats.add("put_calls")
         self._stats.add("put_seconds", seconds)
         self._stats.add("puts_stored", len(stored))
-        self._stats.add("puts_existed", sum(isinstance(each, PutResult) and each.existed for each in answers))
-        self._stats.add("put_errors", sum(isinstance(each, LarderError) for each in answers))
+        self._stats.add("puts_existed", len(answers) - len(stored) - errors)
+        self._stats.add("put_errors", errors)
         self._stats.add("put_bytes", sum(stored))
 
 
 def _lost(write: _Write, deadline: float) -> LarderError:
-    fault, node = write.faults[-1]
+    number, copy, fault = write.failed[-1]
+    node = write.slices[number].copies[copy].segment.node_id
     if fault is Fault.LATE and time.monotonic() >= deadline:
         return DeadlineExceeded("the time ran out before the bytes were written", key=write.key)
     why = "the write ran out of time" if fault is Fault.LATE else "its storage node is not reached"
@@ -278,9 +275,15 @@ def _lost(write: _Write, deadline: float) -> LarderError:
 
 def _ended(key: bytes, result: int, copies: int) -> PutResult | LarderError:
     if result == _OK:
-        return PutResult(copies=copies, existed=False)
+        return _stored(copies)
     if result == _EXISTS:
         return PutResult(copies=0, existed=True)
     if result == _UNKNOWN_WRITE:
         return WriteFailed("the write had expired when it ended", key=key)
     return WriteFailed("the storage nodes were lost before they had recorded it", key=key)
+
+
+@cache
+def _stored(copies: int) -> PutResult:
+    """The same value for all keys of a batch."""
+    return PutResult(copies=copies, existed=False)

@@ -120,7 +120,7 @@ class MasterClient:
             wait_ms=max(0, int(1000 * _WAIT_SHARE * (deadline - asked_at))),
         )
         reply: pb.PutStartReply = await self._call("PutStart", request, deadline)
-        return Started(reply.results, reply.write_ids, list(unpack(reply.places)), asked_at + reply.write_ttl_ms / 1000)
+        return Started(reply.results, reply.write_ids, unpack(reply.places), asked_at + reply.write_ttl_ms / 1000)
 
     async def put_end(
         self,
@@ -151,7 +151,7 @@ class MasterClient:
         asked_at = time.monotonic()
         request = pb.LookupRequest(keys=pack_keys(keys), host_id=host_id(), zone=self._zone)
         reply: pb.LookupReply = await self._call("Lookup", request, deadline)
-        slices = list(unpack(reply.places))
+        slices = unpack(reply.places)
         for result, size, parts in zip(reply.results, reply.sizes, slices, strict=True):
             if (result == _OK) != bool(size) or sum([part.length for part in parts]) != size:
                 raise LarderError("the master's answer contradicts itself: slices do not add up to the object's size")

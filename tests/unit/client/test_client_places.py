@@ -48,4 +48,4 @@ def test_columns_that_contradict_each_other(column: str, values: list[int]) -> N
     del getattr(places, column)[:]
     getattr(places, column).extend(values)
     with pytest.raises(LarderError, match="contradicts itself"):
-        list(unpack(places))
+        unpack(places)
