@@ -1,5 +1,5 @@
-# Larder: everything a developer types. `make help` lists it. Environments are built in .venv and .venv-proto, logs and
-# scratch files lie in .work; `make clean` removes all three. A second `make setup` does nothing.
+# Larder: everything a developer types. `make help` lists it. Environments are built in .venv, .venv-proto and .venv-peers,
+# logs and scratch files lie in .work; `make clean` removes all of it. A second `make setup` does nothing.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -19,8 +19,9 @@ SYSTEM_LIBRARIES := libibverbs1 libnuma1 libcurl4
 PROTOS := $(wildcard proto/larder/v1/*.proto)
 # An old compiler on purpose: what it generates loads with protobuf 5 to 7.
 PROTO_TOOLS := grpcio-tools==1.66.2 'setuptools<80'
+PEERS := vllm-router==0.1.17 sglang-router==0.3.2
 
-.PHONY: help setup demo up test lint sim chaos bench bench-eviction proto lock clean
+.PHONY: help setup demo up test lint sim chaos bench bench-proxy bench-eviction proto lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 23
@@ -53,6 +54,9 @@ chaos: setup  ## kill, freeze, cut and fill real processes, then check what clie
 bench: setup  ## measure against this machine's limits and the bare engine; BENCH_ARGS is handed on
 	@$(BIN)/python -m bench.run $(BENCH_ARGS)
 
+bench-proxy: setup .venv-peers/.ready  ## what the proxy adds to a request, beside other routers; BENCH_ARGS is handed on
+	@$(BIN)/python -m bench.proxy $(BENCH_ARGS)
+
 bench-eviction: setup  ## what a pool serves of a request trace, beside LRU and the optimum: TRACE=FILE [CAPACITIES=1000,5000]
 	@$(if $(TRACE),,echo "Give a trace: make bench-eviction TRACE=FILE"; exit 2)
 	$(BIN)/python -m bench.eviction $(if $(CAPACITIES),--capacities '$(CAPACITIES)') '$(TRACE)'
@@ -71,7 +75,7 @@ lock:  ## resolve locks/cpu.txt anew from pyproject.toml
 	echo "wrote locks/cpu.txt: $$(wc -l < locks/cpu.txt) packages"
 
 clean:  ## remove environments, caches and logs
-	rm -rf .venv .venv-proto .work .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-proto .venv-peers .work .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- what setup is made of: each file stands for a step that is done -------------------------------------------------------
@@ -125,4 +129,10 @@ endef
 	@echo "setup: environment .venv-proto, the stubs' compiler"
 	$(PYTHON) -m venv .venv-proto
 	$(call install,.venv-proto,$(PROTO_TOOLS))
+	touch $@
+
+.venv-peers/.ready:
+	@echo "setup: environment .venv-peers, the routers that the proxy is compared with"
+	$(PYTHON) -m venv .venv-peers
+	$(call install,.venv-peers,$(PEERS)) || { echo "The routers cannot be installed: measuring without them."; exit 0; }
 	touch $@

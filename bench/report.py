@@ -24,6 +24,7 @@ MATCH_MS_MAX = 2.0
 LOOKUP_MS_MAX = 5.0
 BYTES_PER_OBJECT_MAX = 1536.0
 GROWTH_MAX = 1.5
+PACKAGES = ("larder-server", "grpcio", "protobuf", "numpy", "xxhash", "mooncake-transfer-engine-non-cuda")
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,10 @@ class Target:
         return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
 
-def machine() -> dict[str, str]:
+def machine(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")), platform.machine())
     memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
-    packages = ("larder-server", "grpcio", "protobuf", "numpy", "xxhash", "mooncake-transfer-engine-non-cuda")
     return {
         "machine": f"{cpu}, {os.cpu_count()} cores, {memory_kib / 2**20:.0f} GiB, Linux {platform.release()}",
         "load": f"{os.getloadavg()[0]:.2f} when it began",

@@ -1,4 +1,4 @@
-"""`make bench` in little: every mover moves, every subject answers, and the figures come out."""
+"""`make bench` and `make bench-proxy` in little: every mover moves, every subject answers, and the figures come out."""
 
 import json
 import subprocess
@@ -9,6 +9,8 @@ import pytest
 
 from bench.metadata import OPS
 from bench.moving import LIMIT_OF
+from bench.proxy import QUICK
+from bench.proxy_subjects import DEMO, DIRECT, LARDER, SGLANG_ROUTER, VLLM_ROUTER
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,4 +29,23 @@ def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
     for subject in ("core", "gRPC"):
         assert len([entry for entry in found["master"] if entry["subject"] == subject]) == 2 * len(OPS)
     assert all(entry["p50_s"] > 0 for entry in found["master"])
+    assert found["targets"]
+
+
+@pytest.mark.timeout(120)
+def test_a_quick_run_of_the_proxies_measures_everything_that_is_installed(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    argv = [sys.executable, "-m", "bench.proxy", "--quick", "--json", figures]
+    ran = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(figures.read_text())
+    measured = {entry["subject"] for entry in found["proxies"]}
+    assert measured >= {DIRECT, LARDER, DEMO}
+    assert measured | set(found["missing"]) == {DIRECT, LARDER, DEMO, VLLM_ROUTER, SGLANG_ROUTER}
+    assert len(found["proxies"]) == len(measured) * len(QUICK.cells())
+    for entry in found["proxies"]:
+        assert len(entry["p50_s"]) == QUICK.rounds
+        assert all(0 < p50 <= p99 for p50, p99 in zip(entry["p50_s"], entry["p99_s"], strict=True))
+        assert all(per_s > 0 for per_s in entry["per_s"])
+        assert all(cpu_s > 0 for cpu_s in entry["cpu_s"]) == (entry["subject"] != DIRECT)
     assert found["targets"]

@@ -1,0 +1,106 @@
+"""The figures of bench.proxy as tables, and the targets they are held against."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from bench.proxy_load import Load, Shape
+from bench.proxy_subjects import DEMO, DIRECT, LARDER, VLLM_ROUTER
+from bench.report import Target
+
+ADDED_OF_VLLM_ROUTER_MAX = 1.0
+THROUGHPUT_OF_DEMO_MIN = 3.0
+
+
+@dataclass
+class Series:
+    """One figure a round."""
+
+    p50_s: list[float] = field(default_factory=list)
+    p99_s: list[float] = field(default_factory=list)
+    per_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    """Of the proxy, for one request."""
+    load_busy: list[float] = field(default_factory=list)
+    """Share of the other core that load and engines took."""
+
+    def add(self, load: Load, *, cpu_s: float, load_cpu_s: float) -> None:
+        self.p50_s.append(load.quantile(0.50))
+        self.p99_s.append(load.quantile(0.99))
+        self.per_s.append(load.per_s)
+        self.cpu_s.append(cpu_s / len(load.latencies_s))
+        self.load_busy.append(load_cpu_s / load.seconds)
+
+
+Key = tuple[str, Shape, int]
+"""Subject, shape, number of clients."""
+Measured = Mapping[Key, Series]
+
+
+def added(of: Sequence[float], floor: Sequence[float]) -> list[float]:
+    """Round by round, what is over the floor of that round."""
+    return [one - least for one, least in zip(of, floor, strict=True)]
+
+
+def ratio(of: Sequence[float], to: Sequence[float]) -> float:
+    """The median of the rounds' own ratios."""
+    return median(one / other for one, other in zip(of, to, strict=True))
+
+
+def tables(measured: Measured) -> Iterator[Table]:
+    """One for each shape: what each subject adds to the latency, how many it serves, what a request costs it."""
+    for shape in dict.fromkeys(shape for _, shape, _ in measured):
+        table = Table(title=f"{shape.name}: added p50 and p99 in ms, requests/s, CPU us a request", box=SIMPLE_HEAD)
+        clients_of = list(dict.fromkeys(clients for _, of, clients in measured if of == shape))
+        table.add_column("", no_wrap=True)
+        for clients in clients_of:
+            for heading in (f"{clients}: p50", "p99", "req/s", "CPU"):
+                table.add_column(heading, justify="right", no_wrap=True)
+        for name in dict.fromkeys(name for name, _, _ in measured):
+            cells = []
+            for clients in clients_of:
+                series, floor = measured[name, shape, clients], measured[DIRECT, shape, clients]
+                if name == DIRECT:
+                    p50, p99 = (f"({median(times) * 1e3:.2f})" for times in (series.p50_s, series.p99_s))
+                    cells += [p50, p99, f"{median(series.per_s):,.0f}", ""]
+                else:
+                    p50 = f"{median(added(series.p50_s, floor.p50_s)) * 1e3:.2f}"
+                    p99 = f"{median(added(series.p99_s, floor.p99_s)) * 1e3:.2f}"
+                    cells += [p50, p99, f"{median(series.per_s):,.0f}", f"{median(series.cpu_s) * 1e6:,.0f}"]
+            table.add_row(name, *cells)
+        yield table
+
+
+def busiest_load(measured: Measured) -> tuple[float, Key]:
+    """Where load and engines took most of their core, and how much: near 1, they are what is measured."""
+    proxies = [key for key in measured if key[0] != DIRECT]
+    return max(((median(measured[key].load_busy), key) for key in proxies), key=lambda found: found[0])
+
+
+def targets(measured: Measured) -> Iterator[Target]:
+    """Where the one it is compared with was measured. A paced stream says what a proxy costs, not how fast it is."""
+    for name, shape, clients in measured:
+        if name != LARDER or shape.paced:
+            continue
+        ours, floor = measured[name, shape, clients], measured[DIRECT, shape, clients]
+        if clients == 1 and (theirs := measured.get((VLLM_ROUTER, shape, clients))):
+            measured_ratio = ratio(added(ours.p50_s, floor.p50_s), added(theirs.p50_s, floor.p50_s))
+            what = f"{shape.name}, one connection: added p50, of {VLLM_ROUTER}'s"
+            yield Target(what, measured_ratio, ADDED_OF_VLLM_ROUTER_MAX, "x")
+        if clients > 1 and (demo := measured.get((DEMO, shape, clients))):
+            what = f"{shape.name}, {clients} connections: requests/s, of the {DEMO}'s"
+            yield Target(what, ratio(ours.per_s, demo.per_s), THROUGHPUT_OF_DEMO_MIN, "x", at_least=True)
+
+
+def as_json(measured: Measured, judged: Sequence[Target]) -> dict[str, Any]:
+    return {
+        "proxies": [
+            {"subject": name, "clients": clients} | vars(shape) | vars(series)
+            for (name, shape, clients), series in measured.items()
+        ],
+        "targets": [vars(target) | {"met": target.met} for target in judged],
+    }
