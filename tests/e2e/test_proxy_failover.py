@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.xpyd import Done, XpYd, load, one, percentile
 
-NAMES = (["p0", "p1"], ["d0", "d1"])
+PREFILLS, DECODES = ["p0", "p1"], ["d0", "d1"]
 EXTRA_MS = 60.0  # what a request that was hit may take longer, at p99
 NOISE_MS = 100.0  # and more, on a machine with other work
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture
 def xpyd(tmp_path: Path) -> Iterator[XpYd]:
     with XpYd(tmp_path) as cluster:
-        for name in sum(NAMES, []):
+        for name in PREFILLS + DECODES:
             cluster.start_engine(name)
         yield cluster
 
@@ -45,7 +45,7 @@ def show(title: str, done: list[Done], hit: set[str]) -> tuple[float, float]:
 
 @pytest.mark.parametrize("victim", ["p0", "d0"])
 async def test_a_killed_engine_fails_no_request(xpyd: XpYd, victim: str) -> None:
-    url = xpyd.start_proxy(*NAMES)
+    url = xpyd.start_proxy(PREFILLS, DECODES)
     kill = {80: xpyd.engines[victim].kill}
     # A decode engine that dies within a stream takes that stream with it; here it dies before its first bytes.
     done = await load(url, 200, 16, at=kill, stream=lambda n: victim == "p0" and n % 2 == 0)
@@ -58,7 +58,7 @@ async def test_a_killed_engine_fails_no_request(xpyd: XpYd, victim: str) -> None
 @pytest.mark.parametrize("victim", ["p0", "d0"])
 async def test_a_frozen_engine_fails_no_request(xpyd: XpYd, victim: str) -> None:
     """SIGSTOP: it takes connections and answers nothing; the health checks find it out."""
-    url = xpyd.start_proxy(*NAMES)
+    url = xpyd.start_proxy(PREFILLS, DECODES)
     stop = {80: xpyd.engines[victim].pause}
     done = await load(url, 200, 16, at=stop, stream=lambda n: victim == "p0" and n % 2 == 0)
     struck, _ = show(f"{victim} frozen", done, xpyd.hit())
@@ -67,10 +67,10 @@ async def test_a_frozen_engine_fails_no_request(xpyd: XpYd, victim: str) -> None
 
 
 async def test_without_any_prefill_decode_serves_alone(xpyd: XpYd) -> None:
-    url = xpyd.start_proxy(*NAMES)
+    url = xpyd.start_proxy(PREFILLS, DECODES)
 
     def kill_both() -> None:
-        for name in NAMES[0]:
+        for name in PREFILLS:
             xpyd.engines[name].kill()
 
     show("both prefills killed", await load(url, 200, 16, at={80: kill_both}), xpyd.hit())
@@ -106,7 +106,7 @@ async def test_the_only_decode_dead_is_a_503_at_once_and_back_it_is_readmitted(x
 async def test_all_engines_are_replaced_under_load(xpyd: XpYd) -> None:
     """Each in turn: a new one is added, the old one drained, removed when nothing runs on it, and ended."""
     key = {"X-API-Key": "secret"}
-    url = xpyd.start_proxy(*NAMES, ADMIN_API_KEY="secret")
+    url = xpyd.start_proxy(PREFILLS, DECODES, ADMIN_API_KEY="secret")
     async with aiohttp.ClientSession(url, headers=key) as client:
 
         async def tell(what: str, name: str) -> None:
@@ -121,12 +121,13 @@ async def test_all_engines_are_replaced_under_load(xpyd: XpYd) -> None:
             return next(each["legs"] for each in listed if each["instance"] == xpyd.addresses[name])
 
         async def replace() -> None:
-            for name in sum(NAMES, []):
+            for name in PREFILLS + DECODES:
                 await asyncio.to_thread(xpyd.start_engine, f"{name}-new")
                 await tell("add", f"{name}-new")
                 await tell("drain", name)
-                while await legs(name):
-                    await asyncio.sleep(0.05)
+                async with asyncio.timeout(10):
+                    while await legs(name):  # noqa: ASYNC110 - another process's
+                        await asyncio.sleep(0.05)
                 await tell("remove", name)
                 xpyd.engines[name].kill()
 
@@ -141,7 +142,7 @@ async def test_all_engines_are_replaced_under_load(xpyd: XpYd) -> None:
 
 
 async def test_sigterm_drains(xpyd: XpYd) -> None:
-    url = xpyd.start_proxy(*NAMES)
+    url = xpyd.start_proxy(PREFILLS, DECODES)
     proxy = xpyd.proxy
     assert proxy is not None
     loading = asyncio.create_task(load(url, 16, 16, tokens=200))
