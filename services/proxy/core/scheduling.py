@@ -7,8 +7,7 @@ requests, so its memory is bounded (invariant 12), and has no randomness but the
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 import xxhash
 
@@ -28,6 +27,12 @@ class Ask:
 
 Policy = Callable[[Sequence[Engine], Ask], Engine]
 """Chooses one of the engines; there is at least one."""
+
+
+class Random(Protocol):
+    """What power_of_two needs of a random.Random."""
+
+    def sample(self, population: Sequence[Engine], k: int) -> list[Engine]: ...
 
 
 def make_policy(name: str, random: Random) -> Policy:
