@@ -14,8 +14,10 @@ from typing import Final
 from aiohttp import web
 
 from services.proxy.config import ProxySettings
-from services.proxy.core.routing import Address, Role, RoutingTable
-from services.proxy.upstream import LegFailed, Upstream
+from services.proxy.core.fleet import Address, Role
+from services.proxy.health import HealthChecks
+from services.proxy.models import list_models
+from services.proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +32,9 @@ class Refused(Exception):
 
 
 class Admin:
-    def __init__(self, table: RoutingTable, upstream: Upstream, settings: ProxySettings) -> None:
-        self._table = table
+    def __init__(self, health: HealthChecks, upstream: Upstream, settings: ProxySettings) -> None:
+        self._health = health
+        self._fleet = health.fleet
         self._upstream = upstream
         self._model = settings.model
         self._key = settings.admin_api_key
@@ -40,7 +43,7 @@ class Admin:
         app.add_routes([web.get("/status", self._get_status), web.post("/instances/add", self._post_instance)])
 
     async def _get_status(self, _: web.Request) -> web.Response:
-        prefill, decode = self._table.engines(Role.PREFILL), self._table.engines(Role.DECODE)
+        prefill, decode = ([engine.address for engine in self._fleet.engines(role)] for role in Role)
         return web.json_response(
             {
                 "prefill_node_count": len(prefill),
@@ -57,8 +60,9 @@ class Admin:
                 body = await request.read()
             role, address = _parse(body)
             await self._validate(address)
-            if not self._table.add(role, address):
+            if not self._fleet.add(role, address):
                 raise Refused(400, "Instance already exists.")
+            self._health.follow()
         except TimeoutError:
             return web.json_response({"detail": f"The body did not arrive within {_BODY_S:g} s."}, status=408)
         except Refused as refusal:
@@ -79,11 +83,8 @@ class Admin:
             raise Refused(403, "Forbidden: Invalid API Key.")
 
     async def _validate(self, address: Address) -> None:
-        try:
-            models = await self._upstream.model_ids(address)
-        except LegFailed as failure:
-            logger.warning("%s was not added: GET /v1/models failed: %s", address, failure)
-            raise Refused(400, "Instance validation failed.") from failure
+        listed = await list_models(self._upstream, address, {"Accept": "application/json"})
+        models = [model["id"] for model in listed or ()]
         if not models or (self._model and self._model not in models):
             logger.warning("%s was not added: it serves %s, not %s", address, models[:8], self._model or "a model")
             raise Refused(400, "Instance validation failed.")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from services.common.settings import HostPorts, Port, ServiceSettings
+from services.proxy.core.scheduling import POLICIES
 
 _URL: Final = re.compile(r"http://([^/,\s]+)/?(?=[,\s]|$)")
 
@@ -17,6 +18,7 @@ def _without_scheme(value: Any) -> Any:
 
 
 Engines = Annotated[HostPorts, BeforeValidator(_without_scheme)]
+PolicyName = Literal["round_robin", "least_loaded", "power_of_two", "prefix_affinity", "session"]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -31,6 +33,7 @@ class ProxySettings(ServiceSettings):
         "DECODE_ENDPOINTS": "decode",
         "ADMIN_API_KEY": "admin_api_key",
         "OPENAI_API_KEY": "openai_api_key",
+        "VLLM_MOONCAKE_BOOTSTRAP_PORT": "mooncake_bootstrap_port",
     }
 
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -38,12 +41,28 @@ class ProxySettings(ServiceSettings):
     model: str = Field("", description="the model that an engine added later must serve; empty: any")
     prefill: Engines = Field((), description="prefill engines, HOST:PORT")
     decode: Engines = Field((), description="decode engines, HOST:PORT")
-    scheduling: Literal["round_robin"] = Field("round_robin", description="how the next engine is chosen")
+    handover: Literal["auto", "store", "pull", "push", "none"] = Field(
+        "auto", description="how KV reaches decode: store, pull (NIXL), push (Mooncake), none; auto finds out"
+    )
+    mooncake_bootstrap_port: Port = Field(
+        8998, description="port of the bootstrap server of an engine that pushes"
+    )
+    scheduling: PolicyName = Field("round_robin", description="how the next engine is chosen: " + ", ".join(POLICIES))
+    prefill_scheduling: PolicyName | None = Field(None, description="--scheduling of prefill engines")
+    decode_scheduling: PolicyName | None = Field(None, description="--scheduling of decode engines")
+    session_header: str = Field("X-Session-Id", min_length=1, description="what --scheduling session goes by")
+    prefill_min_tokens: int = Field(
+        0, ge=0, description="shorter prompts (estimated: 4 characters a token) go straight to a decode engine"
+    )
+    max_concurrency: int = Field(2048, ge=1, description="requests served at once")
+    max_queue: int = Field(2048, ge=0, description="requests that may wait for their turn; more get a 429")
+    queue_timeout: Seconds = Field(30, description="seconds a request may wait for its turn")
     connect_timeout: Seconds = Field(2, description="seconds to wait for an engine to take a connection")
     first_token_timeout: Seconds = Field(
         60, description="seconds to wait for a prefill, or for a stream's first byte, before another engine is asked"
     )
     request_timeout: Seconds = Field(600, description="seconds a request may take in all")
+    slow_client_timeout: Seconds = Field(30, description="seconds a client may take nothing of its answer")
     admin_api_key: SecretStr | None = Field(None, min_length=1, description="what X-API-Key must be to add engines")
     openai_api_key: SecretStr | None = Field(
         None, min_length=1, description="the engines' key, instead of the client's"

@@ -1,23 +1,29 @@
-"""The proxy's own metrics. Labels are bounded: routes of this proxy, HTTP codes, and the words below; never an address.
+"""The proxy's own metrics. Labels are bounded: routes of this proxy, HTTP codes, the engines, and these words.
 
 A request's outcome: ok · decode_alone (answered, but every prefill failed: the decode engine computed the prompt) ·
 engine_error (the engine's 4xx or 5xx, passed on) · refused (a 4xx of the proxy's own) · unserved (no decode engine
 answered) · timed_out · broken (failed after its first byte) · cancelled (the client left) · internal (a defect here).
 """
 
-from functools import partial
+import time
+from collections.abc import Iterable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from services.proxy.core.routing import Role, RoutingTable
+from services.proxy.core.fleet import Address, Breaker, Fleet, Health, Role
 
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_GAP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 
 
 class Metrics:
-    def __init__(self, registry: CollectorRegistry, table: RoutingTable) -> None:
+    def __init__(self, registry: CollectorRegistry, fleet: Fleet) -> None:
+        self.registry = registry
         ProcessCollector(registry=registry)
+        registry.register(_FleetCollector(fleet))
         self.requests = Counter(
             "larder_proxy_requests", "Requests ended", ("path", "code", "outcome"), registry=registry
         )
@@ -25,7 +31,7 @@ class Metrics:
             role: Histogram(
                 f"larder_proxy_{role}_seconds",
                 f"Time of one {role} leg, from sending it to the end of its answer",
-                ("outcome",),
+                ("instance", "outcome"),
                 buckets=_BUCKETS,
                 registry=registry,
             )
@@ -37,14 +43,60 @@ class Metrics:
             buckets=_BUCKETS,
             registry=registry,
         )
-        self.retries = Counter(
-            "larder_proxy_retries", "Legs given up before their first byte", ("phase", "reason"), registry=registry
+        self.gap_seconds = Histogram(
+            "larder_proxy_inter_token_seconds",
+            "Between two pieces of a streamed answer",
+            buckets=_GAP_BUCKETS,
+            registry=registry,
         )
-        self.in_flight = Gauge("larder_proxy_in_flight", "Requests being answered", registry=registry)
-        instances = Gauge("larder_proxy_instances", "Engines in the routing table", ("role",), registry=registry)
+        self.retries = Counter(
+            "larder_proxy_retries",
+            "Legs given up before their first byte",
+            ("phase", "instance", "reason"),
+            registry=registry,
+        )
+        self.changes = Counter(
+            "larder_proxy_instance_changes",
+            "Engines lost and back, breakers opened and closed",
+            ("role", "instance", "change"),
+            registry=registry,
+        )
+
+    def forget(self, role: Role, address: Address) -> None:
+        """An engine was removed: its series go with it."""
+        for metric in (self.leg_seconds[role], self.retries, self.changes):
+            position = metric._labelnames.index("instance")
+            for labels in [labels for labels in metric._metrics if labels[position] == address]:
+                metric.remove(*labels)
+
+
+class _FleetCollector(Collector):
+    """What the fleet is like at the moment of asking."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def collect(self) -> Iterable[Metric]:
+        labels, now = ("role", "instance"), time.monotonic()
+        count = GaugeMetricFamily("larder_proxy_instances", "Engines in the fleet", labels=("role",))
+        up = GaugeMetricFamily("larder_proxy_instance_up", "1: it answers", labels=labels)
+        draining = GaugeMetricFamily("larder_proxy_instance_draining", "1: takes no new legs", labels=labels)
+        breaker = GaugeMetricFamily(
+            "larder_proxy_instance_breaker_state", "0: closed, 1: half open, 2: open", labels=labels
+        )
+        legs = GaugeMetricFamily("larder_proxy_instance_legs", "Legs under way", labels=labels)
+        tokens = GaugeMetricFamily(
+            "larder_proxy_instance_prompt_tokens", "Estimated prompt tokens of the legs under way", labels=labels
+        )
+        states = {Breaker.CLOSED: 0, Breaker.HALF_OPEN: 1, Breaker.OPEN: 2}
         for role in Role:
-            instances.labels(role.value).set_function(partial(_count, table, role))
-
-
-def _count(table: RoutingTable, role: Role) -> float:
-    return len(table.engines(role))
+            engines = self._fleet.engines(role)
+            count.add_metric((role.value,), len(engines))
+            for engine in engines:
+                who = (role.value, engine.address)
+                up.add_metric(who, engine.health is Health.UP)
+                draining.add_metric(who, engine.draining)
+                breaker.add_metric(who, states[engine.breaker(now)])
+                legs.add_metric(who, engine.requests)
+                tokens.add_metric(who, engine.prompt_tokens)
+        return (count, up, draining, breaker, legs, tokens)

@@ -1,24 +1,24 @@
 """Requests to engines over kept-alive connections. The only module that speaks HTTP as a client; it decides nothing.
 
-An engine's answer is handed out once its first bytes are there, so that until then another engine can be asked. Nothing
-is rewritten on the way: no redirects are followed, no cookies kept, no bodies decompressed. Every wait has a deadline.
+A Leg is one request to one engine: what is done within it is cut off at the leg's deadline, and when the engine is
+found to be lost (cut). Nothing is rewritten on the way: no redirects followed, no cookies kept, no bodies decompressed.
 """
 
 import asyncio
-import json
 from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import Any, Final
+from types import MappingProxyType, SimpleNamespace, TracebackType
+from typing import Any, Final, Self
 
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from services.proxy.core.routing import Address, Outcome
+from services.proxy.core.fleet import Address
+from services.proxy.core.routing import Outcome
 
 _KEEPALIVE_S: Final = 4.0  # below the 5 s after which the engines' servers close an idle connection
-_VALIDATION_S: Final = 5.0
-_MODELS_BYTES_MAX: Final = 1 << 20
+_STALE_S: Final = 0.5  # an idle connection that was closed is found out within a round trip
+_EVENT_BYTES_MAX: Final = 64 << 10
 _OWN_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # the client's, or none
 _HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}) | {
     "proxy-authenticate",
@@ -36,29 +36,90 @@ class LegFailed(Exception):
 
 
 class Answer:
-    """An engine's answer from its first bytes on. close() it always: before the end, that cancels the request."""
+    """An engine's answer, from its status line on."""
 
-    def __init__(self, response: aiohttp.ClientResponse, first: bytes) -> None:
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self.status = response.status
         self.reason = response.reason
         self.headers = end_to_end(response.headers)
-        self.first = first
         self.is_events = response.content_type == "text/event-stream"
 
     async def read(self) -> bytes:
-        """The next bytes as they came, empty at the end; raises LegFailed if the engine broke off."""
+        """The next bytes as they came, empty at the end."""
+        return await self._response.content.readany()
+
+    async def read_event(self) -> bytes:
+        """The bytes up to the end of the first SSE event at least, or to the end of the answer."""
+        content = await self.read()
+        while b"\n\n" not in content and b"\r\n\r\n" not in content and len(content) < _EVENT_BYTES_MAX:
+            if not (more := await self.read()):
+                break
+            content += more
+        return content
+
+    async def read_all(self, bytes_max: int) -> bytes:
+        """The whole body; raises LegFailed if there is more."""
+        content = bytearray()
+        while more := await self.read():
+            content += more
+            if len(content) > bytes_max:
+                raise LegFailed(Outcome.BROKEN, f"its answer is over {bytes_max} bytes")
+        return bytes(content)
+
+
+class Leg:
+    """One request to an engine, as a context. What fails within it comes out as LegFailed; leaving it before the
+    answer's end cancels the request. Its deadline is for everything done within, until limit() moves it."""
+
+    def __init__(self, upstream: "Upstream", to: Address, seconds: float | None) -> None:
+        self._upstream = upstream
+        self.to = to
+        self._timeout = asyncio.timeout(seconds)
+        self._response: aiohttp.ClientResponse | None = None
+        self._why = "no answer in time"
+        self._loop = upstream.loop
+        self.heard_at: float | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        self._upstream.legs.setdefault(self.to, set()).add(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        legs = self._upstream.legs[self.to]
+        legs.discard(self)
+        if not legs:
+            del self._upstream.legs[self.to]
+        if self._response is not None:
+            self._response.close()  # gives the connection back if the answer was read to its end
         try:
-            return await self._response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise LegFailed(Outcome.TIMED_OUT, self._why) from error
+        if isinstance(error, aiohttp.ClientError | OSError):
             raise _leg_failed(error) from error
 
-    async def drain(self) -> None:
-        while await self.read():
-            pass
+    async def send(
+        self, *, method: str, target: str, headers: Mapping[str, str], body: bytes, repeatable: bool
+    ) -> Answer:
+        """The answer, once its status line and headers are there."""
+        self._response = await self._upstream.open(self.to, method, target, headers, body, repeatable)
+        return Answer(self._response)
 
-    def close(self) -> None:
-        self._response.close()
+    def limit(self, seconds: float | None, why: str = "no answer in time") -> None:
+        """From now on so many seconds are left; None: as many as it takes."""
+        self._why = why
+        self._timeout.reschedule(None if seconds is None else self._loop.time() + seconds)
+
+    def heard(self) -> float:
+        """Notes that bytes came; returns the seconds since the last ones, 0 at first."""
+        now = self._loop.time()
+        gap = 0.0 if self.heard_at is None else now - self.heard_at
+        self.heard_at = now
+        return gap
 
 
 class Upstream:
@@ -66,6 +127,8 @@ class Upstream:
 
     def __init__(self, *, connect_timeout_s: float, api_key: str | None = None) -> None:
         self._api_key = api_key
+        self.loop = asyncio.get_running_loop()
+        self.legs: dict[Address, set[Leg]] = {}
         trace = aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
@@ -80,73 +143,51 @@ class Upstream:
     async def close(self) -> None:
         await self._session.close()
 
-    async def send(
+    def leg(self, to: Address, seconds: float | None) -> Leg:
+        return Leg(self, to, seconds)
+
+    def cut(self, to: Address, *, silent_s: float, why: str) -> None:
+        """Ends the legs to an engine that is lost, but for those that it told something in the last silent_s."""
+        for leg in self.legs.get(to, ()):
+            if leg.heard_at is None or self.loop.time() - leg.heard_at >= silent_s:
+                leg.limit(0, why)
+
+    async def get(
         self,
         to: Address,
-        *,
-        method: str,
         target: str,
-        headers: Mapping[str, str],
-        body: bytes,
-        repeatable: bool,
-        first_byte_s: float | None,
-    ) -> Answer:
-        """The answer, once its first bytes are there; raises LegFailed if they do not come (in time)."""
-        response = None
-        try:
-            async with asyncio.timeout(first_byte_s):
-                response = await self._open(to, method, target, headers, body, repeatable)
-                return Answer(response, await response.content.readany())
-        except BaseException as error:
-            if response is not None:
-                response.close()
-            if isinstance(error, aiohttp.ClientError | OSError):  # TimeoutError is an OSError
-                raise _leg_failed(error) from error
-            raise
+        *,
+        seconds: float,
+        bytes_max: int,
+        headers: Mapping[str, str] = MappingProxyType({"Accept": "application/json"}),
+    ) -> tuple[int, bytes]:
+        """Status and body of a GET of the proxy's own; raises LegFailed."""
+        async with Leg(self, to, seconds) as leg:
+            answer = await leg.send(method="GET", target=target, headers=headers, body=b"", repeatable=True)
+            return answer.status, await answer.read_all(bytes_max)
 
-    async def model_ids(self, of: Address) -> list[str]:
-        """What GET /v1/models of an engine lists; raises LegFailed if that is not an engine's answer."""
-        headers = CIMultiDict({"Accept": "application/json"})
-        answer = await self.send(
-            of,
-            method="GET",
-            target="/v1/models",
-            headers=headers,
-            body=b"",
-            repeatable=True,
-            first_byte_s=_VALIDATION_S,
-        )
-        try:
-            async with asyncio.timeout(_VALIDATION_S):
-                content = answer.first
-                while len(content) <= _MODELS_BYTES_MAX and (more := await answer.read()):
-                    content += more
-            if answer.status != 200 or len(content) > _MODELS_BYTES_MAX:
-                raise LegFailed(Outcome.BROKEN, f"status {answer.status}, {len(content)} bytes")
-            return [str(model["id"]) for model in json.loads(content)["data"]]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise LegFailed(Outcome.BROKEN, "the answer is not a list of models") from error
-        except TimeoutError as error:
-            raise _leg_failed(error) from error
-        finally:
-            answer.close()
-
-    async def _open(
+    async def open(
         self, to: Address, method: str, target: str, headers: Mapping[str, str], body: bytes, repeatable: bool
     ) -> aiohttp.ClientResponse:
         sent = CIMultiDict(headers)
         if self._api_key is not None:
             sent["Authorization"] = f"Bearer {self._api_key}"
         url = URL(f"http://{to}{target}", encoded=True)
+        was_sent = False
         while True:
-            connection = SimpleNamespace(reused=False)
+            connection, started = SimpleNamespace(reused=False), self.loop.time()
             try:
                 return await self._session.request(
                     method, url, headers=sent, data=body or None, allow_redirects=False, trace_request_ctx=connection
                 )
+            except aiohttp.ClientConnectorError as error:
+                if was_sent:
+                    raise LegFailed(Outcome.DIED, str(error)) from error
+                raise
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 # An idle connection that the engine closed says nothing about the engine. Each turn uses one up.
-                if not connection.reused or not repeatable:
+                was_sent = True
+                if not connection.reused or not repeatable or self.loop.time() - started > _STALE_S:
                     raise
 
 
@@ -163,7 +204,9 @@ async def _note_reuse(_session: aiohttp.ClientSession, context: SimpleNamespace,
 
 def _leg_failed(error: Exception) -> LegFailed:
     reason = str(error) or type(error).__name__
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.InvalidURL):
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return LegFailed(Outcome.UNCONNECTED, reason)
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.InvalidURL):
         return LegFailed(Outcome.UNREACHABLE, reason)
     if isinstance(error, TimeoutError):
         return LegFailed(Outcome.TIMED_OUT, "no answer in time")

@@ -1,12 +1,23 @@
-"""What the prefill engine is asked, made from what the client asked. The decode engine gets the client's own bytes.
+"""What each engine is asked, made from what the client asked.
 
-The prefill leg is there for the KV it leaves in the store. So it keeps everything that shapes the prompt (messages,
-tools, template arguments, LoRA's model name, cache salt), generates one token, and asks for nothing that costs more.
+The prefill leg is there for the KV it leaves behind. So it keeps everything that shapes the prompt (messages, tools,
+template arguments, LoRA's model name, cache salt), generates one token, and asks for nothing that costs more. The
+decode engine gets the client's own bytes, but for the field that tells it where the KV lies.
 """
 
+import ipaddress
 import json
+from collections.abc import Iterator
 from typing import Any, Final
 
+import xxhash
+
+from services.proxy.core.fleet import Address, Engine, Handover
+from services.proxy.core.scheduling import Ask
+
+PARAMS: Final = "kv_transfer_params"
+PREFIX_CHARACTERS: Final = 2048  # about 500 tokens: what prompts must share to be sent to one engine
+_CHARACTERS_A_TOKEN: Final = 4
 _DROPPED: Final = (
     "stream_options",  # refused without stream
     "min_tokens",  # would contradict max_tokens=1
@@ -19,6 +30,14 @@ _DROPPED: Final = (
     "top_logprobs",
     "logprob_token_ids",
 )
+_ASK_TO_KEEP: Final = {  # what vLLM's NIXL connector wants to be told; other connectors pass over it
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
 
 
 class BadRequest(Exception):
@@ -39,18 +58,133 @@ def parse_request(content_type: str, body: bytes) -> dict[str, Any]:
         raise BadRequest(400, f"the request body is not valid JSON: {error}") from error
     if not isinstance(request, dict):
         raise BadRequest(400, f"the request body must be a JSON object, not {_json_type(request)}")
+    refuse_params(request)
     return request
 
 
-def prefill_request(request: dict[str, Any], *, chat: bool) -> dict[str, Any]:
-    """The prefill leg's request for a completion, or for a chat completion."""
+def refuse_params(request: dict[str, Any]) -> None:
+    """Raises BadRequest if a client says where KV is to be fetched: engines would connect to wherever it points."""
+    if request.get(PARAMS) is not None:
+        raise BadRequest(400, f"{PARAMS} is between the proxy and its engines: leave it out")
+
+
+def ask_of(request: dict[str, Any], session: str) -> Ask:
+    """What the choice of an engine may go by. A prompt's tokens are estimated from its characters."""
+    tokens, characters = 0, 0
+    digest = xxhash.xxh3_64(str(request.get("model")).encode(errors="surrogatepass"))
+    for part in _parts(request):
+        if isinstance(part, list):
+            tokens += len(part)
+            if (room := PREFIX_CHARACTERS // _CHARACTERS_A_TOKEN - tokens + len(part)) > 0:
+                digest.update(repr(part[:room]).encode())
+        else:
+            if (room := PREFIX_CHARACTERS - characters) > 0:
+                digest.update(part[:room].encode(errors="surrogatepass"))
+            characters += len(part)
+    return Ask(tokens + -(-characters // _CHARACTERS_A_TOKEN), digest.intdigest(), session)
+
+
+def prefill_request(
+    request: dict[str, Any], *, chat: bool, handover: Handover | None, transfer_id: str = ""
+) -> dict[str, Any]:
+    """The prefill leg's request for a completion, or for a chat completion. Handover None: it is to be found out."""
     leg = {name: value for name, value in request.items() if name not in _DROPPED}
     leg |= {"max_tokens": 1, "stream": False}
     if chat or "max_completion_tokens" in leg:
         leg["max_completion_tokens"] = 1
     if "n" in leg:
         leg["n"] = 1
+    if handover is Handover.PUSH:
+        leg[PARAMS] = {"do_remote_decode": True, "do_remote_prefill": False, "transfer_id": transfer_id}
+    elif handover is not Handover.STORE:
+        leg[PARAMS] = _ASK_TO_KEEP
     return leg
+
+
+def pulled_params(answer: bytes, prefill: Address) -> dict[str, Any] | None:
+    """Where the KV lies, as a prefill engine's answer says; None if it does not, or is no JSON object.
+
+    An engine that knows itself by a loopback address only is given the address that the proxy reaches it by.
+    """
+    try:
+        content = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+    params = content.get(PARAMS) if isinstance(content, dict) else None
+    if not isinstance(params, dict) or not params:
+        return None
+    host = prefill.rpartition(":")[0].strip("[]")
+    if "remote_host" in params and _is_loopback(params["remote_host"]) and not _is_loopback(host):
+        params = params | {"remote_host": host}
+    return params
+
+
+def pushed_params(transfer_id: str, engine_id: str, bootstrap: str) -> dict[str, Any]:
+    """What the decode leg of a pair is told, as vLLM's MooncakeConnector wants it. Bootstrap: http://HOST:PORT."""
+    return {
+        "do_remote_decode": False,
+        "do_remote_prefill": True,
+        "transfer_id": transfer_id,
+        "remote_engine_id": engine_id,
+        "remote_bootstrap_addr": bootstrap,
+    }
+
+
+def bootstrap_of(engine: Engine, port: int) -> str:
+    """Where a prefill engine's bootstrap server listens: http://HOST:PORT."""
+    return f"http://{engine.address.rpartition(':')[0]}:{port}"
+
+
+def transfer_ids(answer: bytes) -> tuple[str, ...]:
+    """The engine's ids by data-parallel rank, as a bootstrap server's /query lists them; empty if it is none."""
+    try:
+        ranks = json.loads(answer)
+        return tuple(str(ranks[rank]["engine_id"]) for rank in sorted(ranks, key=int))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ()
+
+
+def error_of(event: bytes) -> dict[str, Any] | None:
+    """The error that an answer's first SSE event is; None if it is anything else."""
+    data = b"".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
+    if b'"error"' not in data:
+        return None
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    error = content.get("error") if isinstance(content, dict) else None
+    return error if isinstance(error, dict) else None
+
+
+def _parts(request: dict[str, Any]) -> Iterator[str | list[Any]]:
+    """The prompt's texts and lists of tokens, in order; whatever is not understood is left out."""
+    prompt = request.get("prompt")
+    if isinstance(prompt, str):
+        yield prompt
+    elif isinstance(prompt, list):
+        if prompt and isinstance(prompt[0], int):
+            yield prompt
+        else:
+            yield from (part for part in prompt if isinstance(part, str | list))
+    messages = request.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, str):
+            yield content
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict) and isinstance(part.get("text"), str):
+                yield part["text"]
+
+
+def _is_loopback(host: object) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(str(host))
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
 
 
 def _json_type(value: object) -> str:

@@ -1,50 +1,68 @@
-"""Which engine a request goes to next: a routing table, and a state machine for each request. Decides; sends nothing.
+"""One request's way through the engines: which legs it takes, and what follows when one fails. Decides; sends nothing.
 
-A Route is asked with step() what to do first, and then again with the outcome of each leg. It tries every engine at
-most once, so it always ends. Engines may be added while routes are under way: a route sees the table as it is then.
+A Route is asked with step() what to do first, and then again with the outcome of what it decided. It asks every engine
+at most once, and after legs that may have run no more than RERUNS_MAX others: a request that kills engines must not
+kill them all. So it always ends. Engines come and go under way: a route sees the fleet as it is then.
 
-    start ──▶ Prefill ──done──▶ Decode ──done──▶ Finished        no prefill engine left: Decode(alone=True)
-                │ ▲ fails: another  │ ▲ fails: another            no decode engine left: Unserved
-                └─┘                 └─┘
+    store, pull:  Prefill ──done──▶ Decode ──done──▶ Finished       no prefill engine left: Decode(alone=True)
+                    │ ▲ fails: another │ ▲ fails: another           no decode engine left: Unserved
+                    └─┘                └─┘
+    push:         Pair ──done──▶ Finished; either leg fails: another pair, without a prefill engine Decode(alone=True)
 
 What keeps a failing prefill from failing the request is invariant 16: the decode engine computes what it cannot load.
 """
 
 from dataclasses import dataclass
-from enum import Enum, StrEnum
-from typing import NewType
+from enum import Enum
+from typing import Final
 
-Address = NewType("Address", str)
-"""HOST:PORT of an engine's HTTP server."""
+from services.proxy.core.fleet import Address, Booking, Fleet, Handover, Role
+from services.proxy.core.scheduling import Ask, Policy
 
-
-class Role(StrEnum):
-    PREFILL = "prefill"
-    DECODE = "decode"
+RERUNS_MAX: Final = 2  # of one request in one role, after legs that may have run
+BUDGET_MAX: Final = 100.0
+BUDGET_SHARE: Final = 0.2  # reruns that each request earns the proxy: failing engines get a fifth more work, no more
 
 
 class Outcome(Enum):
     """How a leg ended."""
 
-    DONE = "done"  # the engine answered: a decode with any status, a prefill with anything that is not a 5xx
-    UNREACHABLE = "unreachable"  # no connection: the engine cannot have seen the request
-    BROKEN = "broken"  # the engine may have seen the request, but gave no answer that can be used
+    DONE = "done"  # the engine answered: a decode with anything that is not a 5xx, a prefill likewise
+    UNREACHABLE = "unreachable"  # no connection, refused: the engine cannot have seen the request
+    UNCONNECTED = "unconnected"  # no connection in time: likewise
+    DIED = "died"  # it broke off and then refused connections: perhaps of this request
+    BUSY = "busy"  # the engine refused it for want of room (429, 503)
+    BROKEN = "broken"  # the engine may have run the request, but gave no answer that can be used
     TIMED_OUT = "timed_out"  # as BROKEN, for want of time
+
+
+_UNSEEN: Final = frozenset({Outcome.UNREACHABLE, Outcome.UNCONNECTED, Outcome.BUSY})
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Send the prefill leg to `to`."""
+    """Send the prefill leg. Handover None: not known yet, the answer will tell."""
 
-    to: Address
+    leg: Booking
+    handover: Handover | None
 
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Send the request to `to`. Alone: there should have been a prefill before, and none of the engines gave it."""
+    """Send the request. Alone: there should have been a prefill before, and none of the engines gave it. Fetching: what
+    the prefill's answer said of where its KV lies is still true."""
 
-    to: Address
+    leg: Booking
     alone: bool
+    fetching: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Send both legs at once, under a new transfer id."""
+
+    prefill: Booking
+    decode: Booking
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,92 +78,163 @@ class Unserved:
     may_have_run: bool
 
 
-Decision = Prefill | Decode | Finished | Unserved
+Decision = Prefill | Decode | Pair | Finished | Unserved
 
 
-class RoutingTable:
-    """The engines by role, each role in round robin."""
+class Budget:
+    """Bounds the reruns of all requests together."""
 
-    def __init__(self, prefill: tuple[Address, ...] = (), decode: tuple[Address, ...] = ()) -> None:
-        self._engines: dict[Role, list[Address]] = {Role.PREFILL: [], Role.DECODE: []}
-        self._next: dict[Role, int] = {Role.PREFILL: 0, Role.DECODE: 0}
-        for role, addresses in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
-            for address in addresses:
-                self.add(role, address)
+    def __init__(self) -> None:
+        self._left = BUDGET_MAX
 
-    def engines(self, role: Role) -> tuple[Address, ...]:
-        return tuple(self._engines[role])
+    def earn(self) -> None:
+        self._left = min(BUDGET_MAX, self._left + BUDGET_SHARE)
 
-    def add(self, role: Role, address: Address) -> bool:
-        """False if it is there already."""
-        if address in self._engines[role]:
+    def spend(self) -> bool:
+        if self._left < 1:
             return False
-        self._engines[role].append(address)
-        self.check()
+        self._left -= 1
         return True
 
-    def begin(self, *, prefill: bool, repeatable: bool) -> "Route":
+
+class Router:
+    """What all routes share."""
+
+    def __init__(self, fleet: Fleet, policies: dict[Role, Policy], handover: Handover | None = None) -> None:
+        """Handover None: found out for each prefill engine."""
+        self.fleet = fleet
+        self.policies = policies
+        self.handover = handover
+        self.budget = Budget()
+
+    def begin(self, ask: Ask, *, prefill: bool, repeatable: bool) -> "Route":
         """The route of a new request. Repeatable: a second engine may be asked even if a first one may have run it."""
-        return Route(self, prefill=prefill, repeatable=repeatable)
-
-    def pick(self, role: Role, tried: frozenset[Address]) -> Address | None:
-        """The next engine in turn that was not tried yet; the turn goes on behind it."""
-        engines = self._engines[role]
-        for offset in range(len(engines)):
-            index = (self._next[role] + offset) % len(engines)
-            if engines[index] not in tried:
-                self._next[role] = (index + 1) % len(engines)
-                return engines[index]
-        return None
-
-    def check(self) -> None:
-        for role, engines in self._engines.items():
-            assert len(set(engines)) == len(engines), f"a {role} engine is listed twice: {engines}"
-            assert 0 <= self._next[role] < max(1, len(engines)), f"the turn of {role} is out of bounds"
+        self.budget.earn()
+        wanted = prefill and self.handover is not Handover.NONE and bool(self.fleet.engines(Role.PREFILL))
+        return Route(self, ask, prefill=wanted, repeatable=repeatable)
 
 
 class Route:
-    """One request's way through the engines."""
+    """One request's way through the engines. close() it always."""
 
-    def __init__(self, table: RoutingTable, *, prefill: bool, repeatable: bool) -> None:
-        self._table = table
+    def __init__(self, router: Router, ask: Ask, *, prefill: bool, repeatable: bool) -> None:
+        self._router = router
+        self._fleet = router.fleet
+        self._ask = ask
         self._repeatable = repeatable
-        self._wants_prefill = prefill
+        self._prefill_wanted = prefill
         self._tried: dict[Role, tuple[Address, ...]] = {Role.PREFILL: (), Role.DECODE: ()}
+        self._reruns = {Role.PREFILL: 0, Role.DECODE: 0}
+        self._legs: dict[Role, Booking] = {}
+        self._fetching = False
         self._last: Decision | None = None
 
-    def step(self, outcome: Outcome | None = None) -> Decision:
-        """What to do now: first without an outcome, then with the outcome of what was decided last."""
-        assert (outcome is None) == (self._last is None), "an outcome answers a decision"
-        assert not isinstance(self._last, Finished | Unserved), "the route has ended"
-        self._last = self._decide(outcome)
+    def begin(self, now: float) -> Decision:
+        """What to do first."""
+        served = bool(self._fleet.candidates(Role.DECODE, now))  # else a prefill would be for nothing
+        self._last = self._prefill(now) if self._prefill_wanted and served else self._decode(now, alone=False)
         return self._last
 
-    def _decide(self, outcome: Outcome | None) -> Decision:
-        match self._last:
-            case None:
-                served = bool(self._table.engines(Role.DECODE))  # else a prefill would be for nothing
-                return self._prefill() if self._wants_prefill and served else self._decode(alone=False)
+    def step(self, role: Role, outcome: Outcome, now: float) -> Decision:
+        """What to do after the leg of that role ended so. Of a pair it is the leg that decided it."""
+        rerun = self._note(role, outcome, now)
+        last = self._last
+        match last:
             case Prefill():
-                return self._decode(alone=False) if outcome is Outcome.DONE else self._prefill()
-            case Decode(alone=alone):
+                self._fetching = outcome is Outcome.DONE
                 if outcome is Outcome.DONE:
-                    return Finished()
-                if outcome is not Outcome.UNREACHABLE and not self._repeatable:
-                    return Unserved(self._tried[Role.DECODE], may_have_run=True)
-                return self._decode(alone=alone)
-        raise AssertionError(self._last)
+                    self._last = self._decode(now, alone=False)
+                else:
+                    self._last = self._prefill(now) if rerun else self._decode(now, alone=True)
+            case Pair():
+                self._end_all()
+                if outcome is Outcome.DONE:
+                    self._last = Finished()
+                elif role is Role.PREFILL:  # the decode engine waits for nothing: ask it anew
+                    self._tried[Role.DECODE] = self._tried[Role.DECODE][:-1]
+                    self._last = self._prefill(now) if rerun else self._decode(now, alone=True)
+                else:
+                    self._tried[Role.PREFILL] = self._tried[Role.PREFILL][:-1]
+                    self._last = self._prefill(now) if rerun else self._unserved(may_have_run=True)
+            case Decode(alone=alone):
+                self._fetching = self._fetching and outcome in _UNSEEN  # else it may have been fetched, and freed
+                if outcome is Outcome.DONE:
+                    self._last = Finished()
+                else:
+                    self._last = self._decode(now, alone=alone) if rerun else self._unserved(may_have_run=True)
+            case _:
+                raise AssertionError(f"no leg was under way: {last}")
+        return self._last
 
-    def _prefill(self) -> Decision:
-        to = self._pick(Role.PREFILL)
-        return self._decode(alone=True) if to is None else Prefill(to)
+    def prefilled(self) -> None:
+        """The prefill leg of a pair is done; the decode leg goes on."""
+        leg = self._legs.pop(Role.PREFILL)
+        self._fleet.answered(leg)
+        self._fleet.ended(leg)
 
-    def _decode(self, *, alone: bool) -> Decision:
-        to = self._pick(Role.DECODE)
-        return Unserved(self._tried[Role.DECODE], may_have_run=False) if to is None else Decode(to, alone)
+    def answered(self) -> None:
+        """The decode engine's answer has begun, and goes to the client."""
+        self._fleet.answered(self._legs[Role.DECODE])
 
-    def _pick(self, role: Role) -> Address | None:
-        to = self._table.pick(role, frozenset(self._tried[role]))
-        if to is not None:
-            self._tried[role] += (to,)
-        return to
+    def broke_off(self, now: float) -> None:
+        """The decode engine's answer broke off after it had begun: nothing can follow."""
+        self._fleet.failed(self._legs[Role.DECODE], now)
+
+    def close(self) -> None:
+        """No leg is under way any more. May be called again."""
+        self._end_all()
+
+    def _note(self, role: Role, outcome: Outcome, now: float) -> bool:
+        """Tells the fleet; returns whether another engine may be asked."""
+        leg = self._legs.pop(role)
+        match outcome:
+            case Outcome.DONE:
+                self._fleet.answered(leg)
+            case Outcome.UNREACHABLE | Outcome.UNCONNECTED | Outcome.DIED:
+                self._fleet.unreachable(leg, refused=outcome is not Outcome.UNCONNECTED)
+            case Outcome.BROKEN | Outcome.TIMED_OUT:
+                self._fleet.failed(leg, now)
+        self._fleet.ended(leg)
+        if outcome is Outcome.DONE or outcome in _UNSEEN:
+            return True
+        if role is Role.DECODE and not self._repeatable:
+            return False
+        self._reruns[role] += 1
+        return self._reruns[role] <= RERUNS_MAX and self._router.budget.spend()
+
+    def _prefill(self, now: float) -> Decision:
+        prefill = self._pick(Role.PREFILL, now)
+        if prefill is None:
+            return self._decode(now, alone=True)
+        handover = self._router.handover or prefill.engine.handover
+        if handover is not Handover.PUSH:
+            return Prefill(prefill, handover)
+        if not prefill.engine.transfer_ids:  # nobody could say where the KV lies
+            self._end_all()
+            return self._decode(now, alone=True)
+        decode = self._pick(Role.DECODE, now)
+        if decode is None:
+            self._end_all()
+            return self._unserved(may_have_run=False)
+        return Pair(prefill, decode)
+
+    def _decode(self, now: float, *, alone: bool) -> Decision:
+        leg = self._pick(Role.DECODE, now)
+        return self._unserved(may_have_run=False) if leg is None else Decode(leg, alone, self._fetching)
+
+    def _unserved(self, *, may_have_run: bool) -> Unserved:
+        return Unserved(self._tried[Role.DECODE], may_have_run)
+
+    def _pick(self, role: Role, now: float) -> Booking | None:
+        candidates = self._fleet.candidates(role, now, frozenset(self._tried[role]))
+        if not candidates:
+            return None
+        engine = candidates[0] if len(candidates) == 1 else self._router.policies[role](candidates, self._ask)
+        self._tried[role] += (engine.address,)
+        self._legs[role] = self._fleet.book(engine, self._ask.prompt_tokens, now)
+        return self._legs[role]
+
+    def _end_all(self) -> None:
+        for leg in self._legs.values():
+            self._fleet.ended(leg)
+        self._legs.clear()

@@ -46,6 +46,7 @@ class Engine:
         self.legs: list[Leg] = []
         self.act: Callable[[web.Request], Awaitable[web.StreamResponse]] = self.answer
         self.models = ["tiny"]
+        self.healthy = True
         self.next_event = asyncio.Semaphore(1000)  # a test that takes it away holds the stream back
         self.called = asyncio.Event()
         self.address = ""
@@ -64,6 +65,8 @@ class Engine:
             await runner.cleanup()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/health":
+            return web.Response(status=200 if self.healthy else 503)
         leg = Leg(request.method, request.path_qs, request.headers, await request.read())
         self.legs.append(leg)
         self.called.set()
@@ -152,7 +155,10 @@ class Cluster:
     stop: Callable[[], Awaitable[None]]
 
     def metric(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(f"larder_proxy_{name}", labels) or 0.0
+        """The sum of its samples that have these labels, and perhaps more."""
+        samples = [sample for metric in self.registry.collect() for sample in metric.samples]
+        wanted = [sample for sample in samples if sample.name == f"larder_proxy_{name}"]
+        return sum(sample.value for sample in wanted if labels.items() <= sample.labels.items())
 
     async def complete(self, **fields: Any) -> tuple[int, Any]:
         async with self.client.post("/v1/completions", json={"model": "tiny", "prompt": "hello"} | fields) as response:

@@ -1,0 +1,51 @@
+"""How many requests are served at once, how many may wait for their turn, and how many bytes their bodies may take."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+BUFFERED_BYTES_MAX: Final = 1 << 30  # bodies of all requests together
+
+
+class Overloaded(Exception):
+    """There is no room for the request now; str() says of what."""
+
+
+class Admission:
+    def __init__(self, *, running_max: int, waiting_max: int, wait_s: float) -> None:
+        self._slots = asyncio.Semaphore(running_max)
+        self._running_max, self._waiting_max, self._wait_s = running_max, waiting_max, wait_s
+        self.running = 0
+        self.waiting = 0
+        self._buffered = 0
+
+    def check(self) -> None:
+        """Raises Overloaded if turn() would, at once."""
+        if self._slots.locked() and self.waiting >= self._waiting_max:
+            raise Overloaded(f"{self._running_max} requests are being served and {self.waiting} wait; retry later")
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Waits for a turn, first come, first served; raises Overloaded where the queue is full, or too slow."""
+        self.check()
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise Overloaded(f"the request waited {self._wait_s:g} s for its turn; retry later") from None
+        finally:
+            self.waiting -= 1
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            self._slots.release()
+
+    def buffer(self, size: int) -> None:
+        """Takes note of so many bytes held, or given back (below 0); raises Overloaded where they are too many."""
+        if size > 0 and self._buffered + size > BUFFERED_BYTES_MAX:
+            raise Overloaded("the requests under way hold too many bytes; retry later")
+        self._buffered += size

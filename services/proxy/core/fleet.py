@@ -1,0 +1,260 @@
+"""The engines as the proxy sees them: who is there, who answers, how much each has to do. Decides; sends nothing.
+
+What is known of an engine comes from three sides: probes of its health (probed), the legs sent to it (answered, failed,
+ended), and operators (add, drain, remove). An engine is offered in the order of `_tier`; one that refuses connections
+is never offered, so that a dead engine costs a request nothing until a probe finds it again.
+
+    breaker: closed ──3 failures in a row──▶ open ──after a while, doubling──▶ half open ──an answer──▶ closed
+                                              ▲──────────a failure──────────────┘      (one leg at a time)
+
+Keeps invariant 12 for its part: what it remembers grows with the engines, never with the requests.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import Final, NewType
+
+Address = NewType("Address", str)
+"""HOST:PORT of an engine's HTTP server."""
+
+FAILURES_MAX: Final = 3  # in a row, until the breaker opens
+OPEN_S: Final = 1.0
+OPEN_S_MAX: Final = 30.0
+SILENT_PROBES: Final = 2  # probes in a row without an answer, until an engine counts as silent
+
+
+class Role(StrEnum):
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Handover(StrEnum):
+    """How the KV gets from the prefill engine to the decode engine."""
+
+    STORE = "store"  # through a store, found there by content: first the prefill, then the request as it came
+    PULL = "pull"  # the decode engine fetches it: the prefill's answer says where (kv_transfer_params)
+    PUSH = "push"  # both legs at once; the prefill engine sends it under a transfer id
+    NONE = "none"  # not at all: the decode engine computes the prompt
+
+
+class Health(StrEnum):
+    UP = "up"
+    SILENT = "silent"  # takes connections or drops them, and does not answer: asked only where nobody else is left
+    GONE = "gone"  # refuses connections, or says itself that it is dead
+
+
+class Breaker(StrEnum):
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Probe(Enum):
+    """What came of asking for an engine's health."""
+
+    OK = "ok"
+    REFUSED = "refused"  # no connection, or an answer that says it is dead
+    NO_ANSWER = "no_answer"
+
+
+class Change(StrEnum):
+    """What happened to an engine, as told to Fleet's listener."""
+
+    LOST = "lost"  # it does not answer any more
+    BACK = "back"
+    OPENED = "opened"  # the breaker
+    CLOSED = "closed"
+
+
+@dataclass(slots=True, eq=False)
+class Engine:
+    """One engine in one role. Only Fleet changes it."""
+
+    role: Role
+    address: Address
+    health: Health = Health.UP
+    draining: bool = False
+    requests: int = 0  # legs under way
+    prompt_tokens: int = 0  # of the legs under way
+    failures: int = 0  # legs in a row that failed
+    unanswered: int = 0  # probes in a row
+    open_until: float | None = None  # the breaker's; None: closed
+    open_s: float = OPEN_S
+    trial: bool = False  # half open, and a leg is finding out
+    handover: Handover | None = None  # a prefill engine's; None: not known yet
+    transfer_ids: tuple[str, ...] = ()  # by data-parallel rank: what PUSH calls the engine
+
+    @property
+    def load(self) -> int:
+        """What least_loaded compares: tokens to prefill, requests to decode."""
+        return self.prompt_tokens if self.role is Role.PREFILL else self.requests
+
+    def breaker(self, now: float) -> Breaker:
+        if self.open_until is None:
+            return Breaker.CLOSED
+        return Breaker.OPEN if now < self.open_until else Breaker.HALF_OPEN
+
+
+@dataclass(slots=True, eq=False)
+class Booking:
+    """A leg's place in an engine's load, from pick() to ended()."""
+
+    engine: Engine
+    prompt_tokens: int
+    trial: bool
+    open: bool = field(default=True)
+
+
+def _ignore(_engine: Engine, _change: Change) -> None:
+    pass
+
+
+class Fleet:
+    """`on_change` is called within the call that made the change."""
+
+    def __init__(self, on_change: Callable[[Engine, Change], None] = _ignore) -> None:
+        self._on_change = on_change
+        self._engines: dict[Role, dict[Address, Engine]] = {role: {} for role in Role}
+
+    def engines(self, role: Role) -> tuple[Engine, ...]:
+        """In the order in which they were added."""
+        return tuple(self._engines[role].values())
+
+    def get(self, role: Role, address: Address) -> Engine | None:
+        return self._engines[role].get(address)
+
+    # -- operators
+
+    def add(self, role: Role, address: Address) -> bool:
+        """False if it is there already. A draining engine that is added takes requests again."""
+        known = self._engines[role].get(address)
+        if known is None:
+            self._engines[role][address] = Engine(role, address)
+        elif known.draining:
+            known.draining = False
+        else:
+            return False
+        return True
+
+    def remove(self, role: Role, address: Address) -> Engine | None:
+        """Takes it out; legs under way to it go on."""
+        return self._engines[role].pop(address, None)
+
+    def drain(self, role: Role, address: Address) -> Engine | None:
+        """No new legs; those under way go on."""
+        engine = self._engines[role].get(address)
+        if engine is not None:
+            engine.draining = True
+        return engine
+
+    # -- choice
+
+    def candidates(self, role: Role, now: float, tried: frozenset[Address] = frozenset()) -> list[Engine]:
+        """The best engines that there are, all equally fit; empty if nobody can be asked."""
+        best: list[Engine] = []
+        best_tier = _NEVER
+        for engine in self._engines[role].values():
+            tier = _NEVER if engine.address in tried else _tier(engine, now)
+            if tier < best_tier:
+                best, best_tier = [engine], tier
+            elif tier == best_tier != _NEVER:
+                best.append(engine)
+        return best
+
+    def serves(self, role: Role, now: float) -> bool:
+        """Whether an engine answers that may be asked."""
+        return any(_tier(engine, now) < _SILENT for engine in self._engines[role].values())
+
+    def book(self, engine: Engine, prompt_tokens: int, now: float) -> Booking:
+        """A leg is sent to it: answered() or failed() tells how it began, ended() must follow in any case."""
+        trial = engine.breaker(now) is Breaker.HALF_OPEN and not engine.trial
+        engine.trial |= trial
+        engine.requests += 1
+        engine.prompt_tokens += prompt_tokens
+        return Booking(engine, prompt_tokens, trial)
+
+    # -- what legs tell
+
+    def answered(self, booking: Booking) -> None:
+        """The leg has an answer that can be used."""
+        engine = booking.engine
+        was_open = engine.open_until is not None
+        engine.failures, engine.unanswered, engine.open_until, engine.open_s = 0, 0, None, OPEN_S
+        self._turn(engine, Health.UP)
+        if was_open:
+            self._on_change(engine, Change.CLOSED)
+
+    def failed(self, booking: Booking, now: float) -> None:
+        """The engine was reached and gave no answer that can be used."""
+        engine = booking.engine
+        engine.failures += 1
+        if engine.open_until is not None:
+            if not booking.trial:
+                return  # sent before it opened, or for want of a better one: it tells nothing new
+            engine.open_s = min(2 * engine.open_s, OPEN_S_MAX)
+        elif engine.failures < FAILURES_MAX:
+            return
+        engine.open_until = now + engine.open_s
+        self._on_change(engine, Change.OPENED)
+
+    def unreachable(self, booking: Booking, *, refused: bool) -> None:
+        """No connection to the engine; refused: at once, so nobody listens there."""
+        self._turn(booking.engine, Health.GONE if refused else Health.SILENT)
+
+    def ended(self, booking: Booking) -> None:
+        """The leg is over, however it went."""
+        assert booking.open, "a leg ends once"
+        booking.open = False
+        engine = booking.engine
+        engine.requests -= 1
+        engine.prompt_tokens -= booking.prompt_tokens
+        if booking.trial:
+            engine.trial = False
+
+    # -- what probes tell
+
+    def probed(self, engine: Engine, probe: Probe) -> None:
+        match probe:
+            case Probe.OK:
+                engine.unanswered = 0
+                self._turn(engine, Health.UP)
+            case Probe.REFUSED:
+                self._turn(engine, Health.GONE)
+            case Probe.NO_ANSWER:
+                engine.unanswered += 1
+                if engine.unanswered >= SILENT_PROBES and engine.health is Health.UP:
+                    self._turn(engine, Health.SILENT)
+
+    def _turn(self, engine: Engine, health: Health) -> None:
+        was, engine.health = engine.health, health
+        if health is Health.GONE:
+            engine.handover, engine.transfer_ids = None, ()  # what comes back may be another one
+        if (was is Health.UP) != (health is Health.UP):
+            self._on_change(engine, Change.BACK if health is Health.UP else Change.LOST)
+
+    def learned(self, engine: Engine, handover: Handover, transfer_ids: tuple[str, ...] = ()) -> None:
+        engine.handover, engine.transfer_ids = handover, transfer_ids
+
+    def check(self) -> None:
+        """Asserts what must always hold; for tests."""
+        for role, engines in self._engines.items():
+            for address, engine in engines.items():
+                assert (engine.role, engine.address) == (role, address)
+                assert engine.requests >= 0
+                assert engine.prompt_tokens >= 0
+                assert engine.requests > 0 or (engine.prompt_tokens == 0 and not engine.trial)
+
+
+_OPEN, _SILENT, _NEVER = 1, 2, 3
+
+
+def _tier(engine: Engine, now: float) -> int:
+    """0: as it should be · its breaker is open · it is silent · not to be asked. Lower is better."""
+    if engine.draining or engine.health is Health.GONE:
+        return _NEVER
+    if engine.health is Health.UP and (engine.open_until is None or (now >= engine.open_until and not engine.trial)):
+        return 0
+    if engine.role is Role.PREFILL:
+        return _NEVER  # its work is a help only: rather do without than wait for it
+    return _OPEN if engine.health is Health.UP else _SILENT

@@ -1,0 +1,294 @@
+"""One request's legs: carries out what its Route decides, and passes the decode engine's answer on.
+
+Nothing reaches the client before the decode engine's first byte is there, or the first event of its stream was looked
+at: until then another engine can be asked. After it a failure ends the stream with an error event. Bytes are passed as
+they come. Cancelling run(), when the client is gone, cancels the legs under way. Keeps invariant 16 for its part.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from services.proxy.config import ProxySettings
+from services.proxy.core import legs
+from services.proxy.core.fleet import Address, Booking, Handover, Role
+from services.proxy.core.routing import Decision, Decode, Finished, Outcome, Pair, Prefill, Router, Unserved
+from services.proxy.core.scheduling import Ask
+from services.proxy.errors import ID, OUTCOME, error_object, error_response
+from services.proxy.metrics import Metrics
+from services.proxy.upstream import Answer, Leg, LegFailed, Upstream
+
+logger = logging.getLogger(__name__)
+
+_PREFILL_BYTES_MAX: Final = 8 << 20
+_HELD_BYTES_MAX: Final = 1 << 20
+_LAST_WORD_S: Final = 2.0
+_RETRIED: Final = frozenset({429, 500, 502, 503, 504})
+
+
+@dataclass(slots=True)
+class Call:
+    """One request of a client, read and understood."""
+
+    request: web.Request
+    body: bytes
+    headers: CIMultiDict[str]
+    started: float  # by time.monotonic
+    repeatable: bool
+    asked: dict[str, Any] | None = None  # None: it is passed on untouched
+    ask: Ask = field(default_factory=Ask)
+    streamed: bool = False
+    response: web.StreamResponse | None = None  # from the first byte on
+
+
+@dataclass(slots=True)
+class Held:
+    """An answer that says that the engine failed: the client's only if no other engine has a better one."""
+
+    answer: Answer
+    body: bytes
+
+
+class _ClientGone(Exception):
+    """The client left, or takes nothing any more."""
+
+
+class Exchange:
+    def __init__(
+        self, call: Call, router: Router, upstream: Upstream, metrics: Metrics, settings: ProxySettings
+    ) -> None:
+        self._call = call
+        self._upstream = upstream
+        self._metrics = metrics
+        self._settings = settings
+        self._router = router
+        prefill = call.asked is not None and call.ask.prompt_tokens >= settings.prefill_min_tokens
+        self._route = router.begin(call.ask, prefill=prefill, repeatable=call.repeatable)
+        self._params: dict[str, Any] | None = None  # what the decode leg is told of where the KV lies
+        self._held: Held | None = None
+        self._alone = False
+
+    async def run(self) -> web.StreamResponse:
+        limit_s = self._settings.request_timeout
+        try:
+            async with asyncio.timeout(limit_s - (time.monotonic() - self._call.started)):
+                return await self._follow()
+        except TimeoutError:
+            return await self._fail(504, f"the request was not answered within {limit_s:g} s", outcome="timed_out")
+        except LegFailed as failure:
+            return await self._fail(502, f"the decode engine broke off its answer: {failure}", outcome="broken")
+        except _ClientGone:
+            self._abort()
+            raise asyncio.CancelledError from None
+        finally:
+            self._route.close()
+
+    async def _follow(self) -> web.StreamResponse:
+        decision: Decision = self._route.begin(time.monotonic())
+        while True:
+            match decision:
+                case Prefill(leg, handover):
+                    role, outcome = Role.PREFILL, await self._prefill(leg, handover)
+                case Decode(leg, alone, fetching):
+                    self._alone = alone
+                    role, outcome = Role.DECODE, await self._decode(leg, self._params if fetching else None)
+                case Pair(prefill, decode):
+                    role, outcome = await self._pair(prefill, decode)
+                case Finished():
+                    if self._call.response is None:
+                        raise RuntimeError("the route finished without an answer")
+                    return self._call.response
+                case Unserved():
+                    return await self._unserved(decision)
+            decision = self._route.step(role, outcome, time.monotonic())
+
+    # -- legs
+
+    async def _prefill(self, booking: Booking, handover: Handover | None, transfer_id: str = "") -> Outcome:
+        to, started = booking.engine.address, time.monotonic()
+        outcome, reason = Outcome.DONE, ""
+        asked = legs.prefill_request(
+            self._call.asked or {},
+            chat=self._call.request.path.endswith("/chat/completions"),
+            handover=handover,
+            transfer_id=transfer_id,
+        )
+        body = json.dumps(asked, separators=(",", ":")).encode()
+        try:
+            async with self._upstream.leg(to, self._settings.first_token_timeout) as leg:
+                answer = await self._send(leg, body)
+                content = await answer.read_all(_PREFILL_BYTES_MAX)
+            if answer.status >= 500 or 300 <= answer.status < 400 or answer.status == 429:
+                outcome = Outcome.BUSY if answer.status in (429, 503) else Outcome.BROKEN
+                reason = f"it answered {answer.status}"
+            elif handover in (None, Handover.PULL):
+                self._params = legs.pulled_params(content, to)
+                if handover is None and answer.status == 200:
+                    found = Handover.STORE if self._params is None else Handover.PULL
+                    self._router.fleet.learned(booking.engine, found)
+        except LegFailed as failure:
+            outcome, reason = failure.outcome, str(failure)
+        self._leg_ended(Role.PREFILL, to, outcome, reason, started)
+        return outcome
+
+    async def _pair(self, prefill: Booking, decode: Booking) -> tuple[Role, Outcome]:
+        """Both legs at once. A prefill that fails before decode's first byte takes the decode leg with it."""
+        transfer_id = f"xfer-{uuid.uuid4().hex}"
+        engine_ids = prefill.engine.transfer_ids
+        params = legs.pushed_params(
+            transfer_id,
+            engine_ids[0] if engine_ids else "",
+            legs.bootstrap_of(prefill.engine, self._settings.mooncake_bootstrap_port),
+        )
+        decoding = asyncio.ensure_future(self._decode(decode, params))
+        prefilling = asyncio.ensure_future(self._prefill(prefill, Handover.PUSH, transfer_id))
+        try:
+            await asyncio.wait((decoding, prefilling), return_when=asyncio.FIRST_COMPLETED)
+            if prefilling.done() and not decoding.done():
+                if prefilling.result() is Outcome.DONE:
+                    self._route.prefilled()
+                elif self._call.response is None:
+                    return Role.PREFILL, prefilling.result()
+            return Role.DECODE, await decoding
+        finally:
+            for task in (prefilling, decoding):
+                task.cancel()
+            await asyncio.gather(prefilling, decoding, return_exceptions=True)
+
+    async def _decode(self, booking: Booking, params: dict[str, Any] | None) -> Outcome:
+        call, to, started = self._call, booking.engine.address, time.monotonic()
+        outcome, reason, body = Outcome.DONE, "", call.body
+        if params is not None and call.asked is not None:
+            body = json.dumps(call.asked | {legs.PARAMS: params}, separators=(",", ":")).encode()
+        try:
+            async with self._upstream.leg(to, self._settings.first_token_timeout if call.streamed else None) as leg:
+                answer = await self._send(leg, body)
+                looked = await self._look(answer)
+                if isinstance(looked, Outcome):
+                    outcome, reason = looked, f"it answered {answer.status}"
+                else:
+                    self._route.answered()
+                    await self._pass_on(leg, answer, looked)
+        except LegFailed as failure:
+            self._leg_ended(Role.DECODE, to, failure.outcome, str(failure), started)
+            if call.response is not None:
+                self._route.broke_off(time.monotonic())
+                raise
+            return failure.outcome
+        self._leg_ended(Role.DECODE, to, outcome, reason, started)
+        return outcome
+
+    async def _send(self, leg: Leg, body: bytes) -> Answer:
+        return await leg.send(
+            method=self._call.request.method,
+            target=self._call.request.rel_url.raw_path_qs,
+            headers=self._call.headers,
+            body=body,
+            repeatable=self._call.repeatable,
+        )
+
+    async def _look(self, answer: Answer) -> bytes | Outcome:
+        """The answer's first bytes; or how it failed, where another engine may do better."""
+        call = self._call
+        if call.repeatable and answer.status in _RETRIED:
+            self._held = Held(answer, await answer.read_all(_HELD_BYTES_MAX))
+            return Outcome.BUSY if answer.status in (429, 503) else Outcome.BROKEN
+        if answer.status != 200 or call.request.method != "POST":
+            return await answer.read()
+        first = await (answer.read_event() if answer.is_events else answer.read())
+        if not first:
+            raise LegFailed(Outcome.BROKEN, "it answered 200 without a body")
+        if answer.is_events and (error := legs.error_of(first)) is not None:
+            code = error.get("code")
+            if not (isinstance(code, int) and 400 <= code < 500):  # the client's own fault is the client's to see
+                raise LegFailed(Outcome.BROKEN, f"its stream began with an error: {error.get('message')}")
+        return first
+
+    async def _pass_on(self, leg: Leg, answer: Answer, first: bytes) -> None:
+        call, request = self._call, self._call.request
+        leg.limit(None)
+        if call.streamed:
+            self._metrics.ttft_seconds.observe(time.monotonic() - call.started)
+        response = await self._begin(answer)
+        chunk, slow_s = first, self._settings.slow_client_timeout
+        while chunk:
+            gap = leg.heard()
+            if call.streamed and gap:
+                self._metrics.gap_seconds.observe(gap)
+            try:
+                if request.protocol.writing_paused:
+                    async with asyncio.timeout(slow_s):
+                        await response.write(chunk)
+                else:
+                    await response.write(chunk)
+            except TimeoutError as error:
+                logger.warning("request %s: the client took nothing for %g s", request[ID], slow_s)
+                raise _ClientGone from error
+            except ConnectionError as error:
+                raise _ClientGone from error
+            chunk = await answer.read()
+        with contextlib.suppress(ConnectionError):
+            await response.write_eof()
+
+    async def _begin(self, answer: Answer) -> web.StreamResponse:
+        call = self._call
+        response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=answer.headers)
+        response.headers.setdefault("X-Request-Id", call.request[ID])
+        call.request[OUTCOME] = "engine_error" if answer.status >= 400 else "decode_alone" if self._alone else "ok"
+        call.response = response
+        try:
+            await response.prepare(call.request)
+        except ConnectionError as error:
+            raise _ClientGone from error
+        return response
+
+    # -- how it can end badly
+
+    async def _unserved(self, decision: Unserved) -> web.StreamResponse:
+        if self._held is not None:  # an engine's own words say more than the proxy's
+            response = await self._begin(self._held.answer)
+            await response.write(self._held.body)
+            await response.write_eof()
+            return response
+        if decision.may_have_run:
+            message = f"decode engine {decision.failed[-1]} broke off before it answered; the request may have run"
+            return await self._fail(502, message, outcome="unserved")
+        tried = f"none of {', '.join(decision.failed)} answered" if decision.failed else "none is up"
+        return await self._fail(503, f"no decode engine is available: {tried}", outcome="unserved")
+
+    async def _fail(self, status: int, message: str, *, outcome: str) -> web.StreamResponse:
+        """An error before the first byte has its status; after it, it ends the stream or breaks the connection."""
+        request, response = self._call.request, self._call.response
+        logger.warning("request %s: %s", request[ID], message)
+        request[OUTCOME] = outcome
+        if response is None:
+            return error_response(request, status, message)
+        reads = not request.protocol.writing_paused  # a client that does not read has no need of an event
+        if reads and response.content_type == "text/event-stream" and response.content_length is None:
+            event = json.dumps(error_object(status, message))
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(_LAST_WORD_S):
+                    await response.write(f"\n\ndata: {event}\n\n".encode())  # the blank line ends what was cut
+                    await response.write_eof()
+                    return response
+        self._abort()
+        return response
+
+    def _abort(self) -> None:
+        """So that a part is not taken for the whole."""
+        if self._call.request.transport is not None:
+            self._call.request.transport.abort()
+
+    def _leg_ended(self, role: Role, to: Address, outcome: Outcome, reason: str, started: float) -> None:
+        self._metrics.leg_seconds[role].labels(to, outcome.value).observe(time.monotonic() - started)
+        if outcome is not Outcome.DONE and self._call.response is None:
+            self._metrics.retries.labels(role.value, to, outcome.value).inc()
+            logger.warning("request %s: %s engine %s failed: %s", self._call.request[ID], role.value, to, reason)

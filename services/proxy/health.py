@@ -1,0 +1,111 @@
+"""Asks every engine for its health, and tells the fleet: what is lost is passed over, what is back is offered again.
+
+It also finds out which prefill engines push their KV (MooncakeConnector), by the bootstrap server beside them.
+"""
+
+import asyncio
+import contextlib
+import logging
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+
+from services.proxy.config import ProxySettings
+from services.proxy.core import legs
+from services.proxy.core.fleet import Address, Change, Engine, Fleet, Handover, Health, Probe, Role
+from services.proxy.core.routing import Outcome
+from services.proxy.metrics import Metrics
+from services.proxy.upstream import LegFailed, Upstream
+
+logger = logging.getLogger(__name__)
+
+UP_EVERY_S: Final = 1.0
+LOST_EVERY_S: Final = 0.5  # bounds how late an engine that is back is found
+PROBE_S: Final = 2.0
+_ANSWER_BYTES_MAX: Final = 1 << 20
+
+
+class HealthChecks:
+    """One task for each engine, from follow() to its removal from the fleet."""
+
+    def __init__(self, settings: ProxySettings, upstream: Upstream, registry: CollectorRegistry) -> None:
+        self.fleet = Fleet(self._changed)
+        self.metrics = Metrics(registry, self.fleet)
+        self._upstream = upstream
+        self._port = settings.mooncake_bootstrap_port
+        self._pushes = settings.handover in ("auto", Handover.PUSH)
+        self._tasks: dict[Engine, asyncio.Task[None]] = {}
+        self._soon: dict[Engine, asyncio.Event] = {}
+
+    def follow(self) -> None:
+        """Begins with engines that are new in the fleet, and lets go of those that are not in it any more."""
+        here = [engine for role in Role for engine in self.fleet.engines(role)]
+        for engine in here:
+            if engine not in self._tasks:
+                self._soon[engine] = asyncio.Event()
+                self._tasks[engine] = asyncio.create_task(self._watch(engine))
+        for engine in [engine for engine in self._tasks if engine not in here]:
+            self._tasks.pop(engine).cancel()
+            del self._soon[engine]
+            self.metrics.forget(engine.role, engine.address)
+
+    async def close(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def check_all(self) -> None:
+        """One probe of each engine, side by side."""
+        engines = [engine for role in Role for engine in self.fleet.engines(role)]
+        await asyncio.gather(*(self._check(engine) for engine in engines))
+
+    def _changed(self, engine: Engine, change: Change) -> None:
+        """The fleet's listener."""
+        self.metrics.changes.labels(engine.role.value, engine.address, change.value).inc()
+        level = logging.INFO if change in (Change.BACK, Change.CLOSED) else logging.WARNING
+        logger.log(level, "%s engine %s: %s", engine.role.value, engine.address, _SAID[change])
+        if change is Change.LOST:
+            self._upstream.cut(engine.address, silent_s=PROBE_S, why="it does not answer any more")
+            if (soon := self._soon.get(engine)) is not None:
+                soon.set()
+
+    async def _watch(self, engine: Engine) -> None:
+        soon = self._soon[engine]
+        while True:
+            await self._check(engine)
+            soon.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(UP_EVERY_S if engine.health is Health.UP else LOST_EVERY_S):
+                    await soon.wait()
+                await asyncio.sleep(LOST_EVERY_S)  # a leg found it lost this moment
+
+    async def _check(self, engine: Engine) -> None:
+        self.fleet.probed(engine, await self._probe(engine.address))
+        if engine.health is Health.UP and engine.role is Role.PREFILL and self._pushes and not engine.transfer_ids:
+            await self._ask_bootstrap(engine)
+
+    async def _probe(self, address: Address) -> Probe:
+        try:
+            status, _ = await self._upstream.get(address, "/health", seconds=PROBE_S, bytes_max=_ANSWER_BYTES_MAX)
+        except LegFailed as failure:
+            return Probe.REFUSED if failure.outcome is Outcome.UNREACHABLE else Probe.NO_ANSWER
+        return Probe.REFUSED if status >= 500 else Probe.OK  # vLLM says 503 when its core is dead
+
+    async def _ask_bootstrap(self, engine: Engine) -> None:
+        if engine.handover in (Handover.STORE, Handover.PULL):
+            return  # it answered a prefill already
+        host = Address(f"{engine.address.rpartition(':')[0]}:{self._port}")
+        try:
+            status, content = await self._upstream.get(host, "/query", seconds=PROBE_S, bytes_max=_ANSWER_BYTES_MAX)
+        except LegFailed:
+            return
+        if status == 200 and (ids := legs.transfer_ids(content)):
+            self.fleet.learned(engine, Handover.PUSH, ids)
+
+
+_SAID: Final = {
+    Change.LOST: "does not answer any more; it is passed over until it does",
+    Change.BACK: "answers again",
+    Change.OPENED: "fails what it is sent; it is asked last for a while",
+    Change.CLOSED: "serves again",
+}
