@@ -34,7 +34,8 @@ _HANDED: Final = {
 
 def _head(kind: str, length: int | None, status: str = "200 OK") -> bytes:
     framing = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
-    lines = (f"HTTP/1.1 {status}", "server: uvicorn", f"content-type: {kind}", framing, "", "")
+    date = "date: Sat, 01 Nov 2025 12:00:00 GMT"
+    lines = (f"HTTP/1.1 {status}", date, "server: uvicorn", f"content-type: {kind}", framing, "", "")
     return "\r\n".join(lines).encode()
 
 

@@ -17,6 +17,28 @@ from bench.proxy_engine import HOST, MARK, PACED
 
 DEADLINE_S = 20.0
 SENTENCE = "The cache of a prompt that was seen before need not be computed a second time.\n"
+# As the openai package for Python sends it.
+HEAD = f"""\
+POST /v1/chat/completions HTTP/1.1
+Host: {HOST}
+Accept-Encoding: gzip, deflate
+Connection: keep-alive
+Accept: application/json
+Content-Type: application/json
+User-Agent: OpenAI/Python 1.99.0
+X-Stainless-Lang: python
+X-Stainless-Package-Version: 1.99.0
+X-Stainless-OS: Linux
+X-Stainless-Arch: x64
+X-Stainless-Runtime: CPython
+X-Stainless-Runtime-Version: 3.11.7
+Authorization: Bearer none
+X-Stainless-Async: false
+x-stainless-retry-count: 0
+x-stainless-read-timeout: 600
+Content-Length: {{length}}
+
+"""
 
 
 @dataclass(frozen=True)
@@ -41,10 +63,7 @@ class Shape:
         body |= {"user": PACED if self.paced else "bench"}
         body |= {"max_tokens": 1, "stream": False} if prefill else {}
         content = json.dumps(body).encode()
-        lines = ("POST /v1/chat/completions HTTP/1.1", f"Host: {HOST}", "User-Agent: bench", "Accept: */*",
-                 "Authorization: Bearer none", "Content-Type: application/json", f"Content-Length: {len(content)}",
-                 "", "")  # fmt: skip
-        return "\r\n".join(lines).encode() + content
+        return HEAD.format(length=len(content)).replace("\n", "\r\n").encode() + content
 
 
 @dataclass(frozen=True)
