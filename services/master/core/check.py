@@ -20,7 +20,7 @@ def check(master: Master) -> None:
     assert list(state.expiring.values()) == sorted(
         (obj for obj in state.objects.values() if obj.expires_at), key=lambda obj: (obj.expires_at, obj.write_id)
     )
-    assert state.pinned_writes == {w.write_id: w for w in state.writes.values() if w.pin == Pin.HARD}
+    assert state.pinned_writes == {w.write_id: w for w in state.writes.values() if w.terms.pin == Pin.HARD}
     _check_objects(master)
     _check_writes(master)
     for segment in state.segments.values():
@@ -67,7 +67,7 @@ def _check_writes(master: Master) -> None:
         for part in write.slices:
             _check_distinct(master, part)
     assert counts == state.writing
-    granted = Counter(write.client for write in state.writes.values())
+    granted = Counter(write.terms.client for write in state.writes.values())
     for pending in master.puts.waiting:
         granted[pending.command.client] += pending.write_ids.count(0)
     assert {client: count for client, count in granted.items() if count} == master.puts.grants.by_client

@@ -17,6 +17,7 @@ from services.master.core.answers import Pin
 if TYPE_CHECKING:
     from services.master.core.tables import Object
 
+_HARD = Pin.HARD  # members of an enum are slow to look up
 SOFT_ROW = 8  # the row after the last
 RETURNS_MAX = 7  # more than so many make no difference: what was wanted most must go, too, when it is not any longer
 BURST_SHARE = 8  # used within the first 1/8 of its stay only (put, then handed over): that was one use, not a return
@@ -99,10 +100,10 @@ class Residents:
 
     def add(self, obj: "Object", returns: int) -> None:
         """An object that is not among them, which came back `returns` times so far."""
-        if obj.pin == Pin.HARD:
+        if obj.pin == _HARD:
             self._pinned[obj] = None
         else:
-            self._rows[SOFT_ROW if obj.pin == Pin.SOFT else min(returns, RETURNS_MAX)][obj] = obj.used
+            self._rows[SOFT_ROW if obj.pin else min(returns, RETURNS_MAX)][obj] = obj.used
 
     def discard(self, obj: "Object") -> None:
         if obj.pin == Pin.HARD:

@@ -1,18 +1,23 @@
 """Calls whose answer waits: a PutStart for room, a PutEnd for the holders, a Remove until the nodes have forgotten."""
 
+from typing import TYPE_CHECKING
+
 from services.master.core import messages as m
 from services.master.core.messages import Result
+
+if TYPE_CHECKING:
+    from services.master.core.tables import Terms
 
 
 class PendingStart:
     """A PutStart of which some keys wait for room."""
 
-    __slots__ = ("asked_at", "command", "copies", "deadline", "next", "results", "waited", "write_ids")
+    __slots__ = ("asked_at", "command", "deadline", "next", "results", "terms", "waited", "write_ids")
 
-    def __init__(self, command: m.PutStart, copies: int, asked_at: int, deadline: int) -> None:
+    def __init__(self, command: m.PutStart, terms: "Terms", asked_at: int, deadline: int) -> None:
         self.command = command
         self.asked_at = asked_at
-        self.copies = copies
+        self.terms = terms
         self.deadline = deadline
         self.results: list[Result] = [Result.OK] * len(command.keys)
         self.write_ids = [0] * len(command.keys)

@@ -86,10 +86,8 @@ class Placing:
         if count > 1:
             whole = self._place_slice(count * each, copies, near, degraded=False, room=room)
             if whole and len(whole) == min(copies, len({segment.node.node_id for segment in self._open()})):
-                return [
-                    [Slice(size, 0, [Copy(number, offset + index * each) for number, offset in whole])]
-                    for index in range(count)
-                ]
+                columns = [[Copy(number, start) for start in range(o, o + count * each, each)] for number, o in whole]
+                return [[Slice(size, 0, list(copies))] for copies in zip(*columns, strict=True)]
             self._unreserve(whole, count * each, room)
         slices = self.place(size, copies, near, degraded=degraded, room=room)
         return [slices] if slices else []

@@ -18,9 +18,10 @@ from services.master.core.pending import PendingEnd, PendingStart
 from services.master.core.placing import make_places
 from services.master.core.repair import Repair
 from services.master.core.space import Space
-from services.master.core.tables import Copy, Near, Node, Object, Slice, State, Write
+from services.master.core.tables import Copy, Near, Node, Object, Slice, State, Terms, Write
 
 WAITING_POLL_MS = 20  # how often a put that waits for room looks whether leases have ended
+_OK, _EXISTS, _HARD = Result.OK, Result.EXISTS, Pin.HARD  # members of an enum are slow to look up
 
 
 class Puts:
@@ -44,7 +45,8 @@ class Puts:
             return
         wait_ms = min(command.wait_ms, config.wait_ms_max)
         now = self.state.now
-        pending = PendingStart(command, command.copies or config.copies, now, now + wait_ms)
+        terms = Terms(command.copies or config.copies, command.ttl_ms, command.pin, command.client)
+        pending = PendingStart(command, terms, now, now + wait_ms)
         if self.waiting or not self._advance(pending):
             pending.waited = True
             self.waiting.append(pending)
@@ -67,16 +69,16 @@ class Puts:
             raise Invalid(f"copies is {command.copies}: give 1 to {config.copies_max}, or 0 for the default")
         if not 0 <= command.ttl_ms <= config.ttl_ms_max:
             raise Invalid(f"ttl_ms is {command.ttl_ms}: give 1 to {config.ttl_ms_max}, or 0 for no end")
+        limit = config.slices_max * config.slice_bytes
         for key, size in zip(command.keys, command.sizes, strict=True):
-            if not 0 < size <= config.slices_max * config.slice_bytes:
-                limit = config.slices_max * config.slice_bytes
+            if not 0 < size <= limit:
                 raise Invalid(f"object {key[:64]!r} has {size} bytes: give 1 to {limit}")
 
     def _advance(self, pending: PendingStart, *, degraded: bool = False) -> bool:
         """Decide the keys that can be decided now, in order; True when none is left."""
         command = pending.command
         near = Near(command.host_id, command.zone)
-        room = self.space.pin_room() if command.pin == Pin.HARD else None
+        room = self.space.pin_room() if command.pin == _HARD else None
         fits: dict[int, bool] = {}  # by size
         while pending.next < len(command.keys):
             size = pending.size
@@ -84,22 +86,18 @@ class Puts:
                 fits[size] = self.space.could_ever_fit(size)
             if self._exists(command.keys[pending.next]):
                 self.state.objects[command.keys[pending.next]].used = self.state.traffic.use()
-                pending.decide(Result.EXISTS)
+                pending.decide(_EXISTS)
             elif not fits[size]:
                 pending.decide(Result.TOO_LARGE)
-            elif room is not None and not self.space.could_pin(size, pending.copies, room):
+            elif room is not None and not self.space.could_pin(size, pending.terms.wanted, room):
                 self.state.counters.refused_pins += 1
                 pending.decide(Result.PIN_REFUSED)
             else:
                 run = self._run_length(pending)
-                objects = self.space.place_run(size, run, pending.copies, near, degraded=degraded, room=room)
+                objects = self.space.place_run(size, run, pending.terms.wanted, near, degraded=degraded, room=room)
                 if not objects:
                     return False
-                for slices in objects:
-                    depth = command.depths[pending.next] if command.depths else 0
-                    write_id = self._open(pending, size, depth, slices)
-                    pending.write_ids[pending.next] = write_id
-                    pending.decide(Result.OK)
+                self._open(pending, size, objects)
         self._started(pending)
         return True
 
@@ -116,25 +114,19 @@ class Puts:
         obj = self.state.objects.get(key)
         return obj is not None and self.state.readable(obj)
 
-    def _open(self, pending: PendingStart, size: int, depth: int, slices: list[Slice]) -> int:
-        self.state.next_write_id += 1
-        command, key = pending.command, pending.command.keys[pending.next]
-        write = Write(
-            self.state.next_write_id,
-            key,
-            size,
-            depth,
-            slices,
-            pending.copies,
-            command.ttl_ms,
-            command.pin,
-            command.client,
-        )
-        self.state.writes[write.write_id] = write
-        if write.pin == Pin.HARD:
-            self.state.pinned_writes[write.write_id] = write
-        self.state.writing[key] = self.state.writing.get(key, 0) + 1
-        return write.write_id
+    def _open(self, pending: PendingStart, size: int, objects: Sequence[list[Slice]]) -> None:
+        """Writes for the next keys, one to each object's slices."""
+        state, keys, depths, terms = self.state, pending.command.keys, pending.command.depths, pending.terms
+        for index, slices in enumerate(objects, pending.next):
+            state.next_write_id += 1
+            write_id, key = state.next_write_id, keys[index]
+            write = Write(write_id, key, size, depths[index] if depths else 0, slices, terms)
+            state.writes[write_id] = write
+            state.writing[key] = state.writing.get(key, 0) + 1
+            if terms.pin == _HARD:
+                state.pinned_writes[write_id] = write
+            pending.write_ids[index] = write_id  # and the result is OK until something else is decided
+        pending.next += len(objects)
 
     def _started(self, pending: PendingStart) -> None:
         """Answer. The time to write runs from here. The client counts from before it asked: what it waited is added."""
@@ -221,8 +213,8 @@ class Puts:
         self.calls.check_column("slice_counts", command.slice_counts, len(command.write_ids))
         self.calls.check_column("checksums", command.checksums, sum(command.slice_counts))
         for write_id, given in zip(command.write_ids, command.slice_counts, strict=True):
-            write = self._open_write(write_id)
-            if write is not None and len(write.slices) != given:
+            write = self.state.writes.get(write_id)
+            if write is not None and len(write.slices) != given and write.end is None:
                 raise Invalid(f"write {write_id} has {len(write.slices)} slices: slice_counts says {given}")
 
     def _keep_written(self, write: Write, part: Slice, failed: list[bool]) -> None:
@@ -241,24 +233,24 @@ class Puts:
         part.copies = kept
 
     def _record(self, write: Write, records: dict[str, list[Write]], copies: dict[str, list[HeldCopy]]) -> None:
-        if self._exists(write.key) or not all(part.copies for part in write.slices):
+        slices, terms, segments = write.slices, write.terms, self.state.segments
+        if self._exists(write.key) or not all([part.copies for part in slices]):
             self._complete(write)  # nothing to record: another was first, or it is lost
             return
-        nodes: dict[str, None] = {}
-        for number, part in enumerate(write.slices):
-            for copy in part.copies:
-                node = self.state.segments[copy.segment].node
-                nodes[node.node_id] = None
-                copies.setdefault(node.node_id, []).append(
+        for number, part in enumerate(slices):
+            for segment, offset in part.copies:
+                node_id = segments[segment].node.node_id
+                writes = records.setdefault(node_id, [])
+                if not writes or writes[-1] is not write:
+                    writes.append(write)
+                    write.awaiting += 1
+                copies.setdefault(node_id, []).append(
                     HeldCopy(
-                        write.key, write.write_id, write.size, len(write.slices), number,
-                        copy.segment, copy.offset, part.length, part.checksum, write.depth, write.wanted,
-                        write.ttl_ms, write.pin,
+                        write.key, write.write_id, write.size, len(slices), number,
+                        segment, offset, part.length, part.checksum, write.depth, terms.wanted,
+                        terms.ttl_ms, terms.pin,
                     )
                 )  # fmt: skip
-        write.awaiting = len(nodes)
-        for node_id in nodes:
-            records.setdefault(node_id, []).append(write)
 
     def recorded(self, node: Node, command_id: int) -> None:
         """A node acknowledged a Record. Leaves of a chain before its root: in this order they leave again."""
@@ -297,32 +289,33 @@ class Puts:
 
     def _complete(self, write: Write) -> None:
         """Every holder has answered, or none is left: make the object readable, or give its extents back."""
-        pending, index = write.end, write.end_index
+        pending, index, wanted = write.end, write.end_index, write.terms.wanted
         assert pending is not None
         copies = min([len(part.copies) for part in write.slices])
-        if self._exists(write.key):
-            result, copies = Result.EXISTS, 0
-        elif not copies:
-            result = Result.LOST
-        else:
-            result = Result.OK
+        if copies and not self._exists(write.key):
             obj = self._become_object(write)
-            if copies < write.wanted:
+            self._close(write)
+            if self.state.draining:
+                self.repair.want(obj)  # the node may be to go since the put began
+            if copies >= wanted:
+                self._resolve(pending, index, _OK, copies)
+            else:
                 self.state.counters.degraded_puts += 1
-        if result is not Result.OK:
-            for part in write.slices:
-                for copy in part.copies:
-                    self.space.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
-        self._close(write)
-        if self.state.draining and result is Result.OK:
-            self.repair.want(obj)  # the node may be to go since the put began
-        if not 0 < copies < write.wanted:
-            self._resolve(pending, index, result, copies)
+                self._mend(obj, pending, index)
             return
+        for part in write.slices:
+            for copy in part.copies:
+                self.space.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
+        self._close(write)
+        self._resolve(pending, index, _EXISTS if self._exists(write.key) else Result.LOST, 0)
+
+    def _mend(self, obj: Object, pending: PendingEnd, index: int) -> None:
+        """Have the copies made that are missing; the answer waits for them as long as it may."""
+        copies = min([len(part.copies) for part in obj.slices])
 
         def answer() -> None:  # the object can be read meanwhile; it may be gone, or have lost a copy more
             made = min([len(part.copies) for part in obj.slices])
-            self._resolve(pending, index, result, max(copies, made))
+            self._resolve(pending, index, _OK, max(copies, made))
 
         if pending.until > self.state.now:
             self.repair.promise(obj, pending.until, answer)
@@ -334,24 +327,23 @@ class Puts:
         for replaced in (self.state.objects.get(write.key), self.state.partial.get(write.key)):
             if replaced is not None:
                 self.space.discard(replaced)
-        expires_at = write.ended_at + write.ttl_ms if write.ttl_ms else 0
-        obj = Object(
-            write.key, write.write_id, write.size, write.depth, write.slices, 0, write.wanted, expires_at, write.pin
-        )
+        wanted, ttl_ms, pin, _ = write.terms
+        expires_at = write.ended_at + ttl_ms if ttl_ms else 0
+        obj = Object(write.key, write.write_id, write.size, write.depth, write.slices, 0, wanted, expires_at, pin)
         self.space.settle_all(obj)
         self.space.show(obj)
         return obj
 
     def _close(self, write: Write) -> None:
-        del self.state.writes[write.write_id]
-        self.state.pinned_writes.pop(write.write_id, None)
-        self.grants.give_back(write.client, 1)
-        left = self.state.writing[write.key] - 1
+        state, key = self.state, write.key
+        del state.writes[write.write_id]
+        if write.terms.pin == _HARD:
+            del state.pinned_writes[write.write_id]
+        self.grants.give_back(write.terms.client, 1)
+        left = state.writing.pop(key) - 1
         if left:
-            self.state.writing[write.key] = left
-        else:
-            del self.state.writing[write.key]
-        self.state.ended_keys.append(write.key)
+            state.writing[key] = left
+        state.ended_keys.append(key)
 
     def _resolve(self, pending: PendingEnd, index: int, result: Result, copies: int) -> None:
         pending.results[index] = result

@@ -10,6 +10,7 @@ from services.master.core.messages import Forget, Pin
 from services.master.core.placing import Placing
 from services.master.core.tables import Copy, Node, Object, Phase, Quarantined, Segment, Slice, State
 
+_HARD = Pin.HARD  # members of an enum are slow to look up
 WATCHED_PER_FORGET = 64  # a writer that was stopped holds up no more extents than these
 
 
@@ -104,15 +105,15 @@ class Space(Placing):
 
     def settle_all(self, obj: Object) -> None:
         """Reserved becomes live for a whole object, evictable from now on."""
-        segments, returns = self.state.segments, self.state.traffic.put(obj)
+        segments, returns, pinned = self.state.segments, self.state.traffic.put(obj), obj.pin == _HARD
         for part in obj.slices:
             size = aligned(part.length)
-            for copy in part.copies:
-                segment = segments[copy.segment]
+            for number, _ in part.copies:
+                segment = segments[number]
                 segment.reserved_bytes -= size
                 segment.live_bytes += size
                 segment.copies += 1
-                if obj.pin == Pin.HARD:
+                if pinned:
                     segment.pinned_bytes += size
                 segment.residents.add(obj, returns)
 
@@ -128,13 +129,14 @@ class Space(Placing):
 
     def show(self, obj: Object) -> None:
         """From now on the object can be found."""
-        assert obj.key not in self.state.objects
+        state, key = self.state, obj.key
+        assert key not in state.objects
         assert all([part.copies for part in obj.slices])
-        self.state.objects[obj.key] = obj
-        self.state.names.add(obj.key)
-        self.state.object_bytes += obj.size
+        state.objects[key] = obj
+        state.names.add(key)
+        state.object_bytes += obj.size
         if obj.expires_at:
-            self.state.expiring[obj.expires_at, obj.write_id] = obj
+            state.expiring[obj.expires_at, obj.write_id] = obj
 
     def discard(self, obj: Object) -> list[Quarantined]:
         """Drop an object and all its copies. Its space returns once leases ended and nodes forgot it."""

@@ -104,46 +104,27 @@ class Object:
         self.pin = pin
 
 
+class Terms(NamedTuple):
+    """What a put asks for beside its bytes: one value for all its objects."""
+
+    wanted: int  # copies
+    ttl_ms: int  # from when it is ended; 0: no end
+    pin: int
+    client: str
+
+
 class Write:
     """A put between its start and its end: its extents are reserved, its bytes promise nothing."""
 
-    __slots__ = (
-        "awaiting",
-        "client",
-        "depth",
-        "end",
-        "end_index",
-        "ended_at",
-        "key",
-        "pin",
-        "size",
-        "slices",
-        "ttl_ms",
-        "wanted",
-        "write_id",
-    )
+    __slots__ = ("awaiting", "depth", "end", "end_index", "ended_at", "key", "size", "slices", "terms", "write_id")
 
-    def __init__(
-        self,
-        write_id: int,
-        key: bytes,
-        size: int,
-        depth: int,
-        slices: list[Slice],
-        wanted: int,
-        ttl_ms: int,
-        pin: int,
-        client: str,
-    ) -> None:
-        self.client = client
+    def __init__(self, write_id: int, key: bytes, size: int, depth: int, slices: list[Slice], terms: Terms) -> None:
         self.write_id = write_id
         self.key = key
         self.size = size
         self.depth = depth
         self.slices = slices
-        self.wanted = wanted  # copies
-        self.ttl_ms = ttl_ms  # from when it is ended; 0: no end
-        self.pin = pin
+        self.terms = terms
         self.ended_at = 0
         self.end: PendingEnd | None = None  # set once the client has ended it: then nodes are recording it
         self.end_index = 0
