@@ -169,20 +169,25 @@ def held_copies(copies: node_pb2.Copies) -> list[m.HeldCopy]:
 
 
 def copies_message(copies: Sequence[m.HeldCopy]) -> node_pb2.Copies:
+    """Of at least one copy."""
+    (
+        keys, write_ids, object_sizes, slice_counts, slices, segment_ids,
+        offsets, lengths, checksums, depths, wanted, ttls_ms, pins,
+    ) = zip(*copies, strict=True)  # fmt: skip
     return node_pb2.Copies(
-        keys=pack_keys([copy.key for copy in copies]),
-        write_ids=[copy.write_id for copy in copies],
-        object_sizes=[copy.object_size for copy in copies],
-        slice_counts=[copy.slice_count for copy in copies],
-        slices=[copy.slice_index for copy in copies],
-        segment_ids=[copy.segment for copy in copies],
-        offsets=[copy.offset for copy in copies],
-        lengths=[copy.length for copy in copies],
-        checksums=[copy.checksum for copy in copies],
-        depths=[copy.depth for copy in copies],
-        wanted=[copy.wanted for copy in copies],
-        ttls_ms=[copy.ttl_ms for copy in copies] if any([copy.ttl_ms for copy in copies]) else (),
-        pins=[copy.pin for copy in copies] if any([copy.pin for copy in copies]) else (),
+        keys=pack_keys(keys),
+        write_ids=write_ids,
+        object_sizes=object_sizes,
+        slice_counts=slice_counts,
+        slices=slices,
+        segment_ids=segment_ids,
+        offsets=offsets,
+        lengths=lengths,
+        checksums=checksums,
+        depths=depths,
+        wanted=wanted,
+        ttls_ms=ttls_ms if any(ttls_ms) else (),
+        pins=pins if any(pins) else (),
     )
 
 

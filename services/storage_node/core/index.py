@@ -95,14 +95,20 @@ class Index:
         if answer is not DONE:
             return answer
         added: list[Copy] = []
+        segment, start, stop = -1, 0, 0  # there nothing is held: the copies of a put lie side by side
         for copy in copies:
+            end = copy.offset + copy.length
             fault = self._fault(copy)
+            if not fault and not (copy.segment == segment and start <= copy.offset and end <= stop):
+                fault, stop = self._look(copy)
             if fault:
                 self._drop(added)
                 return Answer(Outcome.REJECTED, fault)
-            if copy.offset not in self._copies[copy.segment]:
-                self._copies[copy.segment][copy.offset] = copy
-                self.held_bytes[copy.segment] += copy.length
+            segment, start = copy.segment, end
+            held = self._copies[segment]
+            if copy.offset not in held:
+                held[copy.offset] = copy
+                self.held_bytes[segment] += copy.length
                 added.append(copy)
         return DONE
 
@@ -148,7 +154,7 @@ class Index:
             assert self.held_bytes[copy.segment] >= 0
 
     def _fault(self, copy: Copy) -> str:
-        """Why this claim cannot be true; empty where it can, or is held already."""
+        """Why this claim cannot be true, whatever is held; empty where it can."""
         if not 0 <= copy.segment < len(self._copies):
             return f"segment {copy.segment} is not on this node"
         if not 0 < len(copy.key) <= KEY_BYTES_MAX:
@@ -161,11 +167,17 @@ class Index:
                 f"{copy.length} bytes at {copy.offset} are out of bounds, "
                 f"the segment has {self.capacities_bytes[copy.segment]}"
             )
-        held = self._copies[copy.segment]
-        position = held.bisect_left(end)  # the last copy that starts before this one's end
-        if position == 0:
-            return ""
-        other = held.peekitem(position - 1)[1]
-        if other.offset + other.length <= copy.offset or other._replace(expires_ms=copy.expires_ms) == copy:
-            return ""
-        return f"{copy.length} bytes at {copy.offset} overlap the {other.length} bytes at {other.offset} of another put"
+        return ""
+
+    def _look(self, copy: Copy) -> tuple[str, int]:
+        """Why there is no room for it, else empty; and up to where nothing is held, 0 where it is held already."""
+        held, end = self._copies[copy.segment], copy.offset + copy.length
+        position = held.bisect_left(end)
+        if position:
+            other = held.peekitem(position - 1)[1]  # the last copy that starts before this one's end
+            if other.offset + other.length > copy.offset:
+                if other._replace(expires_ms=copy.expires_ms) == copy:
+                    return "", 0
+                what = f"the {other.length} bytes at {other.offset} of another put"
+                return f"{copy.length} bytes at {copy.offset} overlap {what}", 0
+        return "", held.peekitem(position)[0] if position < len(held) else self.capacities_bytes[copy.segment]
