@@ -1,46 +1,58 @@
-"""What operators see and change: GET /status, and POST /instances/add for those who know ADMIN_API_KEY.
+"""What operators see and change: GET /status for everybody; /instances for those who know ADMIN_API_KEY.
 
-JSON, messages and status codes are those of vLLM's disagg_proxy_demo.py, so that its callers keep working. An engine is
-added only after it has answered GET /v1/models as an engine that serves the model.
+JSON, messages and status codes are those of vLLM's disagg_proxy_demo.py where it has them, so that its callers keep
+working. An engine is added only where --instance-allow lets it be, and after it has answered GET /v1/models as an
+engine that serves the model. Keys are compared in constant time and never logged.
 """
 
 import asyncio
 import hmac
-import ipaddress
-import json
 import logging
-from typing import Final
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 from aiohttp import web
 
+from services.proxy.addresses import AllowList, Refused, parse_instance
 from services.proxy.config import ProxySettings
-from services.proxy.core.fleet import Address, Role
+from services.proxy.core.fleet import Address, Engine, Role
+from services.proxy.core.membership import AlreadyThere, Membership, NotThere, TooMany, Unchanged
 from services.proxy.health import HealthChecks
+from services.proxy.members import Members
 from services.proxy.models import list_models
 from services.proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
 _BODY_S: Final = 5.0
+_BODY_BYTES_MAX: Final = 64 << 10
+_VALIDATION_S: Final = 3.0
+_STATUS: Final[dict[type[Unchanged], int]] = {AlreadyThere: 400, NotThere: 404, TooMany: 400}
 
-
-class Refused(Exception):
-    def __init__(self, status: int, detail: object) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Admin:
-    def __init__(self, health: HealthChecks, upstream: Upstream, settings: ProxySettings) -> None:
-        self._health = health
+    def __init__(self, members: Members, health: HealthChecks, upstream: Upstream, settings: ProxySettings) -> None:
+        self._members = members
         self._fleet = health.fleet
         self._upstream = upstream
         self._model = settings.model
         self._key = settings.admin_api_key
+        self._given = frozenset((*settings.prefill, *settings.decode))
+        self._allowed = AllowList(settings.instance_allow)
 
     def add_routes(self, app: web.Application) -> None:
-        app.add_routes([web.get("/status", self._get_status), web.post("/instances/add", self._post_instance)])
+        app.add_routes(
+            [
+                web.get("/status", self._get_status),
+                web.get("/instances", self._guarded(self._get_instances)),
+                web.post("/instances/add", self._guarded(self._add)),
+                web.post("/instances/drain", self._guarded(self._drain)),
+                web.post("/instances/remove", self._guarded(self._remove)),
+            ]
+        )
 
     async def _get_status(self, _: web.Request) -> web.Response:
         prefill, decode = ([engine.address for engine in self._fleet.engines(role)] for role in Role)
@@ -53,22 +65,56 @@ class Admin:
             }
         )
 
-    async def _post_instance(self, request: web.Request) -> web.Response:
+    # -- with the key
+
+    async def _get_instances(self, _: web.Request) -> web.Response:
+        now = time.monotonic()
+        listed = [_described(engine, now) for role in Role for engine in self._fleet.engines(role)]
+        return web.json_response({"instances": listed})
+
+    async def _add(self, request: web.Request) -> web.Response:
+        role, address = parse_instance(await _read(request), self._given)
+        if address not in self._given and not await self._allowed.allows(address):
+            raise Refused(403, "Instance address is not allowed: see --instance-allow.")
+        await self._validate(address, request.headers.get("Authorization"))
+        said = f"Added {address} to {role.value}_instances."
+        return await self._change(lambda members: members.added(role, address), said)
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        role, address = parse_instance(await _read(request), self._given)
+        said = f"Draining {address} of {role.value}_instances."
+        return await self._change(lambda members: members.drained(role, address), said)
+
+    async def _remove(self, request: web.Request) -> web.Response:
+        role, address = parse_instance(await _read(request), self._given)
+        said = f"Removed {address} from {role.value}_instances."
+        return await self._change(lambda members: members.removed(role, address), said)
+
+    async def _change(self, change: Callable[[Membership], Membership], said: str) -> web.Response:
         try:
-            self._check_key(request)
-            async with asyncio.timeout(_BODY_S):
-                body = await request.read()
-            role, address = _parse(body)
-            await self._validate(address)
-            if not self._fleet.add(role, address):
-                raise Refused(400, "Instance already exists.")
-            self._health.follow()
-        except TimeoutError:
-            return web.json_response({"detail": f"The body did not arrive within {_BODY_S:g} s."}, status=408)
-        except Refused as refusal:
-            return web.json_response({"detail": refusal.detail}, status=refusal.status)
-        logger.info("added %s to the %s engines", address, role.value)
-        return web.json_response({"message": f"Added {address} to {role.value}_instances."})
+            await self._members.change(change)
+        except Unchanged as reason:
+            raise Refused(_STATUS[type(reason)], str(reason)) from reason
+        logger.info("%s", said)
+        return web.json_response({"message": said})
+
+    async def _validate(self, address: Address, authorization: str | None) -> None:
+        headers = {"Accept": "application/json"} | ({"Authorization": authorization} if authorization else {})
+        listed = await list_models(self._upstream, address, headers, seconds=_VALIDATION_S)
+        models = [model["id"] for model in listed or ()]
+        if not models or (self._model and self._model not in models):
+            logger.warning("%s was not added: it serves %s, not %s", address, models[:8], self._model or "a model")
+            raise Refused(400, "Instance validation failed.")
+
+    def _guarded(self, handler: Handler) -> Handler:
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            try:
+                self._check_key(request)
+                return await handler(request)
+            except Refused as refusal:
+                return web.json_response({"detail": refusal.detail}, status=refusal.status)
+
+        return guarded
 
     def _check_key(self, request: web.Request) -> None:
         given = request.headers.get("X-API-Key")
@@ -76,46 +122,37 @@ class Admin:
             missing = {"type": "missing", "loc": ["header", "x-api-key"], "msg": "Field required", "input": None}
             raise Refused(422, [missing])
         if self._key is None:
-            logger.error("POST /instances/add is off: ADMIN_API_KEY is not set")
+            logger.error("%s %s is off: ADMIN_API_KEY is not set", request.method, request.path)
             raise Refused(500, "Server configuration error.")
         expected = self._key.get_secret_value()
         if not hmac.compare_digest(given.encode(errors="surrogateescape"), expected.encode(errors="surrogateescape")):
+            logger.warning("%s %s from %s: a wrong API key", request.method, request.path, request.remote)
             raise Refused(403, "Forbidden: Invalid API Key.")
 
-    async def _validate(self, address: Address) -> None:
-        listed = await list_models(self._upstream, address, {"Accept": "application/json"})
-        models = [model["id"] for model in listed or ()]
-        if not models or (self._model and self._model not in models):
-            logger.warning("%s was not added: it serves %s, not %s", address, models[:8], self._model or "a model")
-            raise Refused(400, "Instance validation failed.")
 
-
-def _parse(body: bytes) -> tuple[Role, Address]:
-    """The order of the complaints is the demo's."""
+async def _read(request: web.Request) -> bytes:
+    content = bytearray()
     try:
-        asked = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, "Invalid JSON.") from error
-    if not isinstance(asked, dict) or asked.get("type") not in list(Role):
-        raise Refused(400, "Invalid instance type.")
-    instance = asked.get("instance")
-    if not isinstance(instance, str) or ":" not in instance:
-        raise Refused(400, "Invalid instance format.")
-    host, _, port = instance.rpartition(":")
-    if not _is_host(host) or not (port.isascii() and port.isdigit()):
-        raise Refused(400, "Invalid instance address.")
-    if len(port) > 5 or not 0 < int(port) < 65536:
-        raise Refused(400, "Invalid port number.")
-    return Role(asked["type"]), Address(f"{host}:{int(port)}")
+        async with asyncio.timeout(_BODY_S):
+            while chunk := await request.content.readany():
+                content += chunk
+                if len(content) > _BODY_BYTES_MAX:
+                    raise Refused(413, f"The body is over {_BODY_BYTES_MAX} bytes.")
+    except TimeoutError as error:
+        raise Refused(408, f"The body did not arrive within {_BODY_S:g} s.") from error
+    except web.RequestPayloadError as error:
+        raise Refused(400, "The body is malformed.") from error
+    return bytes(content)
 
 
-def _is_host(host: str) -> bool:
-    """Localhost or an IP literal: a name could point elsewhere after it was checked."""
-    if host == "localhost":
-        return True
-    bracketed = host.startswith("[") and host.endswith("]")
-    try:
-        version = ipaddress.ip_address(host[1:-1] if bracketed else host).version
-    except ValueError:
-        return False
-    return version == (6 if bracketed else 4)
+def _described(engine: Engine, now: float) -> dict[str, Any]:
+    return {
+        "type": engine.role.value,
+        "instance": engine.address,
+        "health": engine.health.value,
+        "breaker": engine.breaker(now).value,
+        "draining": engine.draining,
+        "legs": engine.requests,
+        "prompt_tokens": engine.prompt_tokens,
+        "handover": None if engine.handover is None else engine.handover.value,
+    }

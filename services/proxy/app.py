@@ -22,13 +22,14 @@ from services.proxy.admin import Admin
 from services.proxy.admission import Admission, Overloaded
 from services.proxy.config import ProxySettings
 from services.proxy.core import legs
-from services.proxy.core.fleet import Address, Handover, Role
+from services.proxy.core.fleet import Handover, Role
 from services.proxy.core.legs import BadRequest
 from services.proxy.core.routing import Router
 from services.proxy.core.scheduling import make_policy
 from services.proxy.errors import ID, OUTCOME, error_response
 from services.proxy.exchange import Call, Exchange
 from services.proxy.health import HealthChecks
+from services.proxy.members import Members
 from services.proxy.models import merged_models
 from services.proxy.upstream import Upstream, end_to_end
 
@@ -56,9 +57,7 @@ class Proxy:
         self._idle.set()
         self.health = HealthChecks(settings, upstream, registry)
         self.fleet, self._metrics = self.health.fleet, self.health.metrics
-        for role, addresses in ((Role.PREFILL, settings.prefill), (Role.DECODE, settings.decode)):
-            for address in addresses:
-                self.fleet.add(role, Address(address))
+        self._members = Members(settings, self.health)
         names = {Role.PREFILL: settings.prefill_scheduling, Role.DECODE: settings.decode_scheduling}
         random = Random()  # noqa: S311 - spreads load
         self.router = Router(
@@ -92,7 +91,7 @@ class Proxy:
                 web.route("*", "/v1/{tail:.*}", self._forward),
             ]
         )
-        Admin(self.health, self._upstream, self._settings).add_routes(app)
+        Admin(self._members, self.health, self._upstream, self._settings).add_routes(app)
         app.on_startup.append(self._begin)
         app.on_shutdown.append(self._drain)
         return app

@@ -1,11 +1,13 @@
 """What the `proxy` command can be told."""
 
+import ipaddress
 import re
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
-from services.common.settings import HostPorts, Port, ServiceSettings
+from services.common.settings import HostPorts, Names, Port, ServiceSettings
+from services.proxy.addresses import PRIVATE
 from services.proxy.core.scheduling import POLICIES
 
 _URL: Final = re.compile(r"http://([^/,\s]+)/?(?=[,\s]|$)")
@@ -17,8 +19,18 @@ def _without_scheme(value: Any) -> Any:
     return [_without_scheme(part) for part in value] if isinstance(value, list | tuple) else value
 
 
+def _check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
+    for network in networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise ValueError(f"{network!r} is not a network such as 10.0.0.0/8 or fd00::/8 ({error})") from error
+    return networks
+
+
 Engines = Annotated[HostPorts, BeforeValidator(_without_scheme)]
 PolicyName = Literal["round_robin", "least_loaded", "power_of_two", "prefix_affinity", "session"]
+Networks = Annotated[Names, AfterValidator(_check_networks)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -44,9 +56,7 @@ class ProxySettings(ServiceSettings):
     handover: Literal["auto", "store", "pull", "push", "none"] = Field(
         "auto", description="how KV reaches decode: store, pull (NIXL), push (Mooncake), none; auto finds out"
     )
-    mooncake_bootstrap_port: Port = Field(
-        8998, description="port of the bootstrap server of an engine that pushes"
-    )
+    mooncake_bootstrap_port: Port = Field(8998, description="port of the bootstrap server of an engine that pushes")
     scheduling: PolicyName = Field("round_robin", description="how the next engine is chosen: " + ", ".join(POLICIES))
     prefill_scheduling: PolicyName | None = Field(None, description="--scheduling of prefill engines")
     decode_scheduling: PolicyName | None = Field(None, description="--scheduling of decode engines")
@@ -63,7 +73,12 @@ class ProxySettings(ServiceSettings):
     )
     request_timeout: Seconds = Field(600, description="seconds a request may take in all")
     slow_client_timeout: Seconds = Field(30, description="seconds a client may take nothing of its answer")
-    admin_api_key: SecretStr | None = Field(None, min_length=1, description="what X-API-Key must be to add engines")
+    admin_api_key: SecretStr | None = Field(
+        None, min_length=1, description="what X-API-Key must be to list, add, drain and remove engines; else nobody can"
+    )
+    instance_allow: Networks = Field(
+        PRIVATE, description="networks in which added engines may be; by default this host and private ones"
+    )
     openai_api_key: SecretStr | None = Field(
         None, min_length=1, description="the engines' key, instead of the client's"
     )

@@ -12,11 +12,13 @@ _SECONDS: Final = 5.0
 _BYTES_MAX: Final = 1 << 20
 
 
-async def list_models(upstream: Upstream, engine: Address, headers: Mapping[str, str]) -> list[dict[str, Any]] | None:
+async def list_models(
+    upstream: Upstream, engine: Address, headers: Mapping[str, str], *, seconds: float = _SECONDS
+) -> list[dict[str, Any]] | None:
     """What GET /v1/models of an engine lists; None if that is not an engine's answer."""
     try:
         status, content = await upstream.get(
-            engine, "/v1/models", seconds=_SECONDS, bytes_max=_BYTES_MAX, headers=headers
+            engine, "/v1/models", seconds=seconds, bytes_max=_BYTES_MAX, headers=headers
         )
         listed = json.loads(content)["data"] if status == 200 else None
     except (LegFailed, ValueError, KeyError, TypeError, RecursionError):

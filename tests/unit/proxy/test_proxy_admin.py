@@ -1,27 +1,44 @@
-"""GET /status and POST /instances/add: the demo proxy's JSON, to the letter."""
+"""GET /status and /instances, POST /instances/add, drain and remove: the demo's JSON where it has it, to the letter."""
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from services.proxy.addresses import PRIVATE, AllowList
+from services.proxy.core.fleet import Address
+
 KEY = {"X-API-Key": "sesame"}
 
 
 @pytest.fixture
+async def spare(start_cluster: Any) -> Any:
+    """An engine that serves, and that the proxy has not heard of."""
+    return (await start_cluster(0, 1)).decodes[0]
+
+
+@pytest.fixture
 async def guarded(start_cluster: Any) -> Any:
-    """One prefill, one decode in the table; decodes[1] serves, but was not added."""
-    cluster = await start_cluster(1, 2, admin_api_key="sesame", model="tiny")
-    cluster.proxy.table._engines["decode"].remove(cluster.decodes[1].address)
-    return cluster
+    return await start_cluster(1, 1, admin_api_key="sesame", model="tiny")
+
+
+async def tell(cluster: Any, what: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    async with cluster.client.post(
+        f"/instances/{what}", json=body, headers=KEY if headers is None else headers
+    ) as response:
+        return response.status, await response.json()
 
 
 async def add(cluster: Any, body: Any, headers: dict[str, str] | None = None) -> tuple[int, Any]:
-    async with cluster.client.post(
-        "/instances/add", json=body, headers=KEY if headers is None else headers
-    ) as response:
-        return response.status, await response.json()
+    return await tell(cluster, "add", body, headers)
+
+
+async def listed(cluster: Any) -> dict[tuple[str, str], Any]:
+    async with cluster.client.get("/instances", headers=KEY) as response:
+        assert response.status == 200
+        return {(each["type"], each["instance"]): each for each in (await response.json())["instances"]}
 
 
 async def test_status(guarded: Any) -> None:
@@ -35,20 +52,21 @@ async def test_status(guarded: Any) -> None:
         }
 
 
-async def test_an_added_engine_gets_requests(guarded: Any) -> None:
-    address = guarded.decodes[1].address
+async def test_an_added_engine_gets_requests(guarded: Any, spare: Any) -> None:
+    address = spare.address
     assert await add(guarded, {"type": "decode", "instance": address}) == (
         200,
         {"message": f"Added {address} to decode_instances."},
     )
-    assert {(await guarded.complete())[1]["by"] for _ in range(2)} == {"decode0", "decode1"}
+    spare.name = "spare"
+    assert {(await guarded.complete())[1]["by"] for _ in range(2)} == {"decode0", "spare"}
     assert await add(guarded, {"type": "decode", "instance": address}) == (400, {"detail": "Instance already exists."})
     assert (await add(guarded, {"type": "prefill", "instance": address}))[0] == 200
     assert guarded.metric("instances", role="prefill") == 2
 
 
-async def test_added_twice_at_once_it_is_there_once(guarded: Any) -> None:
-    body = {"type": "decode", "instance": guarded.decodes[1].address}
+async def test_added_twice_at_once_it_is_there_once(guarded: Any, spare: Any) -> None:
+    body = {"type": "decode", "instance": spare.address}
     answers = await asyncio.gather(*(add(guarded, body) for _ in range(5)))
     assert sorted(status for status, _ in answers) == [200, 400, 400, 400, 400]
     assert guarded.metric("instances", role="decode") == 2
@@ -69,29 +87,168 @@ async def test_added_twice_at_once_it_is_there_once(guarded: Any) -> None:
         ({"type": "prefill", "instance": "example.com:80"}, "Invalid instance address."),
         ({"type": "prefill", "instance": "user@127.0.0.1:80"}, "Invalid instance address."),
         ({"type": "prefill", "instance": "::1:80"}, "Invalid instance address."),
+        ({"type": "prefill", "instance": "[fe80::1%eth0]:80"}, "Invalid instance address."),
         ({"type": "prefill", "instance": "127.0.0.1:0"}, "Invalid port number."),
         ({"type": "prefill", "instance": "127.0.0.1:65536"}, "Invalid port number."),
         ({"type": "prefill", "instance": "127.0.0.1:" + "9" * 5000}, "Invalid port number."),
     ],
 )
 async def test_what_is_no_instance_is_refused(guarded: Any, body: Any, detail: str) -> None:
-    assert await add(guarded, body) == (400, {"detail": detail})
+    for what in ("add", "drain", "remove"):
+        assert await tell(guarded, what, body) == (400, {"detail": detail})
 
 
-async def test_a_body_that_is_no_json_is_refused(guarded: Any) -> None:
+async def test_a_body_that_is_no_json_or_too_large_is_refused(guarded: Any) -> None:
     async with guarded.client.post("/instances/add", data=b"{", headers=KEY) as response:
         assert (response.status, await response.json()) == (400, {"detail": "Invalid JSON."})
+    async with guarded.client.post("/instances/add", data=b" " * 100_000, headers=KEY) as response:
+        assert (response.status, await response.json()) == (413, {"detail": "The body is over 65536 bytes."})
 
 
-async def test_the_key_is_asked_for(guarded: Any, start_cluster: Any) -> None:
-    body = {"type": "decode", "instance": guarded.decodes[1].address}
-    assert await add(guarded, body, {"X-API-Key": "Sesame"}) == (403, {"detail": "Forbidden: Invalid API Key."})
-    assert await add(guarded, body, {"X-API-Key": "ключ"}) == (403, {"detail": "Forbidden: Invalid API Key."})
-    status, answer = await add(guarded, body, {})
-    assert (status, answer["detail"][0]["loc"]) == (422, ["header", "x-api-key"])
-    off = await start_cluster()
-    assert await add(off, body) == (500, {"detail": "Server configuration error."})
-    assert guarded.decodes[1].legs == []  # who has no key makes the proxy send nothing
+@pytest.mark.parametrize("what", ["add", "drain", "remove"])
+async def test_the_key_is_asked_for(
+    guarded: Any, start_cluster: Any, spare: Any, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = {"type": "decode", "instance": spare.address if what == "add" else guarded.decodes[0].address}
+    before = await listed(guarded)
+    with caplog.at_level(logging.DEBUG):
+        for wrong in ("Sesame", "ключ", "x" * 1000):
+            refused = await tell(guarded, what, body, {"X-API-Key": wrong})
+            assert refused == (403, {"detail": "Forbidden: Invalid API Key."})
+        status, answer = await tell(guarded, what, body, {})
+        assert (status, answer["detail"][0]["loc"]) == (422, ["header", "x-api-key"])
+        off = await start_cluster()
+        assert await tell(off, what, body) == (500, {"detail": "Server configuration error."})
+    assert spare.legs == []  # who has no key makes the proxy send nothing
+    assert await listed(guarded) == before
+    assert "esame" not in caplog.text
+
+
+async def test_the_list_is_for_those_with_the_key(guarded: Any, start_cluster: Any) -> None:
+    for cluster, headers, status in (
+        (guarded, {}, 422),
+        (guarded, {"X-API-Key": "x"}, 403),
+        (await start_cluster(), KEY, 500),
+    ):
+        async with cluster.client.get("/instances", headers=headers) as response:
+            assert response.status == status
+            assert "instances" not in await response.json()
+
+
+async def test_the_list_says_how_each_engine_is(guarded: Any) -> None:
+    engine = guarded.decodes[0]
+    engine.next_event = asyncio.Semaphore(0)
+    await guarded.complete()
+    streaming = asyncio.create_task(guarded.client.post("/v1/completions", json={"stream": True, "prompt": "x" * 40}))
+    async with asyncio.timeout(5):
+        while len(engine.legs) < 2:  # noqa: ASYNC110 - a moment
+            await asyncio.sleep(0.01)
+    idle = {"health": "up", "breaker": "closed", "draining": False, "legs": 0, "prompt_tokens": 0}
+    assert await listed(guarded) == {
+        ("prefill", guarded.prefills[0].address): idle
+        | {"type": "prefill", "instance": guarded.prefills[0].address, "handover": "store"},
+        ("decode", engine.address): idle
+        | {"type": "decode", "instance": engine.address, "handover": None, "legs": 1, "prompt_tokens": 10},
+    }
+    streaming.cancel()
+
+
+async def test_a_draining_engine_finishes_what_runs_and_gets_nothing_new(
+    guarded: Any, spare: Any, events: list[bytes]
+) -> None:
+    old = guarded.decodes[0]
+    old.next_event = asyncio.Semaphore(1)
+    spare.name = "spare"
+    async with guarded.client.post("/v1/completions", json={"stream": True}) as response:
+        await response.content.readany()
+        assert (await add(guarded, {"type": "decode", "instance": spare.address}))[0] == 200
+        body = {"type": "decode", "instance": old.address}
+        said = {"message": f"Draining {old.address} of decode_instances."}
+        assert await tell(guarded, "drain", body) == (200, said)
+        assert await tell(guarded, "drain", body) == (200, said)
+        assert {(await guarded.complete())[1]["by"] for _ in range(4)} == {"spare"}
+        drained = (await listed(guarded))["decode", old.address]
+        assert (drained["legs"], drained["draining"]) == (1, True)
+        for _ in events:
+            old.next_event.release()
+        assert (await response.read()).endswith(b"data: [DONE]\n\n")
+    drained = (await listed(guarded))["decode", old.address]
+    assert (drained["legs"], drained["draining"]) == (0, True)
+
+
+async def test_a_draining_engine_that_is_added_is_taken_back(guarded: Any) -> None:
+    body = {"type": "decode", "instance": guarded.decodes[0].address}
+    assert (await tell(guarded, "drain", body))[0] == 200
+    assert (await guarded.complete())[0] == 503
+    assert (await add(guarded, body))[0] == 200
+    assert (await guarded.complete())[0] == 200
+
+
+async def test_a_removed_engine_is_gone_and_can_be_added_again(guarded: Any) -> None:
+    old = guarded.decodes[0]
+    body = {"type": "decode", "instance": old.address}
+    assert await tell(guarded, "remove", body) == (200, {"message": f"Removed {old.address} from decode_instances."})
+    assert ("decode", old.address) not in await listed(guarded)
+    assert guarded.metric("instances", role="decode") == 0
+    assert (await guarded.complete())[0] == 503
+    unknown = (404, {"detail": f"{old.address} is not among the decode instances."})
+    assert await tell(guarded, "remove", body) == unknown
+    assert await tell(guarded, "drain", body) == unknown
+    assert (await add(guarded, body))[0] == 200
+    assert (await guarded.complete())[0] == 200
+
+
+async def test_an_engine_given_by_name_can_be_drained_and_removed(start_cluster: Any) -> None:
+    cluster = await start_cluster(admin_api_key="sesame", decode=("engine-a.example:8200",))
+    body = {"type": "decode", "instance": "engine-a.example:8200"}
+    assert (await tell(cluster, "drain", body))[0] == 200
+    assert (await tell(cluster, "remove", body))[0] == 200
+    other = {"type": "decode", "instance": "engine-b.example:8200"}
+    assert await tell(cluster, "remove", other) == (400, {"detail": "Invalid instance address."})
+
+
+async def test_only_allowed_networks_are_asked(start_cluster: Any, spare: Any) -> None:
+    cluster = await start_cluster(admin_api_key="sesame", instance_allow=("10.0.0.0/8", "::1/128"))
+    refused = (403, {"detail": "Instance address is not allowed: see --instance-allow."})
+    for address in (spare.address, spare.address.replace("127.0.0.1", "localhost"), "[::ffff:127.0.0.1]:80"):
+        assert await add(cluster, {"type": "decode", "instance": address}) == refused
+    assert spare.legs == []
+    given = {"type": "decode", "instance": cluster.decodes[0].address}
+    assert (await tell(cluster, "remove", given))[0] == 200
+    assert (await add(cluster, given))[0] == 200  # the command line's are always allowed
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        ("127.0.0.1:1", True),
+        ("localhost:1", True),
+        ("[::1]:1", True),
+        ("10.1.2.3:1", True),
+        ("192.168.0.1:1", True),
+        ("[fd00::1]:1", True),
+        ("[::ffff:10.0.0.1]:1", True),
+        ("169.254.169.254:1", False),  # clouds keep their machines' credentials there
+        ("[::ffff:169.254.169.254]:1", False),
+        ("[fe80::1]:1", False),
+        ("0.0.0.0:1", False),
+        ("[::]:1", False),
+        ("8.8.8.8:1", False),
+        ("[2001:db8::1]:1", False),
+        ("224.0.0.1:1", False),
+    ],
+)
+async def test_networks_that_are_allowed_by_default(address: str, allowed: bool) -> None:
+    assert await AllowList(PRIVATE).allows(Address(address)) is allowed
+
+
+async def test_the_engines_key_is_the_proxys_or_else_the_operators_own(start_cluster: Any, spare: Any) -> None:
+    body = {"type": "decode", "instance": spare.address}
+    for own, expected in ((None, "Bearer operator"), ("engines", "Bearer engines")):
+        cluster = await start_cluster(admin_api_key="sesame", openai_api_key=own)
+        assert (await add(cluster, body, KEY | {"Authorization": "Bearer operator"}))[0] == 200
+        assert spare.legs[-1].headers["Authorization"] == expected
+        assert "X-API-Key" not in spare.legs[-1].headers
 
 
 async def test_an_engine_that_is_not_there_is_refused(guarded: Any, closed_port: str) -> None:
@@ -99,11 +256,11 @@ async def test_an_engine_that_is_not_there_is_refused(guarded: Any, closed_port:
     assert await add(guarded, body) == (400, {"detail": "Instance validation failed."})
 
 
-async def test_an_engine_of_another_model_is_refused(guarded: Any) -> None:
-    guarded.decodes[1].models = ["other"]
-    body = {"type": "decode", "instance": guarded.decodes[1].address}
+async def test_an_engine_of_another_model_is_refused(guarded: Any, spare: Any) -> None:
+    spare.models = ["other"]
+    body = {"type": "decode", "instance": spare.address}
     assert await add(guarded, body) == (400, {"detail": "Instance validation failed."})
-    guarded.decodes[1].models = ["other", "tiny"]  # a LoRA adapter stands in the same list
+    spare.models = ["other", "tiny"]  # a LoRA adapter stands in the same list
     assert (await add(guarded, body))[0] == 200
 
 
@@ -121,9 +278,9 @@ async def test_without_a_model_any_engine_is_taken(start_cluster: Any) -> None:
     "how", ["answer_500", "answer_nothing", "redirect", "reset", "garbage", "huge", "trickle", "odd"]
 )
 async def test_what_does_not_answer_as_an_engine_is_refused(
-    guarded: Any, how: str, monkeypatch: pytest.MonkeyPatch
+    guarded: Any, spare: Any, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.proxy.upstream._VALIDATION_S", 0.5)
+    monkeypatch.setattr("services.proxy.admin._VALIDATION_S", 0.5)
 
     async def huge(_: web.Request) -> web.StreamResponse:
         return web.json_response({"data": [{"id": "tiny"}], "padding": "x" * 2**21})
@@ -138,8 +295,7 @@ async def test_what_does_not_answer_as_an_engine_is_refused(
             await response.write(b" ")
             await asyncio.sleep(0.05)
 
-    engine = guarded.decodes[1]
-    engine.act = {"huge": huge, "odd": odd, "trickle": trickle}.get(how) or getattr(engine, how)
-    body = {"type": "decode", "instance": engine.address}
+    spare.act = {"huge": huge, "odd": odd, "trickle": trickle}.get(how) or getattr(spare, how)
+    body = {"type": "decode", "instance": spare.address}
     assert await asyncio.wait_for(add(guarded, body), 5) == (400, {"detail": "Instance validation failed."})
     assert guarded.metric("instances", role="decode") == 1

@@ -1,0 +1,88 @@
+"""Where engines may be: how an operator names one, and the networks that --instance-allow opens.
+
+Only IP literals and `localhost` are taken: another name could point elsewhere after it was checked.
+"""
+
+import asyncio
+import ipaddress
+import json
+from collections.abc import Container, Iterable
+from typing import Final
+
+from services.proxy.core.fleet import Address, Role
+
+PRIVATE: Final = ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+"""The default: this host and private networks. Not among them are link-local addresses, where clouds keep their
+credentials, and public ones."""
+
+_RESOLVE_S: Final = 2.0
+
+IP = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Refused(Exception):
+    """An operator's call is refused: HTTP status, and what FastAPI calls the detail."""
+
+    def __init__(self, status: int, detail: object) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+def parse_instance(body: bytes, given: Container[str] = ()) -> tuple[Role, Address]:
+    """{"type": "prefill" | "decode", "instance": "HOST:PORT"}; the order of the complaints is vLLM's demo's.
+
+    Given: engines of the command line, which may be called by any name that was used there.
+    """
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, "Invalid JSON.") from error
+    if not isinstance(asked, dict) or asked.get("type") not in list(Role):
+        raise Refused(400, "Invalid instance type.")
+    instance = asked.get("instance")
+    if not isinstance(instance, str) or ":" not in instance:
+        raise Refused(400, "Invalid instance format.")
+    if instance in given:
+        return Role(asked["type"]), Address(instance)
+    host, _, port = instance.rpartition(":")
+    if (host != "localhost" and _ip_of(host) is None) or not (port.isascii() and port.isdigit()):
+        raise Refused(400, "Invalid instance address.")
+    if len(port) > 5 or not 0 < int(port) < 65536:
+        raise Refused(400, "Invalid port number.")
+    return Role(asked["type"]), Address(f"{host}:{int(port)}")
+
+
+class AllowList:
+    def __init__(self, networks: Iterable[str]) -> None:
+        self._networks = [ipaddress.ip_network(network) for network in networks]
+
+    async def allows(self, address: Address) -> bool:
+        """A host that stands for several addresses is allowed if they all are."""
+        ip = _ip_of(address.rpartition(":")[0])
+        ips = [ip] if ip is not None else await _resolve_localhost()
+        return bool(ips) and all(self._holds(each) for each in ips)
+
+    def _holds(self, ip: IP) -> bool:
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped  # the system connects to that
+        return any(ip in network for network in self._networks)
+
+
+async def _resolve_localhost() -> list[IP]:
+    try:
+        async with asyncio.timeout(_RESOLVE_S):
+            found = await asyncio.get_running_loop().getaddrinfo("localhost", None)
+    except (OSError, TimeoutError):
+        return []
+    return [ipaddress.ip_address(sockaddr[0]) for *_, sockaddr in found]
+
+
+def _ip_of(host: str) -> IP | None:
+    """An IPv4 literal, or an IPv6 literal in brackets and without a zone."""
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        ip = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        return None
+    return ip if ip.version == (6 if bracketed else 4) and "%" not in host else None
