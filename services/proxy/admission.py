@@ -1,8 +1,6 @@
 """How many requests are served at once, how many may wait for their turn, and how many bytes their bodies may take."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Final
 
 BUFFERED_BYTES_MAX: Final = 1 << 30  # bodies of all requests together
@@ -21,14 +19,25 @@ class Admission:
         self._buffered = 0
 
     def check(self) -> None:
-        """Raises Overloaded if turn() would, at once."""
+        """Raises Overloaded if enter() would, at once."""
         if self._slots.locked() and self.waiting >= self._waiting_max:
             raise Overloaded(f"{self._running_max} requests are being served and {self.waiting} wait; retry later")
 
-    @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Waits for a turn, first come, first served; raises Overloaded where the queue is full, or too slow."""
+    async def enter(self) -> None:
+        """Waits for a turn, first come, first served; leave() must follow. Raises Overloaded where the queue is full,
+        or too slow."""
         self.check()
+        if self._slots.locked():
+            await self._wait()
+        else:
+            await self._slots.acquire()  # at once
+        self.running += 1
+
+    def leave(self) -> None:
+        self.running -= 1
+        self._slots.release()
+
+    async def _wait(self) -> None:
         self.waiting += 1
         try:
             async with asyncio.timeout(self._wait_s):
@@ -37,12 +46,6 @@ class Admission:
             raise Overloaded(f"the request waited {self._wait_s:g} s for its turn; retry later") from None
         finally:
             self.waiting -= 1
-        self.running += 1
-        try:
-            yield
-        finally:
-            self.running -= 1
-            self._slots.release()
 
     def buffer(self, size: int) -> None:
         """Takes note of so many bytes held, or given back (below 0); raises Overloaded where they are too many."""

@@ -8,7 +8,6 @@ import asyncio
 import json
 import logging
 import time
-import uuid
 from collections.abc import Callable
 from random import Random
 from typing import Any, Final
@@ -59,10 +58,10 @@ class Proxy:
         self.fleet, self._metrics = self.health.fleet, self.health.metrics
         self._members = Members(settings, self.health)
         names = {Role.PREFILL: settings.prefill_scheduling, Role.DECODE: settings.decode_scheduling}
-        random = Random()  # noqa: S311 - spreads load
+        self._random = Random()  # noqa: S311 - spreads load, tells requests apart
         self.router = Router(
             self.fleet,
-            {role: make_policy(name or settings.scheduling, random) for role, name in names.items()},
+            {role: make_policy(name or settings.scheduling, self._random) for role, name in names.items()},
             None if settings.handover == "auto" else Handover(settings.handover),
         )
         self._admission = Admission(
@@ -142,7 +141,7 @@ class Proxy:
     @web.middleware
     async def _accounted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Counts every request under its outcome, and gives every error its JSON."""
-        request[ID] = request.headers.get("X-Request-Id") or uuid.uuid4().hex
+        request[ID] = request.headers.get("X-Request-Id") or f"{self._random.getrandbits(128):032x}"
         resource = request.match_info.route.resource
         path = resource.canonical if resource is not None else "other"
         outcome, code = "cancelled", 499
@@ -191,9 +190,11 @@ class Proxy:
         try:
             call = Call(request, body, headers, started, repeatable=generates or request.method in _SAFE_METHODS)
             self._understand(call, generates=generates)
-            async with self._admission.turn():
-                exchange = Exchange(call, self.router, self._upstream, self._metrics, self._settings)
-                return await exchange.run()
+            await self._admission.enter()
+            try:
+                return await Exchange(call, self.router, self._upstream, self._metrics, self._settings).run()
+            finally:
+                self._admission.leave()
         finally:
             self._admission.buffer(-len(body))
 
@@ -212,7 +213,7 @@ class Proxy:
         for name in ("Host", "Content-Length", "Expect"):
             headers.popall(name, None)
         headers["X-Request-Id"] = request[ID]
-        if not all(_is_text(value) for value in headers.values()):
+        if not _is_text("".join(headers.values())):
             raise BadRequest(400, "a header is not UTF-8 text")
         return headers
 
@@ -223,6 +224,11 @@ class Proxy:
         content = bytearray()
         whole = False
         try:
+            if request.content.is_eof():  # it came with its head, as most do: no need of a timer
+                body = request.content.read_nowait()
+                self._admission.buffer(len(body))
+                whole = True
+                return body
             async with asyncio.timeout(_BODY_S):
                 while chunk := await request.content.readany():
                     self._admission.buffer(len(chunk))

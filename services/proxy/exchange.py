@@ -19,6 +19,7 @@ from multidict import CIMultiDict
 
 from services.proxy.config import ProxySettings
 from services.proxy.core import legs
+from services.proxy.core.codec import encode
 from services.proxy.core.fleet import Address, Booking, Handover, Role
 from services.proxy.core.routing import Decision, Decode, Finished, Outcome, Pair, Prefill, Router, Unserved
 from services.proxy.core.scheduling import Ask
@@ -121,7 +122,7 @@ class Exchange:
             handover=handover,
             transfer_id=transfer_id,
         )
-        body = json.dumps(asked, separators=(",", ":")).encode()
+        body = encode(asked)
         try:
             async with self._upstream.leg(to, self._settings.first_token_timeout) as leg:
                 answer = await self._send(leg, body)
@@ -167,7 +168,7 @@ class Exchange:
         call, to, started = self._call, booking.engine.address, time.monotonic()
         outcome, reason, body = Outcome.DONE, "", call.body
         if params is not None and call.asked is not None:
-            body = json.dumps(call.asked | {legs.PARAMS: params}, separators=(",", ":")).encode()
+            body = legs.with_params(body, call.asked, params)
         try:
             async with self._upstream.leg(to, self._settings.first_token_timeout if call.streamed else None) as leg:
                 answer = await self._send(leg, body)
@@ -288,7 +289,7 @@ class Exchange:
             self._call.request.transport.abort()
 
     def _leg_ended(self, role: Role, to: Address, outcome: Outcome, reason: str, started: float) -> None:
-        self._metrics.leg_seconds[role].labels(to, outcome.value).observe(time.monotonic() - started)
+        self._metrics.leg(role, to, outcome.value).observe(time.monotonic() - started)
         if outcome is not Outcome.DONE and self._call.response is None:
             self._metrics.retries.labels(role.value, to, outcome.value).inc()
             logger.warning("request %s: %s engine %s failed: %s", self._call.request[ID], role.value, to, reason)

@@ -62,12 +62,23 @@ class Metrics:
             registry=registry,
         )
 
+        self._legs: dict[tuple[Role, Address, str], Histogram] = {}
+
+    def leg(self, role: Role, address: Address, outcome: str) -> Histogram:
+        """Where the seconds of one leg go."""
+        key = (role, address, outcome)
+        found = self._legs.get(key)  # labels() takes as long as all the rest of it
+        if found is None:
+            found = self._legs[key] = self.leg_seconds[role].labels(address, outcome)
+        return found
+
     def forget(self, role: Role, address: Address) -> None:
         """An engine was removed: its series go with it."""
         for metric in (self.leg_seconds[role], self.retries, self.changes):
             position = metric._labelnames.index("instance")
             for labels in [labels for labels in metric._metrics if labels[position] == address]:
                 metric.remove(*labels)
+        self._legs.clear()
 
 
 class _FleetCollector(Collector):

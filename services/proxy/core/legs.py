@@ -6,12 +6,13 @@ decode engine gets the client's own bytes, but for the field that tells it where
 """
 
 import ipaddress
-import json
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Final
 
 import xxhash
 
+from services.proxy.core.codec import decode, encode
 from services.proxy.core.fleet import Address, Engine, Handover
 from services.proxy.core.scheduling import Ask
 
@@ -53,7 +54,7 @@ def parse_request(content_type: str, body: bytes) -> dict[str, Any]:
     if content_type != "application/json":
         raise BadRequest(415, "Unsupported Media Type: Only 'application/json' is allowed")
     try:
-        request = json.loads(body)
+        request = decode(body)
     except (ValueError, RecursionError) as error:  # not JSON, not text, a number of 5,000 digits, 100,000 brackets
         raise BadRequest(400, f"the request body is not valid JSON: {error}") from error
     if not isinstance(request, dict):
@@ -107,16 +108,23 @@ def pulled_params(answer: bytes, prefill: Address) -> dict[str, Any] | None:
     An engine that knows itself by a loopback address only is given the address that the proxy reaches it by.
     """
     try:
-        content = json.loads(answer)
+        content = decode(answer)
     except (ValueError, RecursionError):
         return None
     params = content.get(PARAMS) if isinstance(content, dict) else None
     if not isinstance(params, dict) or not params:
         return None
     host = prefill.rpartition(":")[0].strip("[]")
-    if "remote_host" in params and _is_loopback(params["remote_host"]) and not _is_loopback(host):
+    if "remote_host" in params and _is_loopback(str(params["remote_host"])) and not _is_loopback(host):
         params = params | {"remote_host": host}
     return params
+
+
+def with_params(body: bytes, request: dict[str, Any], params: dict[str, Any]) -> bytes:
+    """The client's request, told where the KV lies; `request` is what `body` says."""
+    if not request or PARAMS in request:
+        return encode(request | {PARAMS: params})
+    return b'%b,"%b":%b}' % (body[: body.rindex(b"}")], PARAMS.encode(), encode(params))
 
 
 def pushed_params(transfer_id: str, engine_id: str, bootstrap: str) -> dict[str, Any]:
@@ -138,7 +146,7 @@ def bootstrap_of(engine: Engine, port: int) -> str:
 def transfer_ids(answer: bytes) -> tuple[str, ...]:
     """The engine's ids by data-parallel rank, as a bootstrap server's /query lists them; empty if it is none."""
     try:
-        ranks = json.loads(answer)
+        ranks = decode(answer)
         return tuple(str(ranks[rank]["engine_id"]) for rank in sorted(ranks, key=int))
     except (ValueError, TypeError, KeyError, RecursionError):
         return ()
@@ -146,11 +154,11 @@ def transfer_ids(answer: bytes) -> tuple[str, ...]:
 
 def error_of(event: bytes) -> dict[str, Any] | None:
     """The error that an answer's first SSE event is; None if it is anything else."""
-    data = b"".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
-    if b'"error"' not in data:
+    if b'"error"' not in event:
         return None
+    data = b"".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
     try:
-        content = json.loads(data)
+        content = decode(data)
     except (ValueError, RecursionError):
         return None
     error = content.get("error") if isinstance(content, dict) else None
@@ -177,11 +185,12 @@ def _parts(request: dict[str, Any]) -> Iterator[str | list[Any]]:
                 yield part["text"]
 
 
-def _is_loopback(host: object) -> bool:
+@lru_cache(maxsize=1024)
+def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        address = ipaddress.ip_address(str(host))
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
     return address.is_loopback or address.is_unspecified
