@@ -12,6 +12,7 @@ from services.master.core.master import Master
 _HELP = {
     "evicted_objects": "Objects evicted to make room",
     "evicted_bytes": "Bytes of objects evicted to make room",
+    "displaced_objects": "Objects evicted to make room for copies made again",
     "expired_objects": "Objects whose time to live was over",
     "refused_pins": "Objects not put because too much of the pools is pinned hard",
     "expired_writes": "Puts that were started and never ended",

@@ -19,6 +19,7 @@ from larder.transports import Move
 from services.master.core.adoption import Adoption
 from services.master.core.allocator import Allocator
 from services.master.core.calls import Calls
+from services.master.core.messages import Pin
 from services.master.core.puts import Puts
 from services.master.core.reads import Reads
 from services.master.core.repair import Repair
@@ -155,6 +156,16 @@ def never_repair(put: Put) -> None:
 @breaks("11")
 def keep_surplus(put: Put) -> None:
     put(Repair, "_trim", lambda self, obj: None)
+
+
+@breaks("2, 11")
+def repair_into_free_space_only(put: Put) -> None:
+    put(Space, "displace", lambda self, obj, part: False)
+
+
+@breaks("2, 11")
+def displace_what_is_wanted_more(put: Put) -> None:
+    put(Space, "_worth", lambda self, obj: (Pin.HARD, 0.0))
 
 
 # ---- the storage node ----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from services.master.core.messages import Result
 from services.master.core.tables import Copy, Object, Phase
 from tests.sim.loop import Violation
 from tests.sim.memory import Pool
+from tests.sim.repairs import watch_displacing
 
 MUTATING = {m.PutStart: m.PutStarted, m.PutEnd: m.PutEnded, m.PutAbort: m.PutAborted, m.Remove: m.Removed}
 
@@ -56,7 +57,7 @@ class Oracle:
 
     def watch(self, core: Master) -> None:
         """Checks every step of a core, and learns why it lets go of what it had."""
-        step, evict = core.step, core.space._evict
+        step, evict = core.step, core.space.evict
         discard, quarantine, settle = core.space.discard, core.space.quarantine, core.space.settle
         commands: dict[int, m.ClientCommand] = {}
         answers: dict[tuple[type, bytes], m.Answer] = {}
@@ -78,11 +79,10 @@ class Oracle:
                 raise
             return effects
 
-        def watched_evict(*args: Any) -> int:
+        def watched_evict(obj: Object) -> None:
             why, self._why = self._why, "evicted"
-            count = evict(*args)
+            evict(obj)
             self._why = why
-            return count
 
         def watched_discard(obj: Object) -> Any:
             self._discarded(core, obj)
@@ -100,10 +100,11 @@ class Oracle:
             settle(copy, length)
 
         core.step = watched_step  # type: ignore[method-assign]
-        core.space._evict = watched_evict  # type: ignore[method-assign]
+        core.space.evict = watched_evict  # type: ignore[method-assign]
         core.space.discard = watched_discard  # type: ignore[method-assign]
         core.space.quarantine = watched_quarantine  # type: ignore[method-assign]
         core.space.settle = watched_settle  # type: ignore[method-assign]
+        watch_displacing(core)
 
     def _before(self, commands: dict[int, m.ClientCommand], command: m.Command) -> None:
         if isinstance(command, m.ClientCommand):

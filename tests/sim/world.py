@@ -21,6 +21,7 @@ from tests.sim.memory import ENGINE_S, Pool
 from tests.sim.net import Network
 from tests.sim.oracle import Oracle
 from tests.sim.parts import ClientPart, MasterPart, NodePart, installed, start_node
+from tests.sim.repairs import unrepaired
 
 CONFIG = {
     "slice_bytes": 1024,
@@ -305,20 +306,7 @@ class World:
                 return f"{segment.quarantined_bytes} bytes of {segment.node.node_id} stay in quarantine"
             if len(self.nodes[segment.node.node_id].index) != segment.copies:
                 return f"{segment.node.node_id} and the master count different copies"
-        return self._unrepaired(core)
-
-    def _unrepaired(self, core: Any) -> str | None:
-        state = core.state
-        for obj in state.objects.values():
-            for part in obj.slices:
-                if len(part.copies) > obj.wanted:
-                    return f"{obj.key!r} keeps surplus copies"
-                if len(part.copies) < min(obj.wanted, len(state.nodes)):
-                    copy = core.space.place_copy(part)
-                    if copy is not None:
-                        core.space._unreserve([copy], part.length)
-                        return f"{obj.key!r} has {len(part.copies)} copies of {obj.wanted}, and there is room"
-        return None
+        return unrepaired(core)
 
     def _final_calls(self) -> None:
         """An allocation that fits succeeds, and what is there can be read."""

@@ -17,6 +17,9 @@ from services.master.core.answers import Pin
 if TYPE_CHECKING:
     from services.master.core.tables import Object
 
+Worth = tuple[int, float]
+"""How firmly an object is pinned, then its last use, put later for each time it came back: for comparing."""
+
 _HARD = Pin.HARD  # members of an enum are slow to look up
 SOFT_ROW = 8  # the row after the last
 RETURNS_MAX = 7  # more than so many make no difference: what was wanted most must go, too, when it is not any longer
@@ -49,17 +52,19 @@ class Residents:
         count_max: int,
         size_of: Callable[["Object"], int],
         held: Callable[["Object"], bool],
+        below: Worth | None = None,
     ) -> tuple[list["Object"], bool]:
         """Objects of about `wanted_bytes` to evict, first ones first, and whether another call now may find more.
 
-        They are not residents any longer: the caller discards them. Those `held` back keep their place.
+        They are not residents any longer: the caller discards them. Those `held` back keep their place. `below`: only
+        what is worth less.
         """
         traffic, looks = self._traffic, 0
         victims: list[Object] = []
         skipped: list[tuple[int, Object, int]] = []
         while wanted_bytes > 0 and len(victims) < count_max and len(skipped) < HELD_SKIPPED_MAX and looks < LOOKS_MAX:
             returns = self._next_row()
-            if returns is None:
+            if returns is None or (below is not None and self._first_worth(returns) >= below):
                 break
             looks += 1
             obj, queued = self._rows[returns].popitem(last=False)
@@ -97,6 +102,21 @@ class Residents:
                 if least is None or worth < lowest:
                     least, lowest = returns, worth
         return SOFT_ROW if least is None and self._rows[SOFT_ROW] else least
+
+    def _first_worth(self, returns: int) -> Worth:
+        row = self._rows[returns]
+        queued = row[next(iter(row))]
+        return (Pin.SOFT, queued) if returns == SOFT_ROW else (Pin.NONE, queued + self._traffic.bonus * returns)
+
+    def least(self) -> Worth | None:
+        """What the first to be evicted is worth, or less: it may have been used since. None: there is none."""
+        returns = self._next_row()
+        return None if returns is None else self._first_worth(returns)
+
+    def worth(self, obj: "Object") -> Worth:
+        """Of a resident."""
+        bonus = 0.0 if obj.pin else self._traffic.bonus * (self.returns(obj) or 0)
+        return obj.pin, obj.used + bonus
 
     def add(self, obj: "Object", returns: int) -> None:
         """An object that is not among them, which came back `returns` times so far."""

@@ -96,6 +96,13 @@ class Placing:
         """Whether eviction could make room here. What is reserved or in long quarantine is not worth waiting for."""
         return segment.allocator.free_bytes + segment.soon_bytes + segment.live_bytes - segment.pinned_bytes >= size
 
+    def _limit(self, segment: Segment) -> int:
+        return int(self.state.config.high_watermark * segment.capacity)
+
+    def _excess(self, segment: Segment, size: int) -> int:
+        """Bytes above the watermark, with `size` more; below it less than 0."""
+        return segment.live_bytes + segment.reserved_bytes + size - self._limit(segment)
+
     def _open(self) -> list[Segment]:
         """Where copies may be placed."""
         return [segment for segment in self.state.segments.values() if segment.live and not segment.node.draining]
@@ -160,15 +167,14 @@ class Placing:
     def place_copy(self, part: Slice) -> Copy | None:
         """Reserve an extent for one more copy of a slice, on a node that has none; None where there is no room now.
 
-        A second copy of one object is not worth the last of another: it never takes a segment above the watermark.
+        It takes no segment above the watermark: what should go for it is decided elsewhere (`Space.displace`).
         """
         segments, size = self.state.segments, aligned(part.length)
         holders = [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
         barred = [
             segment.node
             for segment in self._open()
-            if segment.node.probed_at is not None
-            or segment.live_bytes + segment.reserved_bytes + size > self.state.config.high_watermark * segment.capacity
+            if segment.node.probed_at is not None or self._excess(segment, size) > 0
         ]
         placed = self._place_slice(part.length, 1, Near(), degraded=False, holders=holders, barred=barred)
         return placed[0] if placed else None

@@ -1,8 +1,9 @@
 """Copies that are missing are made again, node to node: which object next, from where, to where, and how fast.
 
 Keeps invariants 2, 4 and 11: as long as one copy of every slice is left, the wanted number comes back, on distinct
-nodes, fewest copies first, within a bandwidth budget. A node that only blinks is waited for; one that returns after its
-copies were made elsewhere gives the surplus back.
+nodes, fewest copies first, then the last used, within a bandwidth budget. A node that only blinks is waited for; one
+that returns after its copies were made elsewhere gives the surplus back. Where pools are full, what is worth less goes
+for a copy that is lost for good (invariant 12: bounded work a step).
 """
 
 import heapq
@@ -19,13 +20,15 @@ REVIEWS_PER_STEP = 1_024  # objects looked at, and as many begun, in one step: a
 PROMISES_MAX = 65_536  # puts whose answer waits for repair
 TRANSFERS_MAX = 64  # under way at once, in all
 RETRY_MS = 500  # before a transfer that failed, or found no room, is tried again
+ROOM_MS = 20  # until a node has forgotten what was evicted for a copy; meanwhile no other takes that room
+ROOMS_MAX = 25  # so often room is made for one object before it is the turn of others
 
 
 class Repair:
     def __init__(self, state: State, space: Space) -> None:
         self.state = state
         self.space = space
-        # (no put waits for it, copies left, -lease end, number, object)
+        # (no put waits for it, copies left, -last use, number, object)
         self._queue: list[tuple[bool, int, int, int, Object]] = []
         self._queued: dict[Object, None] = {}
         self._short: dict[Object, None] = {}  # no node to repair them to, or it failed: looked at again and again
@@ -36,6 +39,9 @@ class Repair:
         self._budget_bytes = state.config.repair_bytes_per_s / 4  # as in _refill
         self._budget_at = state.now
         self._pumping_at: int | None = None
+        self._room_at = 0  # room is being made until then
+        self._room_for = 0  # for this write
+        self._rooms = 0  # made for it, one after the other
 
     @property
     def pending(self) -> int:
@@ -54,7 +60,7 @@ class Repair:
             self._short.pop(obj, None)
             self._queued[obj] = None
             is_promised = obj in self._promises
-            heapq.heappush(self._queue, (not is_promised, left, -obj.lease_until, self.state.number(), obj))
+            heapq.heappush(self._queue, (not is_promised, left, -obj.used, self.state.number(), obj))
         elif left:
             self._keep_promise(obj)
 
@@ -91,7 +97,7 @@ class Repair:
     def review(self, node: Node) -> None:
         """Look at every object of a node: it went, or it came back."""
         for segment in node.segments:
-            self._reviews.update(dict.fromkeys(segment.residents))
+            self._reviews.update(dict.fromkeys(reversed(list(segment.residents))))  # as a rule the last used first
 
     def node_is_live(self, node: Node) -> None:
         """Room for what had none; and what was made elsewhere meanwhile is surplus now."""
@@ -115,14 +121,24 @@ class Repair:
             self._again_at(self.state.now)
         if not self._queue:
             return
+        if self.state.now < self._room_at:
+            self._again_at(self._room_at)
+            return
         self._refill()
+        self.space.displaceable = self.state.config.evictions_per_step_max
+        prospects = self.space.prospects()
         for _ in range(REVIEWS_PER_STEP):
             if not self._queue or self._budget_bytes <= 0 or len(self._transfers) >= TRANSFERS_MAX:
+                break
+            if self.space.displaceable <= 0 or self.state.now < self._room_at:
                 break
             *_, obj = heapq.heappop(self._queue)
             del self._queued[obj]
             if self._is_there(obj):
-                self._begin(obj)
+                if self.state.draining or not self.space.is_hopeless(obj, prospects):
+                    self._begin(obj)
+                else:
+                    self._find_no_room(obj)
             else:
                 self._keep_promise(obj)
         if self._queue and len(self._transfers) < TRANSFERS_MAX:
@@ -161,14 +177,60 @@ class Repair:
             if not sources or len(self._staying(part)) >= obj.wanted or self._is_under_way(obj, number):
                 continue
             target = self.space.place_copy(part)
+            if target is None and self._may_displace(obj, part) and self.space.displace(obj, part):
+                target = self.space.place_copy(part)
+                if target is None:
+                    self._await_room(obj)
+                    return
             if target is None:
-                self._put_off(obj)
-                if all(node.probed_at is None for node in self.state.nodes.values()):  # else one may yet turn out well
-                    self._keep_promise(obj)
+                if self._let_go(obj, part):
+                    return
+                self._find_no_room(obj)
                 continue
             zone = self.state.segments[target.segment].node.zone
             source = min(sources, key=lambda copy: self._cost(copy, zone))
             self._send(obj, number, part, source, target)
+
+    def _may_displace(self, obj: Object, part: Slice) -> bool:
+        """Where copies are missing for good: a silent node may bring its own back, and one that attaches has room."""
+        segments = self.state.segments
+        holders = [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
+        is_attaching = any(node.phase is Phase.ATTACHING for node in self.state.nodes.values())
+        return sum(not node.draining for node in holders) < obj.wanted and not is_attaching
+
+    def _await_room(self, obj: Object) -> None:
+        """Something was evicted: its node has to forget it first, or more has to go."""
+        self._rooms = self._rooms + 1 if self._room_for == obj.write_id else 1
+        self._room_for = obj.write_id
+        if self._rooms > ROOMS_MAX:
+            self._room_for = 0
+            self._put_off(obj)
+            return
+        self._room_at = self.state.now + ROOM_MS
+        self.want(obj)
+
+    def _find_no_room(self, obj: Object) -> None:
+        self._put_off(obj)
+        if all(node.probed_at is None for node in self.state.nodes.values()):  # else one may yet turn out well
+            self._keep_promise(obj)
+
+    def _let_go(self, obj: Object, part: Slice) -> bool:
+        """A slice on a node that is to go is not moved to where it would be the first to be evicted.
+
+        Another copy is enough then; without one the object is evicted. Whether it was.
+        """
+        is_calm = all(node.phase is Phase.LIVE and node.probed_at is None for node in self.state.nodes.values())
+        live, staying = self._live(part), self._staying(part)
+        if not is_calm or len(staying) == len(live) or not self.space.is_worth_least(obj, part):
+            return False
+        if staying:
+            self._drop_going(obj, part, live, staying)
+        elif not self.space.is_read(obj):
+            self.space.evict(obj)
+            self.space.displaceable -= 1
+            self._keep_promise(obj)
+            return True
+        return False
 
     def _cost(self, copy: Copy, zone: str) -> tuple[bool, bool, int, int]:
         """Of reading it: copies on different nodes share the load; the least full is the least read, as a rule."""
@@ -309,11 +371,14 @@ class Repair:
         could_be = min(obj.wanted, len(self.state.nodes) - self.state.draining)
         if len(staying) < max(1, could_be):
             return live
+        self._drop_going(obj, part, live, staying)
+        return staying
+
+    def _drop_going(self, obj: Object, part: Slice, live: list[Copy], staying: list[Copy]) -> None:
         for copy in live:
             if copy not in staying:
                 self.space.drop_copy(obj, part, copy)
                 self.state.counters.drained_copies += 1
-        return staying
 
     def _dispensable(self, copy: Copy, among: list[Copy]) -> tuple[int, int, float, int]:
         segment = self.state.segments[copy.segment]

@@ -1,4 +1,4 @@
-"""The life of an extent once it is placed: when its space comes back, what is evicted to make room.
+"""The life of an extent once it is placed: when its space comes back, what is evicted to make room, and for what.
 
 Keeps invariants 3 (extents disjoint, bytes add up) and 7 (no reuse while a lease, a late write or the node's own record
 could still touch an extent).
@@ -6,6 +6,7 @@ could still touch an extent).
 
 from services.master.core.allocator import aligned
 from services.master.core.calls import Calls
+from services.master.core.eviction import Worth
 from services.master.core.messages import Forget, Pin
 from services.master.core.placing import Placing
 from services.master.core.tables import Copy, Node, Object, Phase, Quarantined, Segment, Slice, State
@@ -18,6 +19,7 @@ class Space(Placing):
     def __init__(self, state: State, calls: Calls) -> None:
         super().__init__(state)
         self.calls = calls
+        self.displaceable = 0  # objects that may yet go in this step for copies made again
 
     # ---- life of an extent -----------------------------------------------------------------------
 
@@ -176,8 +178,7 @@ class Space(Placing):
         """Bring segments above the watermark back to it; bounded work a step."""
         budget = self.state.config.evictions_per_step_max
         for segment in list(self.pressed.values()):
-            limit = int(self.state.config.high_watermark * segment.capacity)
-            excess = segment.live_bytes + segment.reserved_bytes - limit
+            excess = self._excess(segment, 0)
             cut_short = False
             if excess > 0 and segment.live:
                 evicted, cut_short = self._evict(segment, excess, budget)
@@ -210,7 +211,7 @@ class Space(Placing):
                 if cut_short:
                     self.state.at(self.state.now, lambda: None)  # waiting puts look again in every step
 
-    def _evict(self, segment: Segment, wanted_bytes: int, budget: int) -> tuple[int, bool]:
+    def _evict(self, segment: Segment, wanted_bytes: int, budget: int, below: Worth | None = None) -> tuple[int, bool]:
         """Evict about `wanted_bytes`; how many objects went, and whether the next step may find more."""
 
         def bytes_here(obj: Object) -> int:
@@ -219,20 +220,92 @@ class Space(Placing):
             )
 
         victims, cut_short = segment.residents.victims(
-            wanted_bytes, count_max=budget, size_of=bytes_here, held=self._is_read
+            wanted_bytes, count_max=budget, size_of=bytes_here, held=self.is_read, below=below
         )
         for obj in victims:
-            self.state.counters.evicted_objects += 1
-            self.state.counters.evicted_bytes += obj.size
-            self.discard(obj)
+            self.evict(obj)
         return len(victims), cut_short
 
-    def _is_read(self, obj: Object) -> bool:
+    def evict(self, obj: Object) -> None:
+        self.state.counters.evicted_objects += 1
+        self.state.counters.evicted_bytes += obj.size
+        self.discard(obj)
+
+    def is_read(self, obj: Object) -> bool:
         """Leased, or the source of a repair: its space would not come back for a while, so that it makes no room."""
         if obj.lease_until > self.state.now:
             return True
         sources = self.state.read_until
         return bool(sources) and any(copy in sources for part in obj.slices for copy in part.copies)
+
+    # ---- room for copies made again --------------------------------------------------------------
+
+    def displace(self, obj: Object, part: Slice) -> bool:
+        """For one more copy of a slice evict what is worth less than its object, on one node; whether anything went.
+
+        What goes is worth less, and goes as a whole: so no two objects make room for each other in turn.
+        """
+        worth, size = self._worth(obj), aligned(part.length)
+        takers = [segment for segment in self._takers(part) if (segment.residents.least() or worth) < worth]
+        if any(self._excess(segment, size) <= 0 and segment.soon_bytes >= size for segment in takers):
+            return False  # room is on its way
+        segments = self.state.segments
+        nodes = [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
+
+        def rank(segment: Segment) -> tuple[bool, bool, Worth, int]:
+            shares_zone = any(node.zone == segment.node.zone for node in nodes)
+            shares_host = any(node.host_id == segment.node.host_id for node in nodes)
+            return shares_zone, shares_host, segment.residents.least() or worth, segment.number
+
+        for segment in sorted(takers, key=rank):
+            wanted_bytes = self._to_evict(segment, size)
+            evicted, _ = self._evict(segment, wanted_bytes, max(1, self.displaceable), below=worth)
+            self.displaceable -= evicted + 1  # to look costs, too
+            self.state.counters.displaced_objects += evicted
+            if evicted:
+                return True
+        return False
+
+    def is_worth_least(self, obj: Object, part: Slice) -> bool:
+        """Whether one more copy of a slice would be the first to go wherever it could be made."""
+        worth, size, takers = self._worth(obj), aligned(part.length), self._takers(part)
+        return bool(takers) and all(
+            self._to_evict(segment, size) and (segment.residents.least() or (-1, 0.0)) >= worth for segment in takers
+        )
+
+    def prospects(self) -> tuple[int, Worth | None]:
+        """Of all segments: the most room below the watermark, and what would be the first to go there."""
+        segments = self._open()
+        room = max((-self._excess(segment, 0) for segment in segments), default=0)
+        return room, min(filter(None, (segment.residents.least() for segment in segments)), default=None)
+
+    def is_hopeless(self, obj: Object, prospects: tuple[int, Worth | None]) -> bool:
+        """Whether no slice of the object can have one more copy: there is neither room nor anything to go for it."""
+        room, least = prospects
+        return room < aligned(obj.slices[-1].length) and (least is None or self._worth(obj) <= least)
+
+    def _worth(self, obj: Object) -> Worth:
+        return max(self.state.segments[copy.segment].residents.worth(obj) for copy in obj.slices[0].copies)
+
+    def _takers(self, part: Slice) -> list[Segment]:
+        """Where one more copy of a slice could be, if others made room."""
+        segments, size = self.state.segments, aligned(part.length)
+        holders = [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
+        return [
+            segment
+            for segment in self._open()
+            if segment.node not in holders
+            and segment.node.probed_at is None
+            and self._limit(segment) - segment.pinned_bytes >= size
+        ]
+
+    def _to_evict(self, segment: Segment, size: int) -> int:
+        """Bytes that have to go so that `size` fit below the watermark; 0 where the room is there, or on its way."""
+        excess = self._excess(segment, size)
+        if excess > 0:
+            return excess
+        is_to_come = max(segment.allocator.largest_free_bytes, segment.quarantined_bytes) >= size
+        return 0 if is_to_come else size  # else what is free is in pieces too small
 
     # ---- messages to nodes -----------------------------------------------------------------------
 

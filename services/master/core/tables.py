@@ -241,6 +241,7 @@ class Counters:
 
     evicted_objects: int = 0
     evicted_bytes: int = 0
+    displaced_objects: int = 0
     expired_objects: int = 0
     refused_pins: int = 0
     expired_writes: int = 0

@@ -98,19 +98,82 @@ def test_where_no_other_node_could_hold_one_more_copy_the_others_are_enough() ->
     assert holders(cluster, b"k") == ["n1"]
 
 
-def test_without_room_elsewhere_nothing_is_dropped_and_the_status_says_so() -> None:
-    cluster = Cluster(nodes=2, config=replace(CONFIG, high_watermark=0.5))
-    for i in range(16):
-        cluster.put(b"k%d" % i, KIB)
+def full(**config: object) -> tuple[Cluster, list[bytes]]:
+    """Two nodes at their watermark: eight objects of one copy on each."""
+    cluster = Cluster(nodes=2, config=replace(CONFIG, high_watermark=0.5, **config))  # type: ignore[arg-type]
+    keys = [b"k%d" % i for i in range(16)]
+    for key in keys:
+        cluster.put(key, KIB)
+    assert [len(segment.residents) for segment in cluster.core.state.segments.values()] == [8, 8]
+    return cluster, keys
+
+
+def test_a_full_cluster_keeps_what_was_used_last_when_a_node_is_drained() -> None:
+    cluster, keys = full()
+    wanted = [key for key in keys if holders(cluster, key) == ["n0"]][:5]
+    wanted += [key for key in keys if holders(cluster, key) == ["n1"]][:3]
+    for key in wanted:
+        cluster.lookup(key)
+    cluster.pass_time(CONFIG.lease_ms)
     drain(cluster, "n0")
-    cluster.pass_time(1000)
+    cluster.pass_time(2000)
+    assert has_gone(cluster, 1)
+    assert {key for key in keys if cluster.found(key)} == set(wanted)
+    counters = cluster.core.state.counters
+    assert (counters.repaired_copies, counters.displaced_objects) == (5, 5)
+    assert counters.evicted_objects == 8, "what was worth least on the drained node was not copied first"
+    assert counters.lost_objects == 0
+
+
+def test_what_is_leased_is_waited_for_and_the_status_says_so() -> None:
+    cluster, keys = full()
+    for name in ("n1", "n0"):
+        for key in keys:
+            if holders(cluster, key) == [name]:
+                cluster.lookup(key)
+    drain(cluster, "n0")
+    cluster.pass_time(CONFIG.lease_ms - 100)
     assert report(cluster, "n0") == m.DrainReport(8, 8)
-    assert all(cluster.found(b"k%d" % i) for i in range(16))
-    for key in [b"k%d" % i for i in range(16) if holders(cluster, b"k%d" % i) == ["n1"]]:
-        cluster.step(m.Remove(cluster.call(), key.rjust(16), [key]))
-    cluster.pass_time(1000 + CONFIG.lease_ms)
-    assert has_gone(cluster, 1), "room has come"
+    assert all(cluster.found(key) for key in keys)
+    cluster.pass_time(2000)
+    assert has_gone(cluster, 1)
     assert len(cluster.core.state.objects) == 8
+
+
+def test_a_second_copy_that_would_be_the_first_to_go_is_not_moved() -> None:
+    cluster = Cluster(nodes=3, config=replace(CONFIG, high_watermark=0.5))
+    cluster.put(b"old", KIB, copies=2)
+    (spare,) = {"n0", "n1", "n2"} - set(holders(cluster, b"old"))
+    others = [b"k%d" % i for i in range(22)]  # every node has eight
+    for key in others:
+        cluster.put(key, KIB)
+    drained = holders(cluster, b"old")[0]
+    for key in others:
+        if drained in holders(cluster, key):
+            cluster.step(m.Remove(cluster.call(), key.rjust(16), [key]))
+    drain(cluster, drained)
+    cluster.pass_time(1000)
+    assert has_gone(cluster, int(drained[1:]) + 1)
+    assert len(holders(cluster, b"old")) == 1
+    assert spare not in holders(cluster, b"old")
+    assert cluster.core.state.counters.evicted_objects == 0
+
+
+def test_what_is_pinned_hard_finds_room_however_much_the_rest_is_wanted() -> None:
+    cluster = Cluster(nodes=2, config=replace(CONFIG, high_watermark=0.5))
+    call = cluster.call()
+    cluster.step(m.PutStart(call, bytes(16), [b"pinned"], [3 * KIB], 1, pin=m.Pin.HARD))
+    started = cluster.answers[call]
+    assert isinstance(started, m.PutStarted)
+    cluster.end(started)
+    (home,) = holders(cluster, b"pinned")
+    for i in range(13):
+        cluster.put(b"k%d" % i, KIB)
+    drain(cluster, home)
+    cluster.pass_time(2000)
+    assert has_gone(cluster, int(home[1:]) + 1)
+    assert cluster.found(b"pinned")
+    assert len(cluster.core.state.objects) == 6
 
 
 def test_the_last_node_keeps_everything() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from services.master.core import messages as m
 from services.master.core.messages import Result
 from services.master.core.repair import REVIEWS_PER_STEP
+from services.master.core.tables import Config
 from tests.unit.master.transcript import CONFIG, KIB, Cluster
 
 
@@ -191,3 +192,95 @@ def test_what_finds_no_node_costs_a_bounded_look_now_and_then() -> None:
         assert calls - before <= REVIEWS_PER_STEP
     assert cluster.core.repair.pending == count
     assert calls <= count + 2 * REVIEWS_PER_STEP, "each once, then some of them every half a second"
+
+
+FULL = replace(CONFIG, high_watermark=0.5, repair_after_ms=100, lost_ms=1000)
+
+
+def full(config: Config = FULL) -> tuple[Cluster, list[bytes]]:
+    """Three nodes at their watermark: twelve objects of two copies, the last one used last."""
+    cluster = Cluster(nodes=3, config=config)
+    keys = [b"k%02d" % i for i in range(12)]
+    for key in keys:
+        cluster.put(key, KIB, copies=2)
+    assert [len(segment.residents) for segment in cluster.core.state.segments.values()] == [8, 8, 8]
+    return cluster, keys
+
+
+def copy_counts(cluster: Cluster) -> dict[bytes, int]:
+    objects = cluster.core.state.objects
+    return {key: len(objects[key].slices[0].copies) for key in sorted(objects)}
+
+
+def test_in_a_full_cluster_what_was_used_last_is_back_at_two_copies_and_the_rest_goes() -> None:
+    cluster, keys = full()
+    cluster.step(m.Broken(3))
+    cluster.pass_time(3000, silent=(2,))
+    assert copy_counts(cluster) == dict.fromkeys(keys[4:], 2)
+    counters = cluster.core.state.counters
+    assert (counters.displaced_objects, counters.evicted_objects) == (4, 4)
+    sent = len(cluster.sent)
+    cluster.pass_time(5000)
+    assert not any(isinstance(effect, m.Fetch | m.Forget) for effect in cluster.sent[sent:]), "it comes to an end"
+
+
+def test_nothing_goes_for_copies_that_may_come_back() -> None:
+    cluster, keys = full()
+    cluster.step(m.Broken(3))
+    cluster.pass_time(900, silent=(2,))
+    assert list(copy_counts(cluster)) == keys
+    assert not any(isinstance(effect, m.Fetch) for effect in cluster.sent)
+
+
+def test_nothing_goes_while_a_node_attaches_that_may_have_room() -> None:
+    cluster, keys = full()
+    segments = [m.SegmentInfo(16 * KIB, shm_token=b"another")]
+    cluster.step(m.Hello(13, "n2", 2, 0, "h2", segments, "", False))
+    cluster.pass_time(100)
+    cluster.step(m.InventoryEnd(13))
+    cluster.pass_time(1000)
+    assert copy_counts(cluster) == dict.fromkeys(keys, 2)
+
+
+def test_what_would_be_the_first_to_go_makes_nothing_go() -> None:
+    cluster = Cluster(nodes=3, config=FULL)
+    cluster.put(b"old", KIB, copies=2)
+    for i in range(22):  # every node has eight
+        cluster.put(b"k%d" % i, KIB)
+    gone, left = holders(cluster, b"old")
+    cluster.step(m.Broken(int(gone[1:]) + 1))
+    cluster.pass_time(3000, silent=(int(gone[1:]),))
+    assert holders(cluster, b"old") == [left]
+    assert cluster.core.state.counters.evicted_objects == 0
+    for i in range(22):
+        cluster.step(m.Remove(cluster.call(), b"%16d" % i, [b"k%d" % i]))
+    cluster.pass_time(1000, silent=(int(gone[1:]),))
+    assert len(holders(cluster, b"old")) == 2, "room has come"
+
+
+def test_where_many_small_ones_go_for_a_large_one_they_go_a_few_a_step() -> None:
+    config = replace(FULL, evictions_per_step_max=4, slice_bytes=16 * KIB)
+    cluster = Cluster(nodes=3, capacity=64 * KIB, config=config)
+    cluster.put(b"large", 8 * KIB, copies=2)
+    for i in range(160):
+        cluster.put(b"small%03d" % i, 256, copies=2)
+    cluster.lookup(b"large")
+    gone = holders(cluster, b"large")[0]
+    cluster.step(m.Broken(int(gone[1:]) + 1))
+    cluster.pass_time(900, silent=(int(gone[1:]),))
+    step, counters, went = cluster.core.step, cluster.core.state.counters, []
+
+    def counted(now: int, command: m.Command) -> list[m.Effect]:
+        before = counters.evicted_objects
+        effects = step(now, command)
+        went.append(counters.evicted_objects - before)
+        return effects
+
+    cluster.core.step = counted  # type: ignore[method-assign]
+    end = cluster.now + 2000
+    while len(cluster.core.state.nodes) == 3 or len(holders(cluster, b"large")) < 2:
+        cluster.now += 10
+        assert cluster.now < end
+        for command in [m.Tick(), *map(m.Heartbeat, cluster.core.state.streams)]:
+            cluster.step(command)
+    assert max(went) == 4
