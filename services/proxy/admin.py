@@ -21,6 +21,7 @@ from services.proxy.core.membership import AlreadyThere, Membership, NotThere, T
 from services.proxy.health import HealthChecks
 from services.proxy.members import Members
 from services.proxy.models import list_models
+from services.proxy.state_file import StateFileError
 from services.proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,10 @@ class Admin:
                 web.post("/instances/remove", self._guarded(self._remove)),
             ]
         )
+
+    async def check(self) -> None:
+        """Raises StateFileError if engines were added where none may be any more."""
+        await self._members.check(self._allowed)
 
     async def _get_status(self, _: web.Request) -> web.Response:
         prefill, decode = ([engine.address for engine in self._fleet.engines(role)] for role in Role)
@@ -95,6 +100,9 @@ class Admin:
             await self._members.change(change)
         except Unchanged as reason:
             raise Refused(_STATUS[type(reason)], str(reason)) from reason
+        except StateFileError as reason:
+            logger.error("not done: %s: %s", said, reason)
+            raise Refused(500, f"The change was not made, because it could not be kept: {reason}.") from reason
         logger.info("%s", said)
         return web.json_response({"message": said})
 

@@ -56,7 +56,7 @@ class Proxy:
         self._idle.set()
         self.health = HealthChecks(settings, upstream, registry)
         self.fleet, self._metrics = self.health.fleet, self.health.metrics
-        self._members = Members(settings, self.health)
+        self._admin = Admin(Members(settings, self.health), self.health, upstream, settings)
         names = {Role.PREFILL: settings.prefill_scheduling, Role.DECODE: settings.decode_scheduling}
         self._random = Random()  # noqa: S311 - spreads load, tells requests apart
         self.router = Router(
@@ -90,12 +90,13 @@ class Proxy:
                 web.route("*", "/v1/{tail:.*}", self._forward),
             ]
         )
-        Admin(self._members, self.health, self._upstream, self._settings).add_routes(app)
+        self._admin.add_routes(app)
         app.on_startup.append(self._begin)
         app.on_shutdown.append(self._drain)
         return app
 
     async def _begin(self, _: web.Application) -> None:
+        await self._admin.check()
         await self.health.check_all()  # so that the first requests know who is there
         self.health.follow()
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
@@ -78,6 +79,11 @@ class ProxySettings(ServiceSettings):
     )
     instance_allow: Networks = Field(
         PRIVATE, description="networks in which added engines may be; by default this host and private ones"
+    )
+    state_file: Path | None = Field(
+        None,
+        description="file in which added, drained and removed engines survive a restart; what it says of one wins "
+        "over --prefill and --decode",
     )
     openai_api_key: SecretStr | None = Field(
         None, min_length=1, description="the engines' key, instead of the client's"

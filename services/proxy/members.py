@@ -1,30 +1,71 @@
-"""The one place where the fleet's engines change while the proxy runs: by the word of its operators."""
+"""The one place where the fleet's engines change while the proxy runs: by the word of its operators.
 
+With a state file the file is changed first, and then the fleet is made what the file says: so that what was answered is
+kept, and several workers that share the file agree.
+"""
+
+import asyncio
 from collections.abc import Callable
 
+from services.proxy.addresses import AllowList
 from services.proxy.config import ProxySettings
 from services.proxy.core.fleet import Address, Role
-from services.proxy.core.membership import Membership
+from services.proxy.core.membership import Membership, Wish
 from services.proxy.health import HealthChecks
+from services.proxy.state_file import StateFile, StateFileError
 
 Change = Callable[[Membership], Membership]
 
 
 class Members:
     def __init__(self, settings: ProxySettings, health: HealthChecks) -> None:
+        """Raises StateFileError."""
         self._health = health
-        self._membership = Membership(given_engines(settings))
+        self._membership = Membership(
+            {
+                Role.PREFILL: tuple(Address(address) for address in settings.prefill),
+                Role.DECODE: tuple(Address(address) for address in settings.decode),
+            }
+        )
+        self._file = None if settings.state_file is None else StateFile(settings.state_file)
+        if self._file is not None:
+            self._membership = self._file.begin(self._membership)
         self._membership.bring(health.fleet)
+        self._changing: set[asyncio.Task[None]] = set()
+
+    async def check(self, allowed: AllowList) -> None:
+        """Raises StateFileError if an engine was added where none may be any more."""
+        for role in Role:
+            for address, wish in self._membership.changes.get(role, {}).items():
+                given = address in self._membership.given[role]
+                if not given and wish is not Wish.REMOVED and not await allowed.allows(address):
+                    raise StateFileError(
+                        f"the state file has the {role.value} engine {address}, which --instance-allow does not allow: "
+                        "allow its network, or take it out of the file"
+                    )
 
     async def change(self, change: Change) -> None:
-        """Raises Unchanged if it cannot be made. Once it returns, no new leg goes against it."""
-        self._membership = change(self._membership)
-        self._membership.bring(self._health.fleet)
+        """Raises Unchanged if it cannot be made, StateFileError if it cannot be kept. Once it returns, no new leg goes
+        against it. A caller that is cancelled does not stop it half-way."""
+        changing = asyncio.create_task(self._change(change))
+        self._changing.add(changing)
+        changing.add_done_callback(self._changing.discard)
+        await asyncio.shield(changing)
+
+    async def _change(self, change: Change) -> None:
+        if self._file is None:
+            self._take(change(self._membership))
+            return
+        given = self._membership.given
+        await asyncio.to_thread(self._file.update, lambda changes: change(Membership(given, changes)).changes)
+        self.reload()
+
+    def reload(self) -> None:
+        """Makes the fleet what the state file says; raises StateFileError."""
+        if self._file is not None:
+            self._take(Membership(self._membership.given, self._file.read()))
+
+    def _take(self, membership: Membership) -> None:
+        self._membership = membership
+        membership.bring(self._health.fleet)
         self._health.follow()
-
-
-def given_engines(settings: ProxySettings) -> dict[Role, tuple[Address, ...]]:
-    return {
-        Role.PREFILL: tuple(Address(address) for address in settings.prefill),
-        Role.DECODE: tuple(Address(address) for address in settings.decode),
-    }

@@ -1,0 +1,192 @@
+"""--state-file: what operators changed survives the proxy; a file that cannot be trusted is refused."""
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.proxy.core.fleet import Address, Fleet, Role
+from services.proxy.core.membership import AlreadyThere, Membership, NotThere, TooMany, Wish
+from services.proxy.state_file import StateFile, StateFileError
+
+A, B, C = Address("10.0.0.1:1"), Address("10.0.0.2:2"), Address("[fd00::3]:3")
+GIVEN = Membership({Role.PREFILL: (A,), Role.DECODE: (B,)})
+KEY = {"X-API-Key": "sesame"}
+
+
+def content(**roles: dict[str, str]) -> str:
+    return json.dumps({"larder_proxy_instances": 1, "prefill": {}, "decode": {}} | roles)
+
+
+# -- what a change is
+
+
+def test_what_was_changed_goes_before_what_is_given() -> None:
+    changed = GIVEN.added(Role.DECODE, C).drained(Role.DECODE, B).removed(Role.PREFILL, A)
+    assert changed.engines(Role.PREFILL) == {}
+    assert changed.engines(Role.DECODE) == {B: Wish.DRAINING, C: Wish.ACTIVE}
+    assert list(changed.engines(Role.DECODE)) == [B, C]
+    back = changed.added(Role.PREFILL, A).added(Role.DECODE, B).removed(Role.DECODE, C)
+    assert not any(back.changes.values())
+
+
+def test_what_cannot_be_changed_is_an_error() -> None:
+    with pytest.raises(AlreadyThere):
+        GIVEN.added(Role.DECODE, B)
+    gone = GIVEN.removed(Role.DECODE, B)
+    for change in (gone.removed, gone.drained):
+        with pytest.raises(NotThere):
+            change(Role.DECODE, B)
+    full = GIVEN
+    for port in range(1, 1024):
+        full = full.added(Role.DECODE, Address(f"10.1.0.0:{port}"))
+    with pytest.raises(TooMany):
+        full.added(Role.DECODE, C)
+
+
+def test_the_fleet_becomes_what_it_should_be_and_keeps_what_it_knows() -> None:
+    fleet = Fleet()
+    GIVEN.bring(fleet)
+    kept = fleet.get(Role.DECODE, B)
+    changed = GIVEN.added(Role.DECODE, C).drained(Role.DECODE, B).removed(Role.PREFILL, A)
+    for _ in range(2):
+        changed.bring(fleet)
+        assert fleet.engines(Role.PREFILL) == ()
+        assert [(engine.address, engine.draining) for engine in fleet.engines(Role.DECODE)] == [(B, True), (C, False)]
+        assert fleet.get(Role.DECODE, B) is kept
+    GIVEN.bring(fleet)
+    assert kept is not None
+    assert not kept.draining
+    assert fleet.get(Role.DECODE, C) is None
+
+
+# -- the file
+
+
+def test_changes_survive(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "state.json")
+    assert file.begin(GIVEN).engines(Role.DECODE) == {B: Wish.ACTIVE}
+    file.update(lambda changes: Membership(GIVEN.given, changes).added(Role.DECODE, C).drained(Role.DECODE, B).changes)
+    again = StateFile(tmp_path / "state.json").begin(GIVEN)
+    assert again.engines(Role.DECODE) == {B: Wish.DRAINING, C: Wish.ACTIVE}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".state.json.lock", "state.json"]
+
+
+def test_a_removal_is_forgotten_once_the_engine_is_not_given_any_more(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "state.json")
+    file.begin(GIVEN)
+    file.update(lambda changes: Membership(GIVEN.given, changes).removed(Role.DECODE, B).changes)
+    assert file.begin(GIVEN).engines(Role.DECODE) == {}
+    file.begin(Membership({Role.PREFILL: (A,), Role.DECODE: (C,)}))
+    assert file.begin(GIVEN).engines(Role.DECODE) == {B: Wish.ACTIVE}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "it is not JSON"),
+        (content()[:-5], "it is not JSON"),
+        ("\x00" * 100, "it is not JSON"),
+        ("[" * 100_000, "it is not JSON"),
+        ("[]", "not a state file of this proxy"),
+        ("{}", "larder_proxy_instances: Field required"),
+        ('{"name": "package", "version": 1}', "larder_proxy_instances: Field required"),
+        (content() .replace("1", "2"), "was written by a newer proxy (version 2)"),
+        (content(decode={"10.0.0.1:1": "asleep"}), "decode.10.0.0.1:1: Input should be"),
+        (content(decode={"10.0.0.1": "active"}), "'10.0.0.1' is not HOST:PORT"),
+        (content(encode={}), "encode: Extra inputs are not permitted"),
+        (content(decode=[]), "decode: Input should be a valid dictionary"),  # type: ignore[arg-type]
+        (content(decode={f"10.0.0.1:{port}": "active" for port in range(1, 60_000)}), "it is not JSON"),
+    ],
+)  # fmt: skip
+def test_what_is_no_state_file_is_refused_and_left_as_it_is(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(text)
+    with pytest.raises(StateFileError) as refused:
+        StateFile(path).begin(GIVEN)
+    assert reason in str(refused.value)
+    assert str(path) in str(refused.value)
+    assert path.read_text() == text
+
+
+def test_a_place_that_cannot_be_written_to_is_found_out_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StateFileError, match=r"cannot write the state file .*No such file or directory"):
+        StateFile(tmp_path / "missing" / "state.json").begin(GIVEN)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StateFileError, match=r"cannot read the state file .*Is a directory"):
+        StateFile(tmp_path / "folder").begin(GIVEN)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = StateFile(tmp_path / "state.json")
+    file.begin(GIVEN.removed(Role.DECODE, B))
+    before = (tmp_path / "state.json").read_text()
+
+    def full(_: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StateFileError, match="No space left"):
+        file.update(lambda _: {Role.DECODE: {C: Wish.ACTIVE}})
+    assert (tmp_path / "state.json").read_text() == before
+    assert not (tmp_path / ".state.json.new").exists()
+
+
+def test_changes_made_at_once_are_all_kept(tmp_path: Path) -> None:
+    StateFile(tmp_path / "state.json").begin(GIVEN)
+
+    def add(first: int) -> None:
+        file = StateFile(tmp_path / "state.json")  # as another process would
+        for port in range(first, first + 10):
+            address = Address(f"10.0.0.9:{port}")
+            file.update(lambda changes: Membership(GIVEN.given, changes).added(Role.DECODE, address).changes)  # noqa: B023
+
+    threads = [threading.Thread(target=add, args=(first,)) for first in (10, 20, 30, 40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(StateFile(tmp_path / "state.json").begin(GIVEN).engines(Role.DECODE)) == 41
+
+
+# -- the proxy
+
+
+async def tell(cluster: Any, what: str, address: str) -> tuple[int, Any]:
+    body = {"type": "decode", "instance": address}
+    async with cluster.client.post(f"/instances/{what}", json=body, headers=KEY) as response:
+        return response.status, await response.json()
+
+
+async def test_changes_survive_a_restart_of_the_proxy(start_cluster: Any, tmp_path: Path) -> None:
+    spare = (await start_cluster(0, 1)).decodes[0]
+    settings = {"admin_api_key": "sesame", "state_file": tmp_path / "state.json"}
+    first = await start_cluster(0, 1, **settings)
+    assert (await tell(first, "add", spare.address))[0] == 200
+    assert (await tell(first, "remove", first.decodes[0].address))[0] == 200
+    await first.stop()
+    again = await start_cluster(0, 0, decode=(first.decodes[0].address,), **settings)
+    async with again.client.get("/status") as response:
+        assert (await response.json())["decode_nodes"] == [spare.address]
+    assert (await again.complete())[0] == 200
+
+
+async def test_a_change_that_cannot_be_kept_is_not_made(start_cluster: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    cluster = await start_cluster(0, 1, admin_api_key="sesame", state_file=folder / "state.json")
+    (folder / "state.json").unlink()
+    status, answer = await tell(cluster, "remove", cluster.decodes[0].address)
+    assert status == 500
+    assert answer["detail"].startswith("The change was not made, because it could not be kept: cannot read")
+    assert (await cluster.complete())[0] == 200
+
+
+async def test_what_was_added_where_none_may_be_any_more_stops_the_start(start_cluster: Any, tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(content(decode={"10.0.0.1:1": "active"}))
+    with pytest.raises(StateFileError, match=r"10\.0\.0\.1:1, which --instance-allow does not allow"):
+        await start_cluster(state_file=path, instance_allow=("127.0.0.0/8",))
