@@ -3,18 +3,15 @@
 import asyncio
 import gc
 import sys
-from typing import Final
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from services.common.service import announce, run
 from services.common.settings import load
 from services.proxy.app import Proxy
 from services.proxy.config import ProxySettings
+from services.proxy.server import listen, make_runner
 from services.proxy.upstream import Upstream
-
-_LAST_BYTES_S: Final = 1.0
 
 
 def main() -> None:
@@ -39,26 +36,3 @@ async def serve(settings: ProxySettings, stop: asyncio.Event) -> None:
     finally:
         await runner.cleanup()
         await upstream.close()
-
-
-def make_runner(proxy: Proxy) -> web.AppRunner:
-    return web.AppRunner(
-        proxy.make_app(),
-        access_log=None,
-        handler_cancellation=True,  # a client that leaves cancels its handler
-        auto_decompress=False,
-        shutdown_timeout=_LAST_BYTES_S,  # after the proxy's own drain
-    )
-
-
-async def listen(runner: web.AppRunner, host: str, port: int) -> int:
-    """Returns the port it listens on; raises OSError when it cannot."""
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        raise OSError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port (0 takes a free one)"
-        ) from error
-    taken: int = runner.addresses[0][1]
-    return taken

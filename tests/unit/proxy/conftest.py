@@ -15,8 +15,8 @@ from multidict import CIMultiDictProxy
 from prometheus_client import CollectorRegistry
 
 from services.proxy.app import Proxy
-from services.proxy.cli import listen, make_runner
 from services.proxy.config import ProxySettings
+from services.proxy.server import listen, make_runner
 from services.proxy.upstream import Upstream
 
 EVENTS = [b'data: {"token": %d}\n\n' % number for number in range(3)] + [b"data: [DONE]\n\n"]

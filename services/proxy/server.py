@@ -1,0 +1,79 @@
+"""The sockets that the proxy listens on, and how aiohttp serves them. What is answered is the app's."""
+
+import asyncio
+import contextlib
+import socket
+from typing import Final
+
+from aiohttp import web
+
+from services.proxy.app import Proxy
+
+_LAST_BYTES_S: Final = 1.0
+_BACKLOG: Final = 1024
+
+
+def make_runner(proxy: Proxy) -> web.AppRunner:
+    return web.AppRunner(
+        proxy.make_app(),
+        access_log=None,
+        handler_cancellation=True,  # a client that leaves cancels its handler
+        auto_decompress=False,
+        shutdown_timeout=_LAST_BYTES_S,  # after the proxy's own drain
+    )
+
+
+async def listen(runner: web.AppRunner, host: str, port: int, *, shared: bool = False) -> int:
+    """Returns the port it listens on; raises OSError when it cannot, before the app is started.
+
+    Shared: with other processes of this proxy, among which the system spreads the connections.
+    """
+    sockets = await bind(host, port, shared=shared)
+    try:
+        await runner.setup()
+        for each in sockets:
+            await _serve(runner, each)
+    finally:
+        if not runner.sites:
+            for each in sockets:
+                each.close()
+    taken: int = runner.addresses[0][1]
+    return taken
+
+
+async def _serve(runner: web.AppRunner, each: socket.socket) -> None:
+    host, port = each.getsockname()[:2]
+    try:
+        await web.SockSite(runner, each, backlog=_BACKLOG).start()
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
+
+
+async def bind(host: str, port: int, *, shared: bool = False) -> list[socket.socket]:
+    """One socket for each address of the host, all on one port; raises OSError where it is taken."""
+    sockets: list[socket.socket] = []
+    with contextlib.ExitStack() as undo:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            for family, kind, protocol, _, address in dict.fromkeys(found):
+                each = undo.enter_context(socket.socket(family, kind, protocol))
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if shared:
+                    each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                if family == socket.AF_INET6:
+                    each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                each.bind((address[0], port, *address[2:]))
+                each.setblocking(False)
+                sockets.append(each)
+                port = each.getsockname()[1]
+        except OSError as error:
+            raise _cannot_listen(host, port, error) from error
+        undo.pop_all()
+    return sockets
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> OSError:
+    reason = error.strerror or str(error)
+    return OSError(f"cannot listen on {host}:{port}: {reason}; choose another --port (0 takes a free one)")
