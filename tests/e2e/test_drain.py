@@ -106,6 +106,35 @@ def test_a_node_is_drained_under_readers_and_writers(cluster: Cluster, transport
     assert metric(cluster.metrics["master"], "larder_master_drained_copies_total") > 20
 
 
+def test_a_node_of_a_full_cluster_is_drained_and_what_is_read_stays(cluster: Cluster) -> None:
+    with larder.connect(cluster.master) as store:
+        for key in KEYS:
+            store.put(key, value(key), copies=1)
+        for i in range(760):  # 728 find room
+            store.put(b"old-%03d" % i, value(b"old"), copies=1)
+            if i % 50 == 0:
+                assert store.get_many(KEYS) == [value(key) for key in KEYS]
+        assert metric(cluster.metrics["master"], "larder_master_evicted_objects_total") > 50, "the pools are full"
+
+        def read(count: int) -> str:
+            key = KEYS[count % len(KEYS)]
+            return "" if store.get(key) == value(key) else f"{key!r}: a miss or other bytes"
+
+        before = metric(cluster.metrics["master"], "larder_master_objects")
+        reader = Worker(read)
+        reader.start()
+        done = drain(cluster, "node-2")
+        reader.stop.set()
+        reader.join()
+        assert (done.returncode, done.stdout) == (0, "node-2 is drained, its process ends\n"), done.stderr
+        assert reader.wrong == []
+        assert store.get_many(KEYS) == [value(key) for key in KEYS]
+        kept = sum(store.exists([b"old-%03d" % i for i in range(760)]))
+        assert len(KEYS) + kept > 0.6 * before, "what two nodes have room for stays"
+        print(f"{kept} of the others stay of {before:.0f}, slowest get {reader.slowest_s:.2f} s")
+    assert metric(cluster.metrics["master"], "larder_master_lost_objects_total") == 0
+
+
 def test_what_finds_no_room_stays_and_is_told(cluster: Cluster) -> None:
     with larder.connect(cluster.master) as store:
         for node in ("node-1", "node-2"):

@@ -9,7 +9,7 @@ import grpc
 import larder
 import pytest
 from larder.v1 import master_pb2, master_pb2_grpc
-from larder.wire import pack_keys
+from larder.wire import pack_keys, unpack_keys
 
 from demo.cluster import Cluster
 from demo.traffic import metric
@@ -18,6 +18,7 @@ NODES = ("node-1", "node-2", "node-3")
 KEYS = [b"key-%03d" % i for i in range(60)]
 SIZE = 256 * 1024
 REPAIRED_S = 10.0
+LOST_S = 30.0  # so long a node may be away until its copies are given up
 SLOWEST_S = {"kill": 0.25, "pause": 0.5}  # a frozen node's answer would be waited for 1 s, were it not for the hedge
 
 
@@ -112,6 +113,44 @@ def await_trim(cluster: Cluster) -> None:
     while set(copies(cluster)) != {2}:
         assert time.monotonic() < until, copies(cluster)
         time.sleep(0.1)
+
+
+def keys_by_copies(cluster: Cluster) -> dict[int, set[bytes]]:
+    with grpc.insecure_channel(cluster.master) as channel:
+        listed = master_pb2_grpc.MasterStub(channel).List(master_pb2.ListRequest(limit=1000), timeout=5)
+        found: dict[int, set[bytes]] = {}
+        for key, count in zip(unpack_keys(listed.keys), listed.copies, strict=True):
+            found.setdefault(count, set()).add(key)
+        return found
+
+
+def test_in_a_full_cluster_what_is_wanted_most_is_back_at_two_copies(cluster: Cluster) -> None:
+    """364 objects find room; two nodes have room for 242 of them."""
+    with larder.connect(cluster.master) as store:
+        for i in range(400):
+            assert store.put(b"old-%03d" % i, value(b"old-%03d" % i), copies=2).copies == 2
+        store.put_many(KEYS, [value(key) for key in KEYS], copies=2)
+        assert metric(cluster.metrics["master"], "larder_master_evicted_objects_total") > 50, "the pools are full"
+        assert store.get_many(KEYS) == [value(key) for key in KEYS]
+        time.sleep(10)  # what a get asked for is not evicted so long
+        reader = Reader(store)
+        reader.start()
+        cluster.processes["node-2"].kill()
+        lost_at = time.monotonic()
+        time.sleep(20)
+        before = keys_by_copies(cluster)
+        known = sum(map(len, before.values()))
+        assert known == metric(cluster.metrics["master"], "larder_master_objects") > 330, "the node may come back"
+        while set(keys := keys_by_copies(cluster)) != {2}:
+            assert time.monotonic() - lost_at < LOST_S + REPAIRED_S, {count: len(some) for count, some in keys.items()}
+            time.sleep(0.2)
+        repaired_s = time.monotonic() - lost_at
+        reader.stop.set()
+        reader.join()
+        assert reader.wrong == []
+        assert keys[2].issuperset(KEYS)
+        assert len(keys[2]) > 0.6 * known, "what two nodes have room for stays"
+        print(f"{len(keys[2])} of {known} objects back at two copies after {repaired_s:.1f} s")
 
 
 @pytest.mark.parametrize("copies_wanted", [1, 2])
