@@ -234,7 +234,7 @@ class Puts:
 
     def _record(self, write: Write, records: dict[str, list[Write]], copies: dict[str, list[HeldCopy]]) -> None:
         slices, terms, segments = write.slices, write.terms, self.state.segments
-        if self._exists(write.key) or not all([part.copies for part in slices]):
+        if self._exists(write.key) or not _fewest(slices):
             self._complete(write)  # nothing to record: another was first, or it is lost
             return
         for number, part in enumerate(slices):
@@ -291,7 +291,7 @@ class Puts:
         """Every holder has answered, or none is left: make the object readable, or give its extents back."""
         pending, index, wanted = write.end, write.end_index, write.terms.wanted
         assert pending is not None
-        copies = min([len(part.copies) for part in write.slices])
+        copies = _fewest(write.slices)
         if copies and not self._exists(write.key):
             obj = self._become_object(write)
             self._close(write)
@@ -311,11 +311,10 @@ class Puts:
 
     def _mend(self, obj: Object, pending: PendingEnd, index: int) -> None:
         """Have the copies made that are missing; the answer waits for them as long as it may."""
-        copies = min([len(part.copies) for part in obj.slices])
+        copies = _fewest(obj.slices)
 
         def answer() -> None:  # the object can be read meanwhile; it may be gone, or have lost a copy more
-            made = min([len(part.copies) for part in obj.slices])
-            self._resolve(pending, index, _OK, max(copies, made))
+            self._resolve(pending, index, _OK, max(copies, _fewest(obj.slices)))
 
         if pending.until > self.state.now:
             self.repair.promise(obj, pending.until, answer)
@@ -324,9 +323,9 @@ class Puts:
             self.repair.want(obj)
 
     def _become_object(self, write: Write) -> Object:
-        for replaced in (self.state.objects.get(write.key), self.state.partial.get(write.key)):
-            if replaced is not None:
-                self.space.discard(replaced)
+        for table in (self.state.objects, self.state.partial):
+            if write.key in table:
+                self.space.discard(table[write.key])
         wanted, ttl_ms, pin, _ = write.terms
         expires_at = write.ended_at + ttl_ms if ttl_ms else 0
         obj = Object(write.key, write.write_id, write.size, write.depth, write.slices, 0, wanted, expires_at, pin)
@@ -375,3 +374,12 @@ class Puts:
                 self.space.release(copy, part.length, write_id, not_before=not_before, recorded=False)
         self._close(write)
         return True
+
+
+def _fewest(slices: Sequence[Slice]) -> int:
+    """Copies of the slice that has the fewest."""
+    least = len(slices[0].copies)
+    for part in slices:
+        if len(part.copies) < least:
+            least = len(part.copies)
+    return least

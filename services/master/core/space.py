@@ -133,7 +133,8 @@ class Space(Placing):
         """From now on the object can be found."""
         state, key = self.state, obj.key
         assert key not in state.objects
-        assert all([part.copies for part in obj.slices])
+        for part in obj.slices:
+            assert part.copies
         state.objects[key] = obj
         state.names.add(key)
         state.object_bytes += obj.size
