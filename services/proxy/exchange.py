@@ -224,12 +224,13 @@ class Exchange:
             gap = leg.heard()
             if call.streamed and gap:
                 self._metrics.gap_seconds.observe(gap)
+            write = response.write_eof if answer.at_end else response.write  # the end in one packet with the last bytes
             try:
                 if request.protocol.writing_paused:
                     async with asyncio.timeout(slow_s):
-                        await response.write(chunk)
+                        await write(chunk)
                 else:
-                    await response.write(chunk)
+                    await write(chunk)
             except TimeoutError as error:
                 logger.warning("request %s: the client took nothing for %g s", request[ID], slow_s)
                 raise _ClientGone from error

@@ -53,6 +53,11 @@ class Answer:
     def is_events(self) -> bool:
         return self._response.content_type == "text/event-stream"
 
+    @property
+    def at_end(self) -> bool:
+        """Whether everything was read."""
+        return self._response.content.at_eof()
+
     async def read(self) -> bytes:
         """The next bytes as they came, empty at the end."""
         return await self._response.content.readany()
@@ -187,7 +192,7 @@ class Upstream:
                     method,
                     url,
                     headers=headers,
-                    data=body or None,
+                    data=aiohttp.BytesPayload(body) if body else None,
                     skip_auto_headers=not_given or None,
                     allow_redirects=False,
                 )
