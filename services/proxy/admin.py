@@ -10,6 +10,7 @@ import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from itertools import chain
 from typing import Any, Final
 
 from aiohttp import web
@@ -21,6 +22,7 @@ from services.proxy.core.membership import AlreadyThere, Membership, NotThere, T
 from services.proxy.health import HealthChecks
 from services.proxy.members import Members
 from services.proxy.models import list_models
+from services.proxy.siblings import Siblings
 from services.proxy.state_file import StateFileError
 from services.proxy.upstream import Upstream
 
@@ -35,8 +37,16 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Admin:
-    def __init__(self, members: Members, health: HealthChecks, upstream: Upstream, settings: ProxySettings) -> None:
+    def __init__(
+        self,
+        members: Members,
+        health: HealthChecks,
+        upstream: Upstream,
+        settings: ProxySettings,
+        siblings: Siblings | None = None,
+    ) -> None:
         self._members = members
+        self._siblings = siblings
         self._fleet = health.fleet
         self._upstream = upstream
         self._model = settings.model
@@ -70,11 +80,27 @@ class Admin:
             }
         )
 
+    def instances(self) -> list[dict[str, Any]]:
+        """Each engine as this worker sees it."""
+        now = time.monotonic()
+        return [_described(engine, now) for role in Role for engine in self._fleet.engines(role)]
+
     # -- with the key
 
     async def _get_instances(self, _: web.Request) -> web.Response:
-        now = time.monotonic()
-        listed = [_described(engine, now) for role in Role for engine in self._fleet.engines(role)]
+        """As this worker sees them; what is under way, over all workers."""
+        listed = self.instances()
+        if self._siblings is None:
+            return web.json_response({"instances": listed})
+        heard = await self._siblings.instances()
+        theirs = {(each["type"], each["instance"]): each for each in listed}
+        for each in chain.from_iterable(answer for answer in heard.answers.values() if answer is not None):
+            if (own := theirs.get((each["type"], each["instance"]))) is not None:
+                for name in ("legs", "prompt_tokens"):
+                    own[name] += each[name]
+        if heard.silent:
+            detail = f"{heard.silent} of {self._siblings.count} workers did not answer: their legs are not counted."
+            return web.json_response({"detail": detail, "instances": listed}, status=503)
         return web.json_response({"instances": listed})
 
     async def _add(self, request: web.Request) -> web.Response:
@@ -97,13 +123,16 @@ class Admin:
 
     async def _change(self, change: Callable[[Membership], Membership], said: str) -> web.Response:
         try:
-            await self._members.change(change)
+            silent = await self._members.change(change)
         except Unchanged as reason:
             raise Refused(_STATUS[type(reason)], str(reason)) from reason
         except StateFileError as reason:
             logger.error("not done: %s: %s", said, reason)
             raise Refused(500, f"The change was not made, because it could not be kept: {reason}.") from reason
         logger.info("%s", said)
+        if silent:
+            logger.warning("%d workers were told and did not answer", silent)
+            return web.json_response({"message": said, "silent_workers": silent}, status=202)
         return web.json_response({"message": said})
 
     async def _validate(self, address: Address, authorization: str | None) -> None:

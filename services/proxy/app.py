@@ -30,6 +30,7 @@ from services.proxy.exchange import Call, Exchange
 from services.proxy.health import HealthChecks
 from services.proxy.members import Members
 from services.proxy.models import merged_models
+from services.proxy.siblings import Siblings
 from services.proxy.upstream import Upstream, end_to_end
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,14 @@ class Proxy:
     """Holds the fleet and the way to it; make_app() gives the aiohttp application."""
 
     def __init__(
-        self, settings: ProxySettings, upstream: Upstream, registry: CollectorRegistry, accepting: Callable[[], bool]
+        self,
+        settings: ProxySettings,
+        upstream: Upstream,
+        registry: CollectorRegistry,
+        accepting: Callable[[], bool],
+        siblings: Siblings | None = None,
     ) -> None:
+        self._siblings = siblings
         self._settings = settings
         self._upstream = upstream
         self._registry = registry
@@ -56,7 +63,8 @@ class Proxy:
         self._idle.set()
         self.health = HealthChecks(settings, upstream, registry)
         self.fleet, self._metrics = self.health.fleet, self.health.metrics
-        self._admin = Admin(Members(settings, self.health), self.health, upstream, settings)
+        self.members = Members(settings, self.health, siblings)
+        self.admin = Admin(self.members, self.health, upstream, settings, siblings)
         names = {Role.PREFILL: settings.prefill_scheduling, Role.DECODE: settings.decode_scheduling}
         self._random = Random()  # noqa: S311 - spreads load, tells requests apart
         self.router = Router(
@@ -90,13 +98,13 @@ class Proxy:
                 web.route("*", "/v1/{tail:.*}", self._forward),
             ]
         )
-        self._admin.add_routes(app)
+        self.admin.add_routes(app)
         app.on_startup.append(self._begin)
         app.on_shutdown.append(self._drain)
         return app
 
     async def _begin(self, _: web.Application) -> None:
-        await self._admin.check()
+        await self.admin.check()
         await self.health.check_all()  # so that the first requests know who is there
         self.health.follow()
 
@@ -119,7 +127,8 @@ class Proxy:
         return web.Response(text="ready\n" if ready else "not ready\n", status=200 if ready else 503)
 
     async def _get_metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._registry), headers=_METRICS_TYPE)
+        metrics = generate_latest(self._registry) if self._siblings is None else await self._siblings.metrics()
+        return web.Response(body=metrics, headers=_METRICS_TYPE)
 
     async def _get_version(self, _: web.Request) -> web.Response:
         return web.json_response({"version": VERSION})

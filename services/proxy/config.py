@@ -51,6 +51,9 @@ class ProxySettings(ServiceSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Port = Field(8000, description="HTTP port of the API, /health, /ready and /metrics; 0 takes a free one")
+    workers: int = Field(
+        1, ge=1, le=256, description="processes that serve; requests and queue below are shared out among them"
+    )
     model: str = Field("", description="the model that an engine added later must serve; empty: any")
     prefill: Engines = Field((), description="prefill engines, HOST:PORT")
     decode: Engines = Field((), description="decode engines, HOST:PORT")

@@ -1,7 +1,7 @@
 """The one place where the fleet's engines change while the proxy runs: by the word of its operators.
 
-With a state file the file is changed first, and then the fleet is made what the file says: so that what was answered is
-kept, and several workers that share the file agree.
+With a state file the file is changed first, and then the fleet is made what the file says, in every worker: so that
+what was answered is kept, and the workers agree.
 """
 
 import asyncio
@@ -12,14 +12,16 @@ from services.proxy.config import ProxySettings
 from services.proxy.core.fleet import Address, Role
 from services.proxy.core.membership import Membership, Wish
 from services.proxy.health import HealthChecks
+from services.proxy.siblings import Siblings
 from services.proxy.state_file import StateFile, StateFileError
 
 Change = Callable[[Membership], Membership]
 
 
 class Members:
-    def __init__(self, settings: ProxySettings, health: HealthChecks) -> None:
-        """Raises StateFileError."""
+    def __init__(self, settings: ProxySettings, health: HealthChecks, siblings: Siblings | None = None) -> None:
+        """Siblings need a state file. Raises StateFileError."""
+        self._siblings = siblings
         self._health = health
         self._membership = Membership(
             {
@@ -31,7 +33,7 @@ class Members:
         if self._file is not None:
             self._membership = self._file.begin(self._membership)
         self._membership.bring(health.fleet)
-        self._changing: set[asyncio.Task[None]] = set()
+        self._changing: set[asyncio.Task[int]] = set()
 
     async def check(self, allowed: AllowList) -> None:
         """Raises StateFileError if an engine was added where none may be any more."""
@@ -44,21 +46,25 @@ class Members:
                         "allow its network, or take it out of the file"
                     )
 
-    async def change(self, change: Change) -> None:
+    async def change(self, change: Change) -> int:
         """Raises Unchanged if it cannot be made, StateFileError if it cannot be kept. Once it returns, no new leg goes
-        against it. A caller that is cancelled does not stop it half-way."""
+        against it, but for those of so many workers that are silent: they follow when they come to themselves.
+
+        A caller that is cancelled does not stop it half-way.
+        """
         changing = asyncio.create_task(self._change(change))
         self._changing.add(changing)
         changing.add_done_callback(self._changing.discard)
-        await asyncio.shield(changing)
+        return await asyncio.shield(changing)
 
-    async def _change(self, change: Change) -> None:
+    async def _change(self, change: Change) -> int:
         if self._file is None:
             self._take(change(self._membership))
-            return
+            return 0
         given = self._membership.given
         await asyncio.to_thread(self._file.update, lambda changes: change(Membership(given, changes)).changes)
         self.reload()
+        return 0 if self._siblings is None else await self._siblings.reload()
 
     def reload(self) -> None:
         """Makes the fleet what the state file says; raises StateFileError."""

@@ -1,16 +1,59 @@
-"""The sockets that the proxy listens on, and how aiohttp serves them. What is answered is the app's."""
+"""One process of the proxy: its parts put together, the sockets it listens on, its end. What it answers is app's."""
 
 import asyncio
 import contextlib
+import gc
 import socket
+from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from services.proxy.app import Proxy
+from services.proxy.config import ProxySettings
+from services.proxy.siblings import Place, Siblings
+from services.proxy.upstream import Upstream
 
 _LAST_BYTES_S: Final = 1.0
 _BACKLOG: Final = 1024
+
+
+def tune() -> None:
+    """For a process that does nothing but serve."""
+    gc.freeze()
+    gc.set_threshold(50_000)  # requests leave hardly any cycles behind: look for them every few hundred
+
+
+async def serve(
+    settings: ProxySettings, stop: asyncio.Event, ready: Callable[[str], None], place: Place | None = None
+) -> None:
+    """Until stop is set, and the requests under way are answered. Ready is told the line that says that it serves; a
+    place is that of one of several workers."""
+    key = settings.openai_api_key
+    upstream = Upstream(
+        connect_timeout_s=settings.connect_timeout, api_key=None if key is None else key.get_secret_value()
+    )
+    registry = CollectorRegistry()
+    siblings = None if place is None else Siblings(place, registry)
+    proxy = Proxy(settings, upstream, registry, accepting=lambda: not stop.is_set(), siblings=siblings)
+    runner = make_runner(proxy)
+    try:
+        if siblings is not None:
+            await siblings.serve(reload=proxy.members.reload, instances=proxy.admin.instances)
+            proxy.members.reload()  # what was changed while nobody could say so
+        port = await listen(runner, settings.host, settings.port, shared=siblings is not None)
+        ready(ready_line(settings.host, port))
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+        if siblings is not None:
+            await siblings.close()
+        await upstream.close()
+
+
+def ready_line(host: str, port: int) -> str:
+    return f"proxy ready: http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def make_runner(proxy: Proxy) -> web.AppRunner:

@@ -1,0 +1,119 @@
+"""What the workers of one proxy tell each other, by HTTP over Unix sockets in a directory of their own (mode 0700).
+
+A worker that is not there is passed over: it reads the state file when it starts. One that is there and does not answer
+in time is counted as silent: it will do what it was told when it can, and until then its part is not known.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from services.proxy.sums import Family, Samples, exposition, kept, merged
+
+ANSWER_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What siblings answered, by their index; None: silent."""
+
+    answers: dict[int, Any]
+
+    @property
+    def silent(self) -> int:
+        return sum(answer is None for answer in self.answers.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Worker `index` of `count`, and the directory they share."""
+
+    directory: Path
+    index: int
+    count: int
+
+
+class Siblings:
+    def __init__(self, place: Place, registry: CollectorRegistry) -> None:
+        self._directory = place.directory
+        self._index = place.index
+        self.count = place.count
+        self._samples = Samples(registry, self._kept(self._index))
+        self._runner: web.AppRunner | None = None
+
+    async def serve(self, *, reload: Callable[[], None], instances: Callable[[], list[dict[str, Any]]]) -> None:
+        """Answers the others from now on."""
+
+        async def post_reload(_: web.Request) -> web.Response:
+            reload()
+            return web.json_response({})
+
+        async def get_instances(_: web.Request) -> web.Response:
+            return web.json_response(instances())
+
+        async def get_samples(_: web.Request) -> web.Response:
+            return web.json_response(self._samples.take())
+
+        app = web.Application()
+        app.add_routes([web.post("/reload", post_reload)])
+        app.add_routes([web.get("/instances", get_instances), web.get("/samples", get_samples)])
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=ANSWER_S)
+        await self._runner.setup()
+        socket = self._socket(self._index)
+        socket.unlink(missing_ok=True)  # a predecessor's
+        await web.UnixSite(self._runner, socket).start()
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def reload(self) -> int:
+        """Has the others take up the state file; returns how many were silent."""
+        return (await self._ask_all("POST", "/reload")).silent
+
+    async def instances(self) -> Heard:
+        return await self._ask_all("GET", "/instances")
+
+    async def metrics(self) -> bytes:
+        """Those of all workers together, in Prometheus's text format."""
+        heard = await self._ask_all("GET", "/samples")
+        parts: list[list[Family]] = [self._samples.take()]
+        for index in self._others():
+            answer = heard.answers.get(index)
+            parts.append(kept(self._kept(index)) if answer is None else answer)
+        return exposition(merged(parts))
+
+    async def _ask_all(self, method: str, path: str) -> Heard:
+        others = self._others()
+        answers = await asyncio.gather(*(self._ask(index, method, path) for index in others))
+        return Heard({index: answer for index, (there, answer) in zip(others, answers, strict=True) if there})
+
+    async def _ask(self, index: int, method: str, path: str) -> tuple[bool, Any]:
+        """Whether it is there, and its answer, None where there is none."""
+        connector = aiohttp.UnixConnector(path=str(self._socket(index)))
+        try:
+            async with (
+                asyncio.timeout(ANSWER_S),
+                aiohttp.ClientSession(connector=connector) as session,
+                session.request(method, f"http://worker{path}") as response,
+            ):
+                return True, await response.json() if response.status == 200 else None
+        except aiohttp.ClientConnectorError:
+            return False, None
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            return True, None
+
+    def _others(self) -> list[int]:
+        return [index for index in range(self.count) if index != self._index]
+
+    def _socket(self, index: int) -> Path:
+        return self._directory / f"worker-{index}.sock"
+
+    def _kept(self, index: int) -> Path:
+        return self._directory / f"worker-{index}.samples"

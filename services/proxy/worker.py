@@ -1,0 +1,38 @@
+"""One of several workers, as its parent (workers.py) starts it: the first line of its stdin tells it what to do, the
+end of that ends it. It says on stdout when it serves."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from services.common.service import announce, run
+from services.proxy.config import ProxySettings
+from services.proxy.server import serve, tune
+from services.proxy.siblings import Place
+
+
+def main() -> int:
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return 1  # its parent has gone already
+    told = json.loads(line)
+    settings = ProxySettings(**told["settings"])
+    tune()
+    return run(lambda stop: _work(settings, told, stop), prog=f"proxy[{told['index']}]", log_level=settings.log_level)
+
+
+async def _work(settings: ProxySettings, told: dict[str, Any], stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def parent_gone() -> None:
+        loop.remove_reader(sys.stdin)
+        stop.set()
+
+    loop.add_reader(sys.stdin, parent_gone)  # nothing more is written to it
+    await serve(settings, stop, announce, Place(Path(told["directory"]), told["index"], told["count"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
