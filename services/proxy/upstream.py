@@ -1,13 +1,11 @@
-"""Requests to engines over kept-alive connections. The only module that speaks HTTP as a client; it decides nothing.
+"""Requests to engines: what of them the proxy sees. With wire, all that speaks HTTP as a client; it decides nothing.
 
 A Leg is one request to one engine: what is done within it is cut off at the leg's deadline, and when the engine is
 found to be lost (cut). Nothing is rewritten on the way: no redirects followed, no cookies kept, no bodies decompressed.
 """
 
 import asyncio
-import socket
 from collections.abc import Mapping
-from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
@@ -17,11 +15,10 @@ from yarl import URL
 
 from services.proxy.core.fleet import Address
 from services.proxy.core.routing import Outcome
+from services.proxy.wire import Connection, Wire
 
-_KEEPALIVE_S: Final = 4.0  # below the 5 s after which the engines' servers close an idle connection
 _STALE_S: Final = 0.5  # an idle connection that was closed is found out within a round trip
 _EVENT_BYTES_MAX: Final = 64 << 10
-_OWN_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # the client's, or none
 _HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}) | {
     "proxy-authenticate",
     "proxy-authorization",
@@ -142,15 +139,10 @@ class Upstream:
         self._api_key = api_key
         self.loop = asyncio.get_running_loop()
         self.legs: dict[Address, set[Leg]] = {}
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S, socket_factory=_new_socket),
-            timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_s),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        )
+        self._wire = Wire(connect_timeout_s=connect_timeout_s)
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._wire.close()
 
     def leg(self, to: Address, seconds: float | None) -> Leg:
         return Leg(self, to, seconds)
@@ -178,24 +170,15 @@ class Upstream:
     async def open(
         self, to: Address, method: str, target: str, headers: Mapping[str, str], body: bytes, repeatable: bool
     ) -> aiohttp.ClientResponse:
+        sent = CIMultiDict(headers)
         if self._api_key is not None:
-            headers = CIMultiDict(headers)
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        not_given = [name for name in _OWN_HEADERS if name not in headers]  # mostly none, which is fastest
+            sent["Authorization"] = f"Bearer {self._api_key}"
         url = URL(f"http://{to}{target}", encoded=True)
         was_sent = False
         while True:
-            connection, started = _Connection(), self.loop.time()
-            _connection.set(connection)
+            connection, started = Connection(), self.loop.time()
             try:
-                return await self._session.request(
-                    method,
-                    url,
-                    headers=headers,
-                    data=aiohttp.BytesPayload(body) if body else None,
-                    skip_auto_headers=not_given or None,
-                    allow_redirects=False,
-                )
+                return await self._wire.request(method, url, sent, body, connection)
             except aiohttp.ClientConnectorError as error:
                 if was_sent:
                     raise LegFailed(Outcome.DIED, str(error)) from error
@@ -216,24 +199,6 @@ def end_to_end(headers: MultiMapping[str]) -> CIMultiDict[str]:
     for name in _HOP_BY_HOP:
         kept.popall(name, None)
     return kept
-
-
-class _Connection:
-    """What a request goes over. aiohttp tells nobody; its traces would, for a tenth of the proxy's time."""
-
-    __slots__ = ("is_new",)
-
-    def __init__(self) -> None:
-        self.is_new = False
-
-
-_connection: ContextVar[_Connection] = ContextVar("_connection")
-
-
-def _new_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    _connection.get().is_new = True  # in the task of the request, or in one that it started
-    family, kind, protocol, _, _ = address
-    return socket.socket(family, kind, protocol)
 
 
 def _leg_failed(error: Exception) -> LegFailed:

@@ -221,15 +221,18 @@ async def test_an_idle_connection_that_the_engine_closed_costs_no_engine(start_c
     served: list[int] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for turn in range(2):
+        turns = 0
+        while turns < 2:
             try:
                 head = await reader.readuntil(b"\r\n\r\n")
             except asyncio.IncompleteReadError:  # the test is over
                 break
-            length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
-            await reader.readexactly(length)
-            served.append(turn)
-            if turn == 0:
+            if head.startswith(b"POST"):
+                lines = head.lower().split(b"\r\n")
+                await reader.readexactly(next(int(line[15:]) for line in lines if line.startswith(b"content-length:")))
+                served.append(turns)
+                turns += 1
+            if turns < 2:
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
                 await writer.drain()
         writer.close()
