@@ -71,8 +71,10 @@ class Master:
         # What has arrived counts before the time that has passed: a heartbeat that waited its turn is no silence.
         if not isinstance(command, m.Tick):
             self._handle(command)
+        due = []  # what they put off until now is the next step's: a step must stay short
         while state.timers and state.timers[0][0] <= now:
-            _, _, action = heapq.heappop(state.timers)
+            due.append(heapq.heappop(state.timers)[2])
+        for action in due:
             action()
         self._settle()
         effects, state.effects = state.effects, []

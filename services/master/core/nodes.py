@@ -17,7 +17,7 @@ from services.master.core.space import Space
 from services.master.core.tables import Departed, Node, Object, Phase, Segment, State
 
 DEPARTED_MAX = 4_096  # segments remembered: no answer to a retry is older
-SWEEP_PER_STEP = 4_096  # objects of a lost segment that one step sees to: a step must stay short
+SWEEP_PER_STEP = 1_024  # objects of a lost segment that one step sees to: a step must stay short
 
 
 class Nodes:

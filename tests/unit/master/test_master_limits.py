@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from services.master.core import messages as m
-from services.master.core import repair
+from services.master.core import nodes, repair
 from services.master.core.calls import RETRY_MS
 from services.master.core.messages import Result
 from tests.unit.master.transcript import CONFIG, KIB, Cluster
@@ -114,6 +114,22 @@ def test_a_node_that_comes_and_goes_is_reviewed_once() -> None:
     for _ in range(20):
         cluster.core.repair.review(node)
     assert len(cluster.core.repair._reviews) == len(keys)
+
+
+def test_the_objects_of_a_lost_node_are_seen_to_a_few_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "SWEEP_PER_STEP", 3)
+    cluster = Cluster(nodes=1)
+    for i in range(8):
+        cluster.put(b"%d" % i, KIB)
+    cluster.step(m.Broken(1))
+    cluster.now += CONFIG.lost_ms
+    lost = []
+    while cluster.core.state.objects:
+        cluster.now += CONFIG.heartbeat_ms if not lost else 0
+        cluster.step(m.Tick())
+        if cluster.core.state.counters.lost_objects:
+            lost.append(cluster.core.state.counters.lost_objects)
+    assert lost == [3, 6, 8]
 
 
 def test_puts_that_wait_for_repair_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
