@@ -160,7 +160,7 @@ def keep_surplus(put: Put) -> None:
 
 @breaks("2, 11")
 def repair_into_free_space_only(put: Put) -> None:
-    put(Space, "displace", lambda self, obj, part: False)
+    put(Space, "displace", lambda self, obj, part, prospects: False)
 
 
 @breaks("2, 11")

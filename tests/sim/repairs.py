@@ -3,6 +3,7 @@
 Worked out anew from the tables: what would fit if all that is worth less than an object were gone.
 """
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -34,11 +35,11 @@ def unrepaired(core: Master) -> str | None:
 
 
 def _could_take(core: Master, segment: Segment, obj: Object, part: Slice) -> bool:
-    least = _worth(core, obj)
+    goes = _would_go(core, segment, _worth(core, obj))
     stays = [
         (copy.offset, other.length)
         for resident in segment.residents
-        if segment.residents.worth(resident) >= least
+        if resident is obj or resident not in goes
         for other in resident.slices
         for copy in other.copies
         if copy.segment == segment.number
@@ -50,16 +51,31 @@ def _could_take(core: Master, segment: Segment, obj: Object, part: Slice) -> boo
     return Allocator(segment.capacity, stays).largest_free_bytes >= aligned(part.length)
 
 
+def _would_go(core: Master, segment: Segment, below: tuple[int, float]) -> set[Object]:
+    """What eviction would take until it met something worth that much."""
+    bonus, goes = core.state.traffic.bonus, set()
+    rows = [deque(row.items()) for row in segment.residents._rows]
+    while any(rows):
+        heads = [(Pin.NONE, row[0][1] + bonus * i, row) for i, row in enumerate(rows[:-1]) if row]
+        pin, worth, row = min(
+            heads, default=(Pin.SOFT, rows[-1][0][1] if rows[-1] else 0, rows[-1]), key=lambda h: h[1]
+        )
+        if (pin, worth) >= below:
+            break
+        goes.add(row.popleft()[0])
+    return goes
+
+
 def watch_displacing(core: Master) -> None:
     """Nothing goes for a copy of what is worth no more."""
     displace, evict = core.space.displace, core.space.evict
     spared: list[tuple[float, dict[Object, tuple[int, float]]]] = []
 
-    def watched_displace(obj: Object, part: Slice) -> bool:
+    def watched_displace(obj: Object, part: Slice, prospects: Any) -> bool:
         least = _worth(core, obj)
         worth_more = {other: worth for other, worth in _worths(core).items() if worth >= least}
-        spared.append((core.state.traffic.bonus, worth_more))
-        went = displace(obj, part)
+        spared.append((core.state.traffic.bonus, {**worth_more, obj: least}))
+        went = displace(obj, part, prospects)
         spared.pop()
         return went
 

@@ -113,6 +113,11 @@ class Residents:
         returns = self._next_row()
         return None if returns is None else self._first_worth(returns)
 
+    def is_first(self, obj: "Object") -> bool:
+        """Whether the object would be the first to be evicted."""
+        returns = self._next_row()
+        return returns is not None and next(iter(self._rows[returns])) is obj
+
     def worth(self, obj: "Object") -> Worth:
         """Of a resident."""
         bonus = 0.0 if obj.pin else self._traffic.bonus * (self.returns(obj) or 0)

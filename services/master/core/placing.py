@@ -115,18 +115,16 @@ class Placing:
         *,
         degraded: bool,
         holders: Sequence[Node] = (),
-        barred: Sequence[Node] = (),
+        among: Sequence[Segment] | None = None,
         room: PinRoom | None = None,
     ) -> list[Copy]:
-        """Reserve extents on `copies` nodes that are neither holders nor barred: distinct zones, then hosts, first.
+        """Reserve extents on `copies` nodes that are not holders: distinct zones, then hosts, first.
 
-        `room` is what may be taken of each segment; what is taken is taken from it.
+        `among`: these segments only. `room` is what may be taken of each segment; what is taken is taken from it.
         """
         size = aligned(length)
         nodes = list(holders)  # with a copy
-        segments = [
-            s for s in self._open() if s.node not in nodes and s.node not in barred and self._could_hold(s, size)
-        ]
+        segments = [s for s in (self._open() if among is None else among) if self._could_hold(s, size)]
         if room is not None:
             segments = [segment for segment in segments if room[segment.number] >= size]
         wanted = min(copies, len({segment.node.node_id for segment in segments}))
@@ -169,15 +167,18 @@ class Placing:
 
         It takes no segment above the watermark: what should go for it is decided elsewhere (`Space.displace`).
         """
-        segments, size = self.state.segments, aligned(part.length)
-        holders = [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
-        barred = [
-            segment.node
+        size, holders = aligned(part.length), self.holders(part)
+        among = [
+            segment
             for segment in self._open()
-            if segment.node.probed_at is not None or self._excess(segment, size) > 0
+            if self._excess(segment, size) <= 0 and segment.node not in holders and segment.node.probed_at is None
         ]
-        placed = self._place_slice(part.length, 1, Near(), degraded=False, holders=holders, barred=barred)
+        placed = self._place_slice(part.length, 1, Near(), degraded=False, holders=holders, among=among)
         return placed[0] if placed else None
+
+    def holders(self, part: Slice) -> list[Node]:
+        segments = self.state.segments
+        return [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
 
     def _unreserve(self, copies: Sequence[Copy], length: int, room: PinRoom | None = None) -> None:
         """Take back what nobody has been told of yet."""

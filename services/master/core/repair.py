@@ -13,11 +13,12 @@ from itertools import islice
 
 from services.master.core import messages as m
 from services.master.core.allocator import aligned
-from services.master.core.space import Space
+from services.master.core.space import Prospects, Space
 from services.master.core.tables import Copy, Node, Object, Phase, Slice, State, Transfer
 
 REVIEWS_PER_STEP = 1_024  # objects looked at, and as many begun, in one step: a step must stay short
 PROMISES_MAX = 65_536  # puts whose answer waits for repair
+VAIN_MAX = 256  # objects for which no room was found in one step: to look costs
 TRANSFERS_MAX = 64  # under way at once, in all
 RETRY_MS = 500  # before a transfer that failed, or found no room, is tried again
 ROOM_MS = 20  # until a node has forgotten what was evicted for a copy; meanwhile no other takes that room
@@ -125,25 +126,28 @@ class Repair:
             self._again_at(self._room_at)
             return
         self._refill()
-        self.space.displaceable = self.state.config.evictions_per_step_max
-        prospects = self.space.prospects()
-        for _ in range(REVIEWS_PER_STEP):
-            if not self._queue or self._budget_bytes <= 0 or len(self._transfers) >= TRANSFERS_MAX:
-                break
-            if self.space.displaceable <= 0 or self.state.now < self._room_at:
-                break
-            *_, obj = heapq.heappop(self._queue)
-            del self._queued[obj]
-            if self._is_there(obj):
-                if self.state.draining or not self.space.is_hopeless(obj, prospects):
-                    self._begin(obj)
-                else:
-                    self._find_no_room(obj)
-            else:
-                self._keep_promise(obj)
+        if self._budget_bytes > 0 and len(self._transfers) < TRANSFERS_MAX:
+            self._begin_some()
         if self._queue and len(self._transfers) < TRANSFERS_MAX:
             rate = self.state.config.repair_bytes_per_s
             self._again_at(self.state.now + max(1, int(-self._budget_bytes * 1000 / rate) + 1))
+
+    def _begin_some(self) -> None:
+        self.space.displaceable = self.state.config.evictions_per_step_max
+        prospects, short = self.space.prospects(), len(self._short)
+        for _ in range(REVIEWS_PER_STEP):
+            if not self._queue or self._budget_bytes <= 0 or len(self._transfers) >= TRANSFERS_MAX:
+                break
+            if self.space.displaceable <= 0 or self.state.now < self._room_at or len(self._short) > short + VAIN_MAX:
+                break
+            *_, obj = heapq.heappop(self._queue)
+            del self._queued[obj]
+            if not self._is_there(obj):
+                self._keep_promise(obj)
+            elif self.state.draining or not self.space.is_hopeless(obj, prospects):
+                self._begin(obj, prospects)
+            else:
+                self._find_no_room(obj)
 
     def _again_at(self, when: int) -> None:
         if self._pumping_at is None or self._pumping_at <= self.state.now or when < self._pumping_at:
@@ -170,14 +174,14 @@ class Repair:
         numbers = {segment.number for segment in node.segments}
         return sum(any(copy.segment in numbers for part in obj.slices for copy in part.copies) for obj in self._short)
 
-    def _begin(self, obj: Object) -> None:
+    def _begin(self, obj: Object, prospects: Prospects) -> None:
         """One more copy of every slice that lacks one; more are begun when these are done."""
         for number, part in enumerate(obj.slices):
             sources = self._live(part)
             if not sources or len(self._staying(part)) >= obj.wanted or self._is_under_way(obj, number):
                 continue
             target = self.space.place_copy(part)
-            if target is None and self._may_displace(obj, part) and self.space.displace(obj, part):
+            if target is None and self._is_lost(obj, part) and self.space.displace(obj, part, prospects):
                 target = self.space.place_copy(part)
                 if target is None:
                     self._await_room(obj)
@@ -191,12 +195,9 @@ class Repair:
             source = min(sources, key=lambda copy: self._cost(copy, zone))
             self._send(obj, number, part, source, target)
 
-    def _may_displace(self, obj: Object, part: Slice) -> bool:
-        """Where copies are missing for good: a silent node may bring its own back, and one that attaches has room."""
-        segments = self.state.segments
-        holders = [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
-        is_attaching = any(node.phase is Phase.ATTACHING for node in self.state.nodes.values())
-        return sum(not node.draining for node in holders) < obj.wanted and not is_attaching
+    def _is_lost(self, obj: Object, part: Slice) -> bool:
+        """Whether copies are missing for good: a silent node may bring its own back."""
+        return sum(not node.draining for node in self.space.holders(part)) < obj.wanted
 
     def _await_room(self, obj: Object) -> None:
         """Something was evicted: its node has to forget it first, or more has to go."""
@@ -211,8 +212,8 @@ class Repair:
 
     def _find_no_room(self, obj: Object) -> None:
         self._put_off(obj)
-        if all(node.probed_at is None for node in self.state.nodes.values()):  # else one may yet turn out well
-            self._keep_promise(obj)
+        if obj in self._promises and all(node.probed_at is None for node in self.state.nodes.values()):
+            self._keep_promise(obj)  # else one may yet turn out well
 
     def _let_go(self, obj: Object, part: Slice) -> bool:
         """A slice on a node that is to go is not moved to where it would be the first to be evicted.

@@ -4,6 +4,8 @@ Keeps invariants 3 (extents disjoint, bytes add up) and 7 (no reuse while a leas
 could still touch an extent).
 """
 
+from typing import NamedTuple
+
 from services.master.core.allocator import aligned
 from services.master.core.calls import Calls
 from services.master.core.eviction import Worth
@@ -12,7 +14,16 @@ from services.master.core.placing import Placing
 from services.master.core.tables import Copy, Node, Object, Phase, Quarantined, Segment, Slice, State
 
 _HARD = Pin.HARD  # members of an enum are slow to look up
+HIGHEST: Worth = (Pin.HARD, float("inf"))  # there is nothing that could go
 WATCHED_PER_FORGET = 64  # a writer that was stopped holds up no more extents than these
+
+
+class Prospects(NamedTuple):
+    """Of copies to be made in this step."""
+
+    room: int  # bytes below the watermark, where there are most
+    least: dict[int, Worth]  # by segment: of what would be the first to go
+    lowest: Worth
 
 
 class Space(Placing):
@@ -212,7 +223,9 @@ class Space(Placing):
                 if cut_short:
                     self.state.at(self.state.now, lambda: None)  # waiting puts look again in every step
 
-    def _evict(self, segment: Segment, wanted_bytes: int, budget: int, below: Worth | None = None) -> tuple[int, bool]:
+    def _evict(
+        self, segment: Segment, wanted_bytes: int, budget: int, below: Worth | None = None, spared: Object | None = None
+    ) -> tuple[int, bool]:
         """Evict about `wanted_bytes`; how many objects went, and whether the next step may find more."""
 
         def bytes_here(obj: Object) -> int:
@@ -220,8 +233,11 @@ class Space(Placing):
                 [aligned(part.length) for part in obj.slices for copy in part.copies if copy.segment == segment.number]
             )
 
+        def is_held(obj: Object) -> bool:
+            return obj is spared or self.is_read(obj)
+
         victims, cut_short = segment.residents.victims(
-            wanted_bytes, count_max=budget, size_of=bytes_here, held=self.is_read, below=below
+            wanted_bytes, count_max=budget, size_of=bytes_here, held=is_held, below=below
         )
         for obj in victims:
             self.evict(obj)
@@ -241,28 +257,28 @@ class Space(Placing):
 
     # ---- room for copies made again --------------------------------------------------------------
 
-    def displace(self, obj: Object, part: Slice) -> bool:
+    def displace(self, obj: Object, part: Slice, prospects: Prospects) -> bool:
         """For one more copy of a slice evict what is worth less than its object, on one node; whether anything went.
 
         What goes is worth less, and goes as a whole: so no two objects make room for each other in turn.
         """
-        worth, size = self._worth(obj), aligned(part.length)
-        takers = [segment for segment in self._takers(part) if (segment.residents.least() or worth) < worth]
+        worth, size, least = self._worth(obj), aligned(part.length), prospects.least
+        takers = [segment for segment in self._takers(part) if least.get(segment.number, worth) < worth]
         if any(self._excess(segment, size) <= 0 and segment.soon_bytes >= size for segment in takers):
             return False  # room is on its way
-        segments = self.state.segments
-        nodes = [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
+        holders = self.holders(part)
 
         def rank(segment: Segment) -> tuple[bool, bool, Worth, int]:
-            shares_zone = any(node.zone == segment.node.zone for node in nodes)
-            shares_host = any(node.host_id == segment.node.host_id for node in nodes)
-            return shares_zone, shares_host, segment.residents.least() or worth, segment.number
+            shares_zone = any(node.zone == segment.node.zone for node in holders)
+            shares_host = any(node.host_id == segment.node.host_id for node in holders)
+            return shares_zone, shares_host, least[segment.number], segment.number
 
         for segment in sorted(takers, key=rank):
             wanted_bytes = self._to_evict(segment, size)
-            evicted, _ = self._evict(segment, wanted_bytes, max(1, self.displaceable), below=worth)
+            evicted, _ = self._evict(segment, wanted_bytes, max(1, self.displaceable), worth, obj)
             self.displaceable -= evicted + 1  # to look costs, too
             self.state.counters.displaced_objects += evicted
+            least[segment.number] = segment.residents.least() or HIGHEST
             if evicted:
                 return True
         return False
@@ -270,28 +286,31 @@ class Space(Placing):
     def is_worth_least(self, obj: Object, part: Slice) -> bool:
         """Whether one more copy of a slice would be the first to go wherever it could be made."""
         worth, size, takers = self._worth(obj), aligned(part.length), self._takers(part)
-        return bool(takers) and all(
-            self._to_evict(segment, size) and (segment.residents.least() or (-1, 0.0)) >= worth for segment in takers
-        )
 
-    def prospects(self) -> tuple[int, Worth | None]:
-        """Of all segments: the most room below the watermark, and what would be the first to go there."""
+        def would_go(segment: Segment) -> bool:
+            least = segment.residents.least()
+            return segment.residents.is_first(obj) or (least is not None and least >= worth)
+
+        return bool(takers) and all(would_go(segment) and self._to_evict(segment, size) for segment in takers)
+
+    def prospects(self) -> Prospects:
+        """Nothing is to go while a node attaches: it may have room."""
         segments = self._open()
         room = max((-self._excess(segment, 0) for segment in segments), default=0)
-        return room, min(filter(None, (segment.residents.least() for segment in segments)), default=None)
+        is_attaching = any(node.phase is Phase.ATTACHING for node in self.state.nodes.values())
+        least = {} if is_attaching else {s.number: s.residents.least() or HIGHEST for s in segments}
+        return Prospects(room, least, min(least.values(), default=HIGHEST))
 
-    def is_hopeless(self, obj: Object, prospects: tuple[int, Worth | None]) -> bool:
-        """Whether no slice of the object can have one more copy: there is neither room nor anything to go for it."""
-        room, least = prospects
-        return room < aligned(obj.slices[-1].length) and (least is None or self._worth(obj) <= least)
+    def is_hopeless(self, obj: Object, prospects: Prospects) -> bool:
+        """Whether no slice of the object can have one more copy."""
+        return prospects.room < aligned(obj.slices[-1].length) and self._worth(obj) <= prospects.lowest
 
     def _worth(self, obj: Object) -> Worth:
         return max(self.state.segments[copy.segment].residents.worth(obj) for copy in obj.slices[0].copies)
 
     def _takers(self, part: Slice) -> list[Segment]:
         """Where one more copy of a slice could be, if others made room."""
-        segments, size = self.state.segments, aligned(part.length)
-        holders = [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
+        size, holders = aligned(part.length), self.holders(part)
         return [
             segment
             for segment in self._open()

@@ -5,6 +5,7 @@ from dataclasses import replace
 from services.master.core import messages as m
 from services.master.core.messages import Result
 from services.master.core.repair import REVIEWS_PER_STEP
+from services.master.core.space import Prospects
 from services.master.core.tables import Config
 from tests.unit.master.transcript import CONFIG, KIB, Cluster
 
@@ -256,6 +257,26 @@ def test_what_would_be_the_first_to_go_makes_nothing_go() -> None:
         cluster.step(m.Remove(cluster.call(), b"%16d" % i, [b"k%d" % i]))
     cluster.pass_time(1000, silent=(int(gone[1:]),))
     assert len(holders(cluster, b"old")) == 2, "room has come"
+
+
+def test_no_object_goes_for_a_copy_of_itself() -> None:
+    cluster = Cluster(nodes=3, capacity=8 * KIB, config=replace(FULL, high_watermark=1.0))
+    cluster.put(b"k", 8 * KIB, copies=1)  # a slice on each of two nodes
+    obj, space = cluster.core.state.objects[b"k"], cluster.core.space
+    (first,), (second,) = (part.copies for part in obj.slices)
+    for number in range(4):
+        cluster.put(b"full%d" % number, 4 * KIB)
+    home = cluster.core.state.segments[first.segment]
+    home.residents.discard(obj)
+    home.residents.add(obj, 3)  # worth more than where its other slice is
+    cluster.core.state.traffic.came_back(3, 100)
+    other = cluster.core.state.segments[second.segment]
+    assert other.residents.least() == other.residents.worth(obj)
+    least = {second.segment: other.residents.worth(obj)}
+    space.displaceable = 8
+    space.displace(obj, obj.slices[0], Prospects(0, least, least[second.segment]))
+    assert cluster.found(b"k")
+    assert cluster.core.state.counters.displaced_objects == 1, "what lay beside it has gone"
 
 
 def test_where_many_small_ones_go_for_a_large_one_they_go_a_few_a_step() -> None:
