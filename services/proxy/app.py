@@ -39,6 +39,8 @@ BODY_BYTES_MAX: Final = 64 << 20
 DRAIN_S: Final = 25.0
 _BODY_S: Final = 60.0
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_REPEATABLE: Final = frozenset({"/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize"})
+_PERHAPS_PARAMS: Final = (legs.PARAMS.encode(), b"\\u")  # the name, or escapes that may spell it
 _METRICS_TYPE: Final = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 
 
@@ -155,7 +157,7 @@ class Proxy:
         resource = request.match_info.route.resource
         path = resource.canonical if resource is not None else "other"
         outcome, code = "cancelled", 499
-        weight = 1 if path.startswith("/v1/") else 0  # operators' requests are not waited for
+        weight = 1 if path.startswith("/v1/") or path in _REPEATABLE else 0  # operators' are not waited for
         self._in_flight += weight
         if self._in_flight:
             self._idle.clear()
@@ -198,7 +200,8 @@ class Proxy:
         headers = self._headers(request)
         body = await self._read(request)
         try:
-            call = Call(request, body, headers, started, repeatable=generates or request.method in _SAFE_METHODS)
+            repeatable = generates or request.method in _SAFE_METHODS or request.path in _REPEATABLE
+            call = Call(request, body, headers, started, repeatable)
             self._understand(call, generates=generates)
             await self._admission.enter()
             try:
@@ -214,7 +217,7 @@ class Proxy:
             call.asked = legs.parse_request(request.content_type, call.body)
             call.streamed = call.asked.get("stream") is True
             call.ask = legs.ask_of(call.asked, request.headers.get(self._settings.session_header, ""))
-        elif legs.PARAMS.encode() in call.body:
+        elif any(sign in call.body for sign in _PERHAPS_PARAMS) or b"\0" in call.body[:4]:
             legs.refuse_params(_as_object(call.body))
 
     def _headers(self, request: web.Request) -> Any:
@@ -258,7 +261,7 @@ class Proxy:
 
 def _as_object(body: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(body)
+        content = json.loads(body)  # as engines do: UTF-16 and UTF-32 too
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -12,9 +12,10 @@ import logging
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, cast
 
 from aiohttp import web
+from aiohttp.http import StreamWriter
 from multidict import CIMultiDict
 
 from services.proxy.config import ProxySettings
@@ -54,8 +55,15 @@ class Call:
 class Held:
     """An answer that says that the engine failed: the client's only if no other engine has a better one."""
 
-    answer: Answer
+    status: int
+    reason: str | None
+    headers: CIMultiDict[str]
     body: bytes
+
+
+class _Failed(NamedTuple):
+    outcome: Outcome
+    reason: str
 
 
 class _ClientGone(Exception):
@@ -113,7 +121,9 @@ class Exchange:
 
     # -- legs
 
-    async def _prefill(self, booking: Booking, handover: Handover | None, transfer_id: str = "") -> Outcome:
+    async def _prefill(
+        self, booking: Booking, handover: Handover | None, transfer_id: str = "", rank: int | None = None
+    ) -> Outcome:
         to, started = booking.engine.address, time.monotonic()
         outcome, reason = Outcome.DONE, ""
         asked = legs.prefill_request(
@@ -122,17 +132,20 @@ class Exchange:
             handover=handover,
             transfer_id=transfer_id,
         )
-        body = encode(asked)
+        body, headers = encode(asked), self._call.headers
+        if rank is not None:
+            headers = headers.copy()
+            headers["X-data-parallel-rank"] = str(rank)
         try:
             async with self._upstream.leg(to, self._settings.first_token_timeout) as leg:
-                answer = await self._send(leg, body)
+                answer = await self._send(leg, body, headers)
                 content = await answer.read_all(_PREFILL_BYTES_MAX)
             if answer.status >= 500 or 300 <= answer.status < 400 or answer.status == 429:
                 outcome = Outcome.BUSY if answer.status in (429, 503) else Outcome.BROKEN
                 reason = f"it answered {answer.status}"
             elif handover in (None, Handover.PULL):
                 self._params = legs.pulled_params(content, to)
-                if handover is None and answer.status == 200:
+                if handover is None and answer.status == 200 and not booking.engine.transfer_ids:
                     found = Handover.STORE if self._params is None else Handover.PULL
                     self._router.fleet.learned(booking.engine, found)
         except LegFailed as failure:
@@ -142,15 +155,17 @@ class Exchange:
 
     async def _pair(self, prefill: Booking, decode: Booking) -> tuple[Role, Outcome]:
         """Both legs at once. A prefill that fails before decode's first byte takes the decode leg with it."""
-        transfer_id = f"xfer-{uuid.uuid4().hex}"
-        engine_ids = prefill.engine.transfer_ids
+        id, engine_ids = uuid.uuid4(), prefill.engine.transfer_ids
+        transfer_id, rank = f"xfer-{id.hex}", id.int % len(engine_ids)
         params = legs.pushed_params(
             transfer_id,
-            engine_ids[0] if engine_ids else "",
+            engine_ids[rank],
             legs.bootstrap_of(prefill.engine, self._settings.mooncake_bootstrap_port),
         )
         decoding = asyncio.ensure_future(self._decode(decode, params))
-        prefilling = asyncio.ensure_future(self._prefill(prefill, Handover.PUSH, transfer_id))
+        prefilling = asyncio.ensure_future(
+            self._prefill(prefill, Handover.PUSH, transfer_id, rank if len(engine_ids) > 1 else None)
+        )
         try:
             await asyncio.wait((decoding, prefilling), return_when=asyncio.FIRST_COMPLETED)
             if prefilling.done() and not decoding.done():
@@ -171,10 +186,10 @@ class Exchange:
             body = legs.with_params(body, call.asked, params)
         try:
             async with self._upstream.leg(to, self._settings.first_token_timeout if call.streamed else None) as leg:
-                answer = await self._send(leg, body)
+                answer = await self._send(leg, body, call.headers)
                 looked = await self._look(answer)
-                if isinstance(looked, Outcome):
-                    outcome, reason = looked, f"it answered {answer.status}"
+                if isinstance(looked, _Failed):
+                    outcome, reason = looked.outcome, looked.reason
                 else:
                     self._route.answered()
                     await self._pass_on(leg, answer, looked)
@@ -187,64 +202,61 @@ class Exchange:
         self._leg_ended(Role.DECODE, to, outcome, reason, started)
         return outcome
 
-    async def _send(self, leg: Leg, body: bytes) -> Answer:
+    async def _send(self, leg: Leg, body: bytes, headers: CIMultiDict[str]) -> Answer:
         return await leg.send(
             method=self._call.request.method,
             target=self._call.request.rel_url.raw_path_qs,
-            headers=self._call.headers,
+            headers=headers,
             body=body,
             repeatable=self._call.repeatable,
         )
 
-    async def _look(self, answer: Answer) -> bytes | Outcome:
+    async def _look(self, answer: Answer) -> bytes | _Failed:
         """The answer's first bytes; or how it failed, where another engine may do better."""
-        call = self._call
-        if call.repeatable and answer.status in _RETRIED:
-            self._held = Held(answer, await answer.read_all(_HELD_BYTES_MAX))
-            return Outcome.BUSY if answer.status in (429, 503) else Outcome.BROKEN
-        if answer.status != 200 or call.request.method != "POST":
-            return await answer.read()
-        first = await (answer.read_event() if answer.is_events else answer.read())
-        if not first:
-            raise LegFailed(Outcome.BROKEN, "it answered 200 without a body")
-        if answer.is_events and (error := legs.error_of(first)) is not None:
-            code = error.get("code")
-            if not (isinstance(code, int) and 400 <= code < 500):  # the client's own fault is the client's to see
-                raise LegFailed(Outcome.BROKEN, f"its stream began with an error: {error.get('message')}")
-        return first
+        if answer.status in _RETRIED:
+            body = await answer.read_all(_HELD_BYTES_MAX)
+            self._held = Held(answer.status, answer.reason, answer.headers, body)
+            outcome = Outcome.BUSY if answer.status in (429, 503) else Outcome.BROKEN
+            return _Failed(outcome, f"it answered {answer.status}")
+        if not (answer.status == 200 and answer.is_events):
+            first = await answer.read()
+            if not first and answer.status == 200 and self._call.asked is not None:
+                raise LegFailed(Outcome.BROKEN, "it answered 200 without a body")
+            return first
+        first = await answer.read_event()
+        error = legs.error_of(first)
+        code = None if error is None else error.get("code")
+        if error is None or (isinstance(code, int) and 400 <= code < 500):  # the client's fault is the client's to see
+            return first
+        status = code if isinstance(code, int) and 500 <= code < 600 else 500
+        headers = CIMultiDict({"Content-Type": "application/json"})
+        self._held = Held(status, None, headers, encode({"error": error}))
+        return _Failed(Outcome.BROKEN, f"its stream began with an error: {error.get('message')}")
 
     async def _pass_on(self, leg: Leg, answer: Answer, first: bytes) -> None:
-        call, request = self._call, self._call.request
+        call = self._call
         leg.limit(None)
         if call.streamed:
             self._metrics.ttft_seconds.observe(time.monotonic() - call.started)
-        response = await self._begin(answer)
-        chunk, slow_s = first, self._settings.slow_client_timeout
+        response = await self._begin(answer.status, answer.reason, answer.headers)
+        chunk = first
         while chunk:
             gap = leg.heard()
             if call.streamed and gap:
                 self._metrics.gap_seconds.observe(gap)
-            write = response.write_eof if answer.at_end else response.write  # the end in one packet with the last bytes
-            try:
-                if request.protocol.writing_paused:
-                    async with asyncio.timeout(slow_s):
-                        await write(chunk)
-                else:
-                    await write(chunk)
-            except TimeoutError as error:
-                logger.warning("request %s: the client took nothing for %g s", request[ID], slow_s)
-                raise _ClientGone from error
-            except ConnectionError as error:
-                raise _ClientGone from error
+            if answer.at_end:
+                break
+            await self._write(response, chunk)
             chunk = await answer.read()
-        with contextlib.suppress(ConnectionError):
-            await response.write_eof()
+        await self._end(response, chunk)
 
-    async def _begin(self, answer: Answer) -> web.StreamResponse:
+    # -- to the client
+
+    async def _begin(self, status: int, reason: str | None, headers: CIMultiDict[str]) -> web.StreamResponse:
         call = self._call
-        response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=answer.headers)
+        response = web.StreamResponse(status=status, reason=reason, headers=headers)
         response.headers.setdefault("X-Request-Id", call.request[ID])
-        call.request[OUTCOME] = "engine_error" if answer.status >= 400 else "decode_alone" if self._alone else "ok"
+        call.request[OUTCOME] = "engine_error" if status >= 400 else "decode_alone" if self._alone else "ok"
         call.response = response
         try:
             await response.prepare(call.request)
@@ -252,13 +264,36 @@ class Exchange:
             raise _ClientGone from error
         return response
 
+    async def _write(self, response: web.StreamResponse, chunk: bytes) -> None:
+        """Returns when the client has taken so much that the rest may wait in the kernel and a small buffer."""
+        writer = cast(StreamWriter, await response.prepare(self._call.request))  # the one it has, at once
+        try:
+            await writer.write(chunk, drain=False)
+            if self._call.request.protocol.writing_paused:
+                async with asyncio.timeout(self._settings.slow_client_timeout):
+                    await writer.drain()
+        except TimeoutError as error:
+            taken_s = self._settings.slow_client_timeout
+            logger.warning("request %s: the client took nothing for %g s", self._call.request[ID], taken_s)
+            raise _ClientGone from error
+        except ConnectionError as error:
+            raise _ClientGone from error
+
+    async def _end(self, response: web.StreamResponse, last: bytes) -> None:
+        """In one packet with the last bytes."""
+        try:
+            async with asyncio.timeout(self._settings.slow_client_timeout):
+                await response.write_eof(last)
+        except (TimeoutError, ConnectionError) as error:
+            raise _ClientGone from error
+
     # -- how it can end badly
 
     async def _unserved(self, decision: Unserved) -> web.StreamResponse:
         if self._held is not None:  # an engine's own words say more than the proxy's
-            response = await self._begin(self._held.answer)
-            await response.write(self._held.body)
-            await response.write_eof()
+            held = self._held
+            response = await self._begin(held.status, held.reason, held.headers)
+            await self._end(response, held.body)
             return response
         if decision.may_have_run:
             message = f"decode engine {decision.failed[-1]} broke off before it answered; the request may have run"

@@ -80,9 +80,11 @@ class HealthChecks:
                 await asyncio.sleep(LOST_EVERY_S)  # a leg found it lost this moment
 
     async def _check(self, engine: Engine) -> None:
-        self.fleet.probed(engine, await self._probe(engine.address))
-        if engine.health is Health.UP and engine.role is Role.PREFILL and self._pushes and not engine.transfer_ids:
-            await self._ask_bootstrap(engine)
+        """One probe. How a prefill engine hands over is known before it is offered."""
+        probe, ids = await asyncio.gather(self._probe(engine.address), self._transfer_ids(engine))
+        if ids:
+            self.fleet.learned(engine, Handover.PUSH, ids)
+        self.fleet.probed(engine, probe)
 
     async def _probe(self, address: Address) -> Probe:
         try:
@@ -91,16 +93,17 @@ class HealthChecks:
             return Probe.REFUSED if failure.outcome is Outcome.UNREACHABLE else Probe.NO_ANSWER
         return Probe.REFUSED if status >= 500 else Probe.OK  # vLLM says 503 when its core is dead
 
-    async def _ask_bootstrap(self, engine: Engine) -> None:
-        if engine.handover in (Handover.STORE, Handover.PULL):
-            return  # it answered a prefill already
+    async def _transfer_ids(self, engine: Engine) -> tuple[str, ...]:
+        """What the bootstrap server beside a prefill engine calls it, where that is not known; empty without one."""
+        known = engine.handover is not None and engine.health is Health.UP
+        if known or not self._pushes or engine.role is not Role.PREFILL:
+            return ()
         host = Address(f"{engine.address.rpartition(':')[0]}:{self._port}")
         try:
             status, content = await self._upstream.get(host, "/query", seconds=PROBE_S, bytes_max=_ANSWER_BYTES_MAX)
         except LegFailed:
-            return
-        if status == 200 and (ids := legs.transfer_ids(content)):
-            self.fleet.learned(engine, Handover.PUSH, ids)
+            return ()
+        return legs.transfer_ids(content) if status == 200 else ()
 
 
 _SAID: Final = {

@@ -10,14 +10,17 @@ from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
 import aiohttp
+from aiohttp.http import HttpProcessingError
 from multidict import CIMultiDict, MultiMapping
 from yarl import URL
 
 from services.proxy.core.fleet import Address
+from services.proxy.core.legs import first_data
 from services.proxy.core.routing import Outcome
 from services.proxy.wire import Connection, Wire
 
 _STALE_S: Final = 0.5  # an idle connection that was closed is found out within a round trip
+_STALE_MAX: Final = 3  # in a row; more are the engine's doing
 _EVENT_BYTES_MAX: Final = 64 << 10
 _HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}) | {
     "proxy-authenticate",
@@ -60,9 +63,9 @@ class Answer:
         return await self._response.content.readany()
 
     async def read_event(self) -> bytes:
-        """The bytes up to the end of the first SSE event at least, or to the end of the answer."""
+        """The bytes up to the end of the first SSE event that has data at least, or to the end of the answer."""
         content = await self.read()
-        while b"\n\n" not in content and b"\r\n\r\n" not in content and len(content) < _EVENT_BYTES_MAX:
+        while first_data(content) is None and len(content) < _EVENT_BYTES_MAX:
             if not (more := await self.read()):
                 break
             content += more
@@ -109,7 +112,7 @@ class Leg:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:
             raise LegFailed(Outcome.TIMED_OUT, self._why) from error
-        if isinstance(error, aiohttp.ClientError | OSError):
+        if isinstance(error, aiohttp.ClientError | HttpProcessingError | OSError):
             raise _leg_failed(error) from error
 
     async def send(
@@ -121,6 +124,8 @@ class Leg:
 
     def limit(self, seconds: float | None, why: str = "no answer in time") -> None:
         """From now on so many seconds are left; None: as many as it takes."""
+        if self._timeout.expired():
+            return  # it is ending
         self._why = why
         self._timeout.reschedule(None if seconds is None else self._loop.time() + seconds)
 
@@ -149,7 +154,7 @@ class Upstream:
 
     def cut(self, to: Address, *, silent_s: float, why: str) -> None:
         """Ends the legs to an engine that is lost, but for those that it told something in the last silent_s."""
-        for leg in self.legs.get(to, ()):
+        for leg in tuple(self.legs.get(to, ())):
             if leg.heard_at is None or self.loop.time() - leg.heard_at >= silent_s:
                 leg.limit(0, why)
 
@@ -174,19 +179,22 @@ class Upstream:
         if self._api_key is not None:
             sent["Authorization"] = f"Bearer {self._api_key}"
         url = URL(f"http://{to}{target}", encoded=True)
-        was_sent = False
+        stale = 0
         while True:
             connection, started = Connection(), self.loop.time()
             try:
                 return await self._wire.request(method, url, sent, body, connection)
             except aiohttp.ClientConnectorError as error:
-                if was_sent:
+                if stale:
                     raise LegFailed(Outcome.DIED, str(error)) from error
                 raise
+            except ValueError as error:  # a host name that cannot be one
+                raise LegFailed(Outcome.UNREACHABLE, str(error)) from error
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                # An idle connection that the engine closed says nothing about the engine. Each turn uses one up.
-                was_sent = True
-                if connection.is_new or not repeatable or self.loop.time() - started > _STALE_S:
+                # An idle connection that the engine closed says nothing about the engine. Each turn uses up one.
+                stale += 1
+                is_old = self.loop.time() - started > _STALE_S
+                if connection.is_new or not repeatable or is_old or stale > _STALE_MAX:
                     raise
 
 
@@ -205,7 +213,7 @@ def _leg_failed(error: Exception) -> LegFailed:
     reason = str(error) or type(error).__name__
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return LegFailed(Outcome.UNCONNECTED, reason)
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.InvalidURL):
+    if isinstance(error, aiohttp.ClientConnectorError):
         return LegFailed(Outcome.UNREACHABLE, reason)
     if isinstance(error, TimeoutError):
         return LegFailed(Outcome.TIMED_OUT, "no answer in time")

@@ -228,12 +228,16 @@ class Fleet:
 
     def _turn(self, engine: Engine, health: Health) -> None:
         was, engine.health = engine.health, health
-        if health is Health.GONE:
-            engine.handover, engine.transfer_ids = None, ()  # what comes back may be another one
+        if health is Health.GONE:  # what comes back may be another one
+            engine.handover, engine.transfer_ids = None, ()
+            engine.failures, engine.open_until, engine.open_s = 0, None, OPEN_S
         if (was is Health.UP) != (health is Health.UP):
             self._on_change(engine, Change.BACK if health is Health.UP else Change.LOST)
 
     def learned(self, engine: Engine, handover: Handover, transfer_ids: tuple[str, ...] = ()) -> None:
+        """What was found out of a prefill engine. STORE is what is left: it contradicts nothing that is known."""
+        if handover is Handover.STORE and engine.handover is not None:
+            return
         engine.handover, engine.transfer_ids = handover, transfer_ids
 
     def check(self) -> None:

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from services.proxy.core.fleet import Address, Booking, Fleet, Handover, Role
+from services.proxy.core.fleet import Address, Booking, Engine, Fleet, Handover, Role
 from services.proxy.core.scheduling import Ask, Policy
 
 RERUNS_MAX: Final = 2  # of one request in one role, after legs that may have run
-BUDGET_MAX: Final = 100.0
+BUDGET_MAX: Final = 2048.0  # as many as are served at once by default: all may move from an engine that dies
 BUDGET_SHARE: Final = 0.2  # reruns that each request earns the proxy: failing engines get a fifth more work, no more
 
 
@@ -41,7 +41,7 @@ _UNSEEN: Final = frozenset({Outcome.UNREACHABLE, Outcome.UNCONNECTED, Outcome.BU
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Send the prefill leg. Handover None: not known yet, the answer will tell."""
+    """Send the prefill leg. Handover None: the answer will tell."""
 
     leg: Booking
     handover: Handover | None
@@ -203,26 +203,22 @@ class Route:
         return self._reruns[role] <= RERUNS_MAX and self._router.budget.spend()
 
     def _prefill(self, now: float) -> Decision:
-        prefill = self._pick(Role.PREFILL, now)
-        if prefill is None:
-            return self._decode(now, alone=True)
-        handover = self._router.handover or prefill.engine.handover
-        if handover is not Handover.PUSH:
-            return Prefill(prefill, handover)
-        if not prefill.engine.transfer_ids:  # nobody could say where the KV lies
-            self._end_all()
-            return self._decode(now, alone=True)
-        decode = self._pick(Role.DECODE, now)
-        if decode is None:
-            self._end_all()
-            return self._unserved(may_have_run=False)
-        return Pair(prefill, decode)
+        while (prefill := self._pick(Role.PREFILL, now)) is not None:
+            handover = self._router.handover or _known(prefill.engine)
+            if handover is not Handover.PUSH:
+                return Prefill(prefill, handover)
+            if prefill.engine.transfer_ids:
+                decode = self._pick(Role.DECODE, now)
+                return self._unserved(may_have_run=False) if decode is None else Pair(prefill, decode)
+            self._end_all()  # nobody can say where its KV would lie
+        return self._decode(now, alone=True)
 
     def _decode(self, now: float, *, alone: bool) -> Decision:
         leg = self._pick(Role.DECODE, now)
         return self._unserved(may_have_run=False) if leg is None else Decode(leg, alone, self._fetching)
 
     def _unserved(self, *, may_have_run: bool) -> Unserved:
+        self._end_all()
         return Unserved(self._tried[Role.DECODE], may_have_run)
 
     def _pick(self, role: Role, now: float) -> Booking | None:
@@ -238,3 +234,8 @@ class Route:
         for leg in self._legs.values():
             self._fleet.ended(leg)
         self._legs.clear()
+
+
+def _known(engine: Engine) -> Handover | None:
+    """STORE is asked again with every prefill: one answer without kv_transfer_params proves little."""
+    return None if engine.handover is Handover.STORE else engine.handover

@@ -50,6 +50,8 @@ class Engine:
         self.next_event = asyncio.Semaphore(1000)  # a test that takes it away holds the stream back
         self.called = asyncio.Event()
         self.address = ""
+        self.end: Callable[[], Awaitable[None]]
+        self.stop_listening: Callable[[], Awaitable[None]]
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["Engine"]:
@@ -57,8 +59,11 @@ class Engine:
         app.router.add_route("*", "/{tail:.*}", self._handle)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self.stop_listening = site.stop
         self.address = f"127.0.0.1:{runner.addresses[0][1]}"
+        self.end = runner.cleanup
         try:
             yield self
         finally:
@@ -99,7 +104,24 @@ class Engine:
     # -- what can go wrong
 
     async def answer_500(self, _: web.Request) -> web.StreamResponse:
-        return web.json_response({"error": {"message": "boom", "by": self.name}}, status=500)
+        return self._boom(500)
+
+    async def answer_429(self, _: web.Request) -> web.StreamResponse:
+        return self._boom(429)
+
+    def _boom(self, status: int) -> web.Response:
+        error = {"error": {"message": "boom", "by": self.name}}
+        return web.json_response(error, status=status, headers={"X-Engine": self.name})
+
+    async def error_first(self, request: web.Request, *, code: int = 500) -> web.StreamResponse:
+        """As vLLM says that KV could not be loaded: in its first event, or in its status if nothing is streamed."""
+        if not (await request.json()).get("stream"):
+            return self._boom(code)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        error = json.dumps({"error": {"message": f"boom: {self.name}", "code": code}})
+        await response.write(f"data: {error}\n\ndata: [DONE]\n\n".encode())
+        return response
 
     async def answer_400(self, _: web.Request) -> web.StreamResponse:
         return web.json_response({"error": {"message": "bad temperature", "by": self.name}}, status=400)

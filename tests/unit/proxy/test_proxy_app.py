@@ -12,7 +12,8 @@ from aiohttp import web
 from yarl import URL
 
 from services.proxy import app as proxy_app
-from services.proxy.core.routing import Role
+from services.proxy.core import legs
+from services.proxy.core.fleet import Role
 
 BODY = b'{ "model":"tiny","prompt" :"hello", "max_tokens":  7, "temperature":0, "x":"\xc3\xa9" }'
 JSON = {"Content-Type": "application/json"}
@@ -30,7 +31,9 @@ async def test_prefill_first_then_the_original_bytes(cluster: Any, path: str) ->
     assert json.loads(answer) == {"by": "decode0", "choices": [{"text": "é"}]}
     (prefill,), (decode,) = cluster.prefills[0].legs, cluster.decodes[0].legs
     expected = {"model": "tiny", "prompt": "hello", "max_tokens": 1, "temperature": 0, "x": "é", "stream": False}
-    assert prefill.json == expected | ({"max_completion_tokens": 1} if "chat" in path else {})
+    asked = prefill.json
+    assert asked.pop("kv_transfer_params")["do_remote_decode"] is True  # else it would not say what its handover is
+    assert asked == expected | ({"max_completion_tokens": 1} if "chat" in path else {})
     assert decode.body == BODY
     for leg, engine in ((prefill, cluster.prefills[0]), (decode, cluster.decodes[0])):
         assert (leg.method, leg.path) == ("POST", f"{path}?a=%2Fb")
@@ -132,7 +135,7 @@ async def test_the_engines_answer_is_not_rewritten(cluster: Any) -> None:
         return response
 
     cluster.decodes[0].act = act
-    cluster.proxy.table.add(Role.DECODE, cluster.decodes[0].address.replace("127.0.0.1", "localhost"))
+    cluster.proxy.fleet.add(Role.DECODE, cluster.decodes[0].address.replace("127.0.0.1", "localhost"))
     async with aiohttp.ClientSession(cluster.url, auto_decompress=False) as client:
         for _ in range(4):  # twice by a name: for an address, cookies would not be kept anyway
             async with client.post("/v1/completions", json={}, skip_auto_headers=["Accept-Encoding"]) as response:
@@ -169,6 +172,35 @@ async def test_other_paths_go_to_a_decode_engine_untouched(cluster: Any) -> None
         ("HEAD", "/v1/anything", b""),
     ]
     assert cluster.decodes[0].legs[1].headers["Content-Type"] == "a/b"
+
+
+async def test_a_head_has_the_length_and_no_body(cluster: Any) -> None:
+    async def act(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"x" * 1000, headers={"X-Odd": "kept"})
+
+    cluster.decodes[0].act = act
+    for _ in range(2):  # on one connection: nothing of a body may follow
+        async with cluster.client.head("/v1/files/1") as response:
+            assert (response.status, response.headers["Content-Length"]) == (200, "1000")
+            assert response.headers["X-Odd"] == "kept"
+    async with cluster.client.get("/v1/files/1") as response:
+        assert len(await response.read()) == 1000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"kv_transfer_params": {"remote_host": "10.0.0.1"}}',
+        b'{"kv\\u005ftransfer_params": {"remote_host": "10.0.0.1"}}',
+        '{"kv_transfer_params": {"remote_host": "10.0.0.1"}}'.encode("utf-16"),
+        '{"kv_transfer_params": {"remote_host": "10.0.0.1"}}'.encode("utf-32-be"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses"])
+async def test_a_client_may_not_say_where_kv_is_fetched_from(cluster: Any, path: str, body: bytes) -> None:
+    async with cluster.client.post(path, data=body, headers=JSON) as response:
+        assert response.status == 400
+    assert cluster.legs == []
 
 
 async def test_redirects_are_passed_on_and_not_followed(cluster: Any) -> None:
@@ -246,18 +278,50 @@ async def test_unknown_paths_and_methods_have_an_error_of_openais_shape(cluster:
     assert cluster.metric("requests_total", path="other", code="404", outcome="refused") == 1
 
 
-async def test_above_the_bound_in_flight_is_429(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy_app, "IN_FLIGHT_MAX", 1)
-    cluster.decodes[0].act = cluster.decodes[0].hang
-    first = asyncio.create_task(cluster.complete())
-    await asyncio.sleep(0.2)
+async def test_above_the_bounds_is_429_and_who_waits_has_its_turn(start_cluster: Any) -> None:
+    cluster = await start_cluster(0, 1, max_concurrency=1, max_queue=1)
+    engine = cluster.decodes[0]
+    engine.next_event = asyncio.Semaphore(0)
+    requests = [asyncio.create_task(cluster.client.post("/v1/completions", json={"stream": True})) for _ in range(2)]
+    async with asyncio.timeout(5):
+        while (cluster.metric("in_flight"), cluster.metric("queue")) != (2, 1):  # noqa: ASYNC110 - the proxy's state
+            await asyncio.sleep(0.01)
     async with cluster.client.post("/v1/completions", json={}) as response:
         assert (response.status, response.headers["Retry-After"]) == (429, "1")
-    monkeypatch.setattr(proxy_app, "IN_FLIGHT_MAX", 0)
+        assert "retry later" in (await response.json())["error"]["message"]
     async with cluster.client.get("/health") as response:
         assert response.status == 200
+    assert len(engine.legs) == 1
+    for _ in range(8):
+        engine.next_event.release()
+    for request in requests:
+        async with await request as response:
+            assert (await response.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_who_waits_for_its_turn_too_long_gets_a_429(start_cluster: Any) -> None:
+    cluster = await start_cluster(0, 1, max_concurrency=1, queue_timeout=0.2)
+    cluster.decodes[0].act = cluster.decodes[0].hang
+    first = asyncio.create_task(cluster.complete())
+    await cluster.decodes[0].called.wait()
+    status, answer = await cluster.complete()
+    assert status == 429
+    assert "waited 0.2 s" in answer["error"]["message"]
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_client_that_leaves_the_queue_leaves_no_gap_in_it(start_cluster: Any) -> None:
+    cluster = await start_cluster(0, 1, max_concurrency=1)
+    cluster.decodes[0].act = cluster.decodes[0].hang
+    requests = [asyncio.create_task(cluster.complete()) for _ in range(3)]
+    await cluster.decodes[0].called.wait()
+    for request in requests:
+        request.cancel()
+    await asyncio.gather(*requests, return_exceptions=True)
+    cluster.decodes[0].act = cluster.decodes[0].answer
+    assert (await asyncio.wait_for(cluster.complete(), 5))[0] == 200
+    assert cluster.metric("queue") == 0
 
 
 async def test_operators_see_life_readiness_and_metrics(start_cluster: Any) -> None:
@@ -280,7 +344,7 @@ async def test_a_defect_of_the_proxy_is_a_500_that_tells_nothing(cluster: Any, m
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(proxy_app, "prefill_request", fail)
+    monkeypatch.setattr(legs, "prefill_request", fail)
     status, answer = await cluster.complete()
     assert (status, answer["error"]["type"]) == (500, "server_error")
     assert "secret" not in answer["error"]["message"]

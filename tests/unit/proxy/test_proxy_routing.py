@@ -1,128 +1,281 @@
-"""The routing table alone: turns, what follows on each outcome, and that every route ends."""
+"""Routes alone: what follows on each outcome, and that every route ends and leaves no load behind."""
 
 import itertools
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.proxy.core.fleet import FAILURES_MAX, Address, Fleet, Handover, Health, Probe, Role
 from services.proxy.core.routing import (
-    Address,
+    BUDGET_MAX,
+    RERUNS_MAX,
     Decision,
     Decode,
     Finished,
     Outcome,
+    Pair,
     Prefill,
-    Role,
-    RoutingTable,
+    Route,
+    Router,
     Unserved,
 )
+from services.proxy.core.scheduling import Ask, make_policy
 
-FAILURES = [Outcome.UNREACHABLE, Outcome.BROKEN, Outcome.TIMED_OUT]
-
-
-def table(prefills: int, decodes: int) -> RoutingTable:
-    return RoutingTable(
-        tuple(Address(f"p{n}") for n in range(prefills)), tuple(Address(f"d{n}") for n in range(decodes))
-    )
+UNSEEN = [Outcome.UNREACHABLE, Outcome.UNCONNECTED, Outcome.BUSY]
+RERUN = [Outcome.BROKEN, Outcome.TIMED_OUT, Outcome.DIED]
 
 
-def walk(routes: RoutingTable, *outcomes: Outcome, prefill: bool = True, repeatable: bool = True) -> list[Decision]:
-    route = routes.begin(prefill=prefill, repeatable=repeatable)
-    return [route.step(), *(route.step(outcome) for outcome in outcomes)]
+def router(prefills: int, decodes: int, handover: Handover | None = Handover.STORE) -> Router:
+    fleet = Fleet()
+    for role, count in ((Role.PREFILL, prefills), (Role.DECODE, decodes)):
+        for n in range(count):
+            fleet.add(role, Address(f"{role[0]}{n}"))
+    return Router(fleet, {role: make_policy("round_robin", Random(1)) for role in Role}, handover)
 
 
-def p(n: int) -> Prefill:
-    return Prefill(Address(f"p{n}"))
+def pushing(prefills: int, decodes: int) -> Router:
+    routes = router(prefills, decodes, Handover.PUSH)
+    for engine in routes.fleet.engines(Role.PREFILL):
+        routes.fleet.learned(engine, Handover.PUSH, (f"id-{engine.address}",))
+    return routes
 
 
-def d(n: int, *, alone: bool = False) -> Decode:
-    return Decode(Address(f"d{n}"), alone)
+def said(decision: Decision) -> str:
+    """A word for a decision: p0, d0, d0! (alone), d0< (fetching), p0+d0, finished, unserved(d0,d1)? (may have run)."""
+    match decision:
+        case Prefill(leg):
+            return str(leg.engine.address)
+        case Decode(leg, alone, fetching):
+            return f"{leg.engine.address}{'!' * alone}{'<' * fetching}"
+        case Pair(prefill, decode):
+            return f"{prefill.engine.address}+{decode.engine.address}"
+        case Finished():
+            return "finished"
+        case Unserved(failed, may_have_run):
+            return f"unserved({','.join(failed)}){'?' * may_have_run}"
+
+
+def role_of(decision: Decision) -> Role:
+    return Role.PREFILL if isinstance(decision, Prefill) else Role.DECODE
+
+
+def walk(
+    routes: Router, *outcomes: Outcome | tuple[Role, Outcome], prefill: bool = True, repeatable: bool = True
+) -> list[str]:
+    """The decisions of one route. A pair's outcome names the leg."""
+    route = routes.begin(Ask(10), prefill=prefill, repeatable=repeatable)
+    decision = route.begin(0)
+    told = [said(decision)]
+    for outcome in outcomes:
+        role, what = outcome if isinstance(outcome, tuple) else (role_of(decision), outcome)
+        decision = route.step(role, what, 0)
+        told.append(said(decision))
+        routes.fleet.check()
+    route.close()
+    route.close()
+    assert not any(engine.requests for role in Role for engine in routes.fleet.engines(role))
+    return told
+
+
+DONE = Outcome.DONE
 
 
 def test_each_role_takes_turns_of_its_own() -> None:
-    routes = table(2, 3)
-    walks = [walk(routes, Outcome.DONE, Outcome.DONE) for _ in range(6)]
-    assert walks == [[p(n % 2), d(n % 3), Finished()] for n in range(6)]
+    routes = router(2, 3)
+    walks = [walk(routes, DONE, DONE) for _ in range(6)]
+    assert walks == [[f"p{n % 2}", f"d{n % 3}<", "finished"] for n in range(6)]
 
 
 def test_a_request_without_a_prefill_leg_goes_straight_to_decode() -> None:
-    assert walk(table(2, 1), Outcome.DONE, prefill=False) == [d(0), Finished()]
+    assert walk(router(2, 1), DONE, prefill=False) == ["d0", "finished"]
+    assert walk(router(2, 1, Handover.NONE), DONE) == ["d0", "finished"]
+    assert walk(router(0, 1), DONE) == ["d0", "finished"]
 
 
-def test_without_decode_engines_nothing_is_prefilled() -> None:
-    assert walk(table(2, 0)) == [Unserved((), may_have_run=False)]
+def test_nothing_is_prefilled_for_nobody() -> None:
+    assert walk(router(2, 0)) == ["unserved()"]
+    routes = router(1, 1)
+    routes.fleet.probed(routes.fleet.engines(Role.DECODE)[0], Probe.REFUSED)
+    assert walk(routes) == ["unserved()"]
+    assert walk(pushing(1, 0)) == ["unserved()"]
 
 
-@pytest.mark.parametrize("failure", FAILURES)
-def test_a_failed_prefill_is_given_to_every_other_once_then_decoded_alone(failure: Outcome) -> None:
-    assert walk(table(3, 1), failure, Outcome.DONE) == [p(0), p(1), d(0)]
-    assert walk(table(3, 1), *[failure] * 3, Outcome.DONE) == [p(0), p(1), p(2), d(0, alone=True), Finished()]
+@pytest.mark.parametrize("failure", UNSEEN)
+def test_who_did_not_take_the_request_is_passed_over_as_often_as_it_takes(failure: Outcome) -> None:
+    assert walk(router(5, 1), *[failure] * 5, DONE) == ["p0", "p1", "p2", "p3", "p4", "d0!", "finished"]
+    decodes = walk(router(1, 5), DONE, *[failure] * 5)
+    assert decodes == ["p0", "d0<", "d1<", "d2<", "d3<", "d4<", "unserved(d0,d1,d2,d3,d4)"]
 
 
-@pytest.mark.parametrize("failure", FAILURES)
-def test_a_failed_decode_is_given_to_every_other_once(failure: Outcome) -> None:
-    routes = table(1, 3)
-    assert walk(routes, Outcome.DONE, failure, failure, Outcome.DONE) == [p(0), d(0), d(1), d(2), Finished()]
-    assert walk(routes, Outcome.DONE, *[failure] * 3)[-1] == Unserved(("d0", "d1", "d2"), may_have_run=False)
+@pytest.mark.parametrize("failure", RERUN)
+def test_a_request_that_kills_engines_does_not_kill_them_all(failure: Outcome) -> None:
+    assert RERUNS_MAX == 2
+    assert walk(router(5, 1), *[failure] * 3, DONE) == ["p0", "p1", "p2", "d0!", "finished"]
+    decodes = walk(router(1, 5), DONE, *[failure] * 3)
+    assert decodes == ["p0", "d0<", "d1", "d2", "unserved(d0,d1,d2)?"]  # d0 may have fetched, and had it freed
 
 
-@pytest.mark.parametrize("failure", [Outcome.BROKEN, Outcome.TIMED_OUT])
-def test_what_must_not_run_twice_is_sent_on_only_if_it_was_never_received(failure: Outcome) -> None:
-    steps = walk(table(0, 3), Outcome.UNREACHABLE, failure, prefill=False, repeatable=False)
-    assert steps == [d(0), d(1), Unserved(("d0", "d1"), may_have_run=True)]
+@pytest.mark.parametrize("failure", RERUN)
+def test_what_must_not_run_twice_is_sent_on_only_if_nobody_took_it(failure: Outcome) -> None:
+    steps = walk(router(0, 4), Outcome.UNREACHABLE, Outcome.BUSY, failure, repeatable=False)
+    assert steps == ["d0", "d1", "d2", "unserved(d0,d1,d2)?"]
+
+
+def test_reruns_of_all_requests_share_a_budget() -> None:
+    routes = router(0, 2)
+    routes.budget._left = 2.0
+    rerun = ["d0", "d1", "finished"]
+    assert sorted(walk(routes, Outcome.BROKEN, DONE)) == rerun
+    assert sorted(walk(routes, Outcome.BROKEN, DONE)) == rerun
+    assert walk(routes, Outcome.BROKEN)[-1].startswith("unserved")
+    assert walk(routes, Outcome.UNREACHABLE, DONE)[-1] == "finished"  # costs nobody any work
+    for _ in range(5):
+        walk(routes, DONE)
+    for engine in routes.fleet.engines(Role.DECODE):
+        routes.fleet.probed(engine, Probe.OK)
+    assert walk(routes, Outcome.BROKEN, DONE)[-1] == "finished"  # five requests earn one
+    for _ in range(20_000):
+        routes.budget.earn()
+    assert routes.budget._left == BUDGET_MAX
 
 
 def test_the_turn_goes_on_behind_a_retry() -> None:
-    routes = table(3, 1)
-    assert walk(routes, Outcome.UNREACHABLE)[:2] == [p(0), p(1)]
-    assert walk(routes)[0] == p(2)
+    routes = router(3, 1)
+    assert walk(routes, Outcome.BUSY)[:2] == ["p0", "p1"]
+    assert walk(routes)[0] == "p2"
 
 
-def test_an_engine_added_under_way_is_used_and_a_known_one_is_not_added_twice() -> None:
-    routes = table(0, 1)
-    route = routes.begin(prefill=False, repeatable=True)
-    assert route.step() == d(0)
-    assert routes.add(Role.DECODE, Address("d1"))
-    assert not routes.add(Role.DECODE, Address("d1"))
-    assert routes.engines(Role.DECODE) == ("d0", "d1")
-    assert routes.add(Role.PREFILL, Address("d1"))  # one engine may have both roles
-    assert route.step(Outcome.BROKEN) == d(1)
+def test_engines_may_come_and_go_under_way() -> None:
+    routes = router(1, 1)
+    route = routes.begin(Ask(), prefill=True, repeatable=True)
+    assert said(route.begin(0)) == "p0"
+    routes.fleet.remove(Role.DECODE, Address("d0"))
+    routes.fleet.add(Role.DECODE, Address("d1"))
+    assert said(route.step(Role.PREFILL, DONE, 0)) == "d1<"
+    routes.fleet.remove(Role.DECODE, Address("d1"))  # goes on
+    assert route.step(Role.DECODE, DONE, 0) == Finished()
 
 
-def test_a_route_is_asked_in_order() -> None:
-    route = table(1, 1).begin(prefill=True, repeatable=True)
-    with pytest.raises(AssertionError, match="answers a decision"):
-        route.step(Outcome.DONE)
-    route.step()
-    with pytest.raises(AssertionError, match="answers a decision"):
-        route.step()
-    route.step(Outcome.DONE)
-    route.step(Outcome.DONE)
-    with pytest.raises(AssertionError, match="has ended"):
-        route.step(Outcome.DONE)
+def test_a_pair_is_done_with_its_decode() -> None:
+    assert walk(pushing(1, 1), DONE) == ["p0+d0", "finished"]
+    routes = pushing(1, 1)
+    route = routes.begin(Ask(), prefill=True, repeatable=True)
+    route.begin(0)
+    route.prefilled()
+    assert [engine.requests for role in Role for engine in routes.fleet.engines(role)] == [0, 1]
+    assert route.step(Role.DECODE, DONE, 0) == Finished()
+    routes.fleet.check()
+
+
+def test_a_failed_leg_of_a_pair_makes_another_pair() -> None:
+    routes = pushing(2, 2)
+    assert walk(routes, (Role.PREFILL, Outcome.BROKEN), DONE) == ["p0+d0", "p1+d1", "finished"]
+    steps = walk(pushing(1, 2), (Role.PREFILL, Outcome.UNREACHABLE), DONE)
+    assert steps == ["p0+d0", "d1!", "finished"]
+    steps = walk(pushing(1, 2), (Role.DECODE, Outcome.BROKEN), DONE)
+    assert steps == ["p0+d0", "p0+d1", "finished"]
+    steps = walk(pushing(1, 1), (Role.DECODE, Outcome.BROKEN))
+    assert steps == ["p0+d0", "unserved(d0)"]
+
+
+def test_a_pair_needs_to_know_what_the_prefill_engine_is_called() -> None:
+    routes = router(2, 1, Handover.PUSH)
+    assert walk(routes, DONE) == ["d0!", "finished"]
+    routes.fleet.learned(routes.fleet.engines(Role.PREFILL)[1], Handover.PUSH, ("id",))
+    assert walk(routes, DONE) == ["p1+d0", "finished"]
+
+
+def test_how_each_prefill_engine_hands_over_is_found_out() -> None:
+    routes = router(4, 1, None)
+    _, store, pull, push = routes.fleet.engines(Role.PREFILL)
+    routes.fleet.learned(store, Handover.STORE)
+    routes.fleet.learned(pull, Handover.PULL)
+    routes.fleet.learned(push, Handover.PUSH, ("id",))
+    first = [routes.begin(Ask(), prefill=True, repeatable=True).begin(0) for _ in range(4)]
+    assert [decision.handover if isinstance(decision, Prefill) else "pair" for decision in first] == [
+        None,
+        None,  # asked again each time
+        Handover.PULL,
+        "pair",
+    ]
+
+
+def test_what_routes_tell_the_fleet() -> None:
+    routes = router(0, 2)
+    first, second = routes.fleet.engines(Role.DECODE)
+    walk(routes, Outcome.UNREACHABLE)
+    assert (first.health, second.health) == (Health.GONE, Health.UP)
+    walk(routes, Outcome.UNCONNECTED)
+    assert second.health is Health.SILENT
+    routes.fleet.probed(first, Probe.OK)
+    walk(routes, Outcome.DIED)
+    assert first.health is Health.GONE
+    for _ in range(FAILURES_MAX):
+        route = routes.begin(Ask(), prefill=False, repeatable=True)
+        route.begin(0)
+        route.answered()
+        assert second.health is Health.UP
+        second.failures = FAILURES_MAX - 1
+        route.broke_off(0)
+        route.close()
+    assert second.open_until is not None
+
+
+def test_a_route_without_a_leg_takes_no_outcome() -> None:
+    route = router(0, 1).begin(Ask(), prefill=True, repeatable=True)
+    route.begin(0)
+    assert route.step(Role.DECODE, DONE, 0) == Finished()
+    with pytest.raises(KeyError):
+        route.step(Role.DECODE, DONE, 0)
+
+
+def legs_of(decision: Decision) -> list[str]:
+    match decision:
+        case Prefill(leg) | Decode(leg):
+            return [str(leg.engine.address)]
+        case Pair(prefill, decode):
+            return [str(prefill.engine.address), str(decode.engine.address)]
+    return []
 
 
 @given(
     st.integers(0, 4),
     st.integers(0, 4),
+    st.sampled_from(list(Handover)),
     st.booleans(),
-    st.lists(st.tuples(st.integers(0, 2), st.sampled_from(Outcome)), max_size=60),
+    st.lists(st.tuples(st.integers(0, 2), st.sampled_from(Role), st.sampled_from(Outcome)), max_size=60),
 )
 def test_routes_that_interleave_all_end_and_never_ask_an_engine_twice(
-    prefills: int, decodes: int, repeatable: bool, schedule: list[tuple[int, Outcome]]
+    prefills: int, decodes: int, handover: Handover, repeatable: bool, schedule: list[tuple[int, Role, Outcome]]
 ) -> None:
-    routes = table(prefills, decodes)
-    open_routes = [routes.begin(prefill=True, repeatable=repeatable) for _ in range(3)]
-    said: list[list[Decision]] = [[route.step()] for route in open_routes]
-    done = itertools.cycle([(n, Outcome.UNREACHABLE) for n in range(3)])
-    for n, outcome in itertools.chain(schedule, itertools.islice(done, 3 * (prefills + decodes + 1))):
-        if not isinstance(said[n][-1], Finished | Unserved):
-            said[n].append(open_routes[n].step(outcome))
-            routes.check()
-    for decisions in said:
-        assert isinstance(decisions[-1], Finished | Unserved)
-        legs = [(type(step), step.to) for step in decisions if isinstance(step, Prefill | Decode)]
-        assert len(set(legs)) == len(legs)
-        kinds = [kind for kind, _ in legs]
-        assert kinds == sorted(kinds, key=[Prefill, Decode].index)  # never back to prefill
+    routes = pushing(prefills, decodes)
+    routes.handover = handover
+    taken: list[Route] = [routes.begin(Ask(7), prefill=True, repeatable=repeatable) for _ in range(3)]
+    told: list[list[tuple[Decision, Role | None]]] = [[(route.begin(0), None)] for route in taken]
+    rest = itertools.cycle([(n, Role.PREFILL, Outcome.UNREACHABLE) for n in range(3)])
+    for n, role, outcome in itertools.chain(schedule, itertools.islice(rest, 3 * (prefills + decodes + 1))):
+        last = told[n][-1][0]
+        if isinstance(last, Finished | Unserved):
+            continue
+        decided = role if isinstance(last, Pair) else role_of(last)
+        if isinstance(last, Pair) and outcome is DONE:
+            decided = Role.DECODE  # a pair is done with its decode
+        told[n].append((taken[n].step(decided, outcome, 0), decided))
+        routes.fleet.check()
+    for steps in told:
+        assert isinstance(steps[-1][0], Finished | Unserved)
+        asked: list[str] = []
+        for (decision, _), (_, failed) in itertools.pairwise(steps):
+            for leg in legs_of(decision):
+                spared = isinstance(decision, Pair) and failed is not None and leg[0] != failed[0]
+                if not spared:  # the leg of a pair that failed only with the other may be sent again
+                    asked.append(leg)
+        assert len(set(asked)) == len(asked)
+        kinds = [leg[0] for leg in asked]
+        assert handover is Handover.PUSH or kinds == sorted(kinds, reverse=True)  # never back to prefill
+    for route in taken:
+        route.close()
+    for role in Role:
+        assert all(engine.requests == engine.prompt_tokens == 0 for engine in routes.fleet.engines(role))

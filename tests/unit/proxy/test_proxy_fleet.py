@@ -1,0 +1,217 @@
+"""The fleet alone: who is offered, what legs, probes and operators change of that, and the breaker."""
+
+from typing import Any
+
+import pytest
+
+from services.proxy.core.fleet import (
+    FAILURES_MAX,
+    OPEN_S,
+    OPEN_S_MAX,
+    SILENT_PROBES,
+    Address,
+    Booking,
+    Breaker,
+    Change,
+    Engine,
+    Fleet,
+    Handover,
+    Health,
+    Probe,
+    Role,
+)
+
+A, B = Address("a:1"), Address("b:1")
+
+
+@pytest.fixture
+def changes() -> list[tuple[str, Change]]:
+    return []
+
+
+@pytest.fixture
+def fleet(changes: Any) -> Fleet:
+    """Two engines of each role."""
+    made = Fleet(lambda engine, change: changes.append((engine.address, change)))
+    for role in Role:
+        for address in (A, B):
+            assert made.add(role, address)
+    return made
+
+
+def of(fleet: Fleet, role: Role, address: Address = A) -> Engine:
+    engine = fleet.get(role, address)
+    assert engine is not None
+    return engine
+
+
+def offered(fleet: Fleet, role: Role = Role.DECODE, now: float = 0.0, tried: tuple[Address, ...] = ()) -> list[str]:
+    return [engine.address for engine in fleet.candidates(role, now, frozenset(tried))]
+
+
+def fail(fleet: Fleet, engine: Engine, now: float, times: int = 1) -> None:
+    for _ in range(times):
+        booking = fleet.book(engine, 1, now)
+        fleet.failed(booking, now)
+        fleet.ended(booking)
+        fleet.check()
+
+
+def answer(fleet: Fleet, engine: Engine, now: float) -> Booking:
+    booking = fleet.book(engine, 1, now)
+    fleet.answered(booking)
+    fleet.ended(booking)
+    fleet.check()
+    return booking
+
+
+def test_roles_are_apart_and_an_engine_is_there_once(fleet: Fleet) -> None:
+    assert not fleet.add(Role.DECODE, A)
+    fleet.remove(Role.DECODE, A)
+    assert [engine.address for engine in fleet.engines(Role.DECODE)] == [B]
+    assert [engine.address for engine in fleet.engines(Role.PREFILL)] == [A, B]
+    assert fleet.remove(Role.DECODE, A) is None
+
+
+def test_a_drained_engine_is_offered_to_nobody_until_it_is_added_again(fleet: Fleet) -> None:
+    booking = fleet.book(of(fleet, Role.DECODE), 5, 0)
+    fleet.drain(Role.DECODE, A)
+    assert offered(fleet) == [B]
+    assert of(fleet, Role.DECODE).requests == 1  # what runs goes on
+    assert fleet.add(Role.DECODE, A)
+    assert offered(fleet) == [A, B]
+    fleet.ended(booking)
+    assert fleet.drain(Role.DECODE, Address("c:1")) is None
+
+
+def test_load_counts_tokens_of_prefills_and_requests_of_decodes(fleet: Fleet) -> None:
+    bookings = [fleet.book(of(fleet, role), 30, 0) for role in Role for _ in range(2)]
+    assert (of(fleet, Role.PREFILL).load, of(fleet, Role.DECODE).load) == (60, 2)
+    for booking in bookings:
+        fleet.ended(booking)
+    assert (of(fleet, Role.PREFILL).load, of(fleet, Role.DECODE).load) == (0, 0)
+    with pytest.raises(AssertionError, match="ends once"):
+        fleet.ended(bookings[0])
+
+
+def test_the_breaker_opens_doubles_and_closes(fleet: Fleet, changes: Any) -> None:
+    engine = of(fleet, Role.DECODE)
+    fail(fleet, engine, 10, FAILURES_MAX - 1)
+    answer(fleet, engine, 10)  # in a row only
+    fail(fleet, engine, 10, FAILURES_MAX - 1)
+    assert engine.breaker(10) is Breaker.CLOSED
+    fail(fleet, engine, 10)
+    assert engine.breaker(10) is Breaker.OPEN
+    assert offered(fleet, now=10) == [B]
+    now, open_s = 10.0, OPEN_S
+    for _ in range(8):
+        now += open_s
+        assert engine.breaker(now) is Breaker.HALF_OPEN
+        assert offered(fleet, now=now) == [A, B]
+        fail(fleet, engine, now)
+        assert engine.breaker(now) is Breaker.OPEN
+        open_s = min(2 * open_s, OPEN_S_MAX)
+        assert engine.breaker(now + open_s - 0.01) is Breaker.OPEN
+    now += open_s
+    answer(fleet, engine, now)
+    assert engine.breaker(now) is Breaker.CLOSED
+    assert [change for _, change in changes] == [Change.OPENED] * 9 + [Change.CLOSED]
+    fail(fleet, engine, now, FAILURES_MAX)
+    assert engine.breaker(now + OPEN_S) is Breaker.HALF_OPEN  # the next time it begins anew
+
+
+def test_half_open_one_leg_finds_out(fleet: Fleet) -> None:
+    engine = of(fleet, Role.DECODE)
+    early = fleet.book(engine, 1, 0)
+    fail(fleet, engine, 0, FAILURES_MAX)
+    trial = fleet.book(engine, 1, OPEN_S)
+    assert offered(fleet, now=OPEN_S) == [B]
+    assert offered(fleet, now=OPEN_S, tried=(B,)) == [A]  # rather than nobody
+    other = fleet.book(engine, 1, OPEN_S)
+    for booking in (early, other):  # sent before, or for want of a better one: they tell nothing new
+        fleet.failed(booking, OPEN_S)
+        fleet.ended(booking)
+    assert engine.breaker(OPEN_S) is Breaker.HALF_OPEN
+    fleet.ended(trial)  # given up by its client: nobody knows more than before
+    assert offered(fleet, now=OPEN_S) == [A, B]
+    fleet.check()
+
+
+def test_a_prefill_engine_that_is_not_well_is_not_asked_at_all(fleet: Fleet) -> None:
+    fail(fleet, of(fleet, Role.PREFILL), 0, FAILURES_MAX)
+    assert offered(fleet, Role.PREFILL, tried=(B,)) == []
+    assert offered(fleet, Role.PREFILL, now=OPEN_S, tried=(B,)) == [A]
+    trial = fleet.book(of(fleet, Role.PREFILL), 1, OPEN_S)
+    assert offered(fleet, Role.PREFILL, now=OPEN_S, tried=(B,)) == []
+    fleet.ended(trial)
+    for _ in range(SILENT_PROBES):
+        fleet.probed(of(fleet, Role.PREFILL, B), Probe.NO_ANSWER)
+    assert offered(fleet, Role.PREFILL, tried=(A,)) == []
+
+
+def test_a_decode_engine_is_asked_in_the_order_of_how_well_it_is(fleet: Fleet) -> None:
+    a, b = of(fleet, Role.DECODE), of(fleet, Role.DECODE, B)
+    for _ in range(SILENT_PROBES):
+        fleet.probed(a, Probe.NO_ANSWER)
+    fail(fleet, b, 0, FAILURES_MAX)
+    assert offered(fleet) == [B]
+    assert offered(fleet, tried=(B,)) == [A]
+    assert fleet.serves(Role.DECODE, 0)
+    fleet.probed(b, Probe.REFUSED)
+    assert offered(fleet) == [A]
+    assert not fleet.serves(Role.DECODE, 0)
+    fleet.probed(a, Probe.REFUSED)
+    assert offered(fleet) == []
+
+
+def test_one_probe_without_an_answer_is_no_silence(fleet: Fleet, changes: Any) -> None:
+    engine = of(fleet, Role.DECODE)
+    for probe in [Probe.NO_ANSWER, Probe.OK] * 3:
+        fleet.probed(engine, probe)
+    fleet.probed(engine, Probe.NO_ANSWER)
+    answer(fleet, engine, 0)  # so does a leg's answer
+    fleet.probed(engine, Probe.NO_ANSWER)
+    assert engine.health is Health.UP
+    fleet.probed(engine, Probe.NO_ANSWER)
+    assert engine.health is Health.SILENT
+    fleet.probed(engine, Probe.OK)
+    assert changes == [(A, Change.LOST), (A, Change.BACK)]
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_an_engine_that_takes_no_connection_is_lost_with_the_first_leg(
+    fleet: Fleet, changes: Any, refused: bool
+) -> None:
+    engine = of(fleet, Role.DECODE)
+    for _ in range(2):
+        booking = fleet.book(engine, 1, 0)
+        fleet.unreachable(booking, refused=refused)
+        fleet.ended(booking)
+    assert engine.health is (Health.GONE if refused else Health.SILENT)
+    assert changes == [(A, Change.LOST)]
+    fleet.probed(engine, Probe.OK)
+    assert offered(fleet) == [A, B]
+
+
+def test_what_comes_back_is_taken_for_a_new_engine(fleet: Fleet) -> None:
+    engine = of(fleet, Role.PREFILL)
+    fleet.learned(engine, Handover.PUSH, ("id",))
+    fail(fleet, engine, 0, FAILURES_MAX)
+    fail(fleet, engine, OPEN_S)
+    fleet.probed(engine, Probe.REFUSED)
+    assert (engine.handover, engine.transfer_ids) == (None, ())
+    fleet.probed(engine, Probe.OK)
+    assert offered(fleet, Role.PREFILL, now=OPEN_S) == [A, B]
+    assert engine.breaker(OPEN_S) is Breaker.CLOSED
+
+
+def test_an_answer_without_params_unteaches_nothing(fleet: Fleet) -> None:
+    engine = of(fleet, Role.PREFILL)
+    fleet.learned(engine, Handover.STORE)
+    assert engine.handover is Handover.STORE
+    fleet.learned(engine, Handover.PULL)
+    fleet.learned(engine, Handover.STORE)
+    assert engine.handover is Handover.PULL
+    fleet.learned(engine, Handover.PUSH, ("id",))
+    fleet.learned(engine, Handover.STORE)
+    assert (engine.handover, engine.transfer_ids) == (Handover.PUSH, ("id",))
