@@ -14,14 +14,20 @@ from typing import Any
 import uvloop
 from larder.errors import LarderError
 
+from services.common import logs
+
 logger = logging.getLogger(__name__)
 
 
-def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, prog: str, log_level: str) -> int:
+def run(
+    main: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
+    *,
+    prog: str,
+    log_level: str,
+    log_format: logs.Format = "text",
+) -> int:
     """Runs main(stop) to its end on uvloop; returns the process's exit status."""
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format=f"%(asctime)s {prog} %(levelname)s %(name)s: %(message)s"
-    )
+    logs.begin(prog=prog, level=log_level, format=log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_with_signals(main))

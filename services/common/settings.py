@@ -28,6 +28,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from services.common import logs
 from services.common.version import VERSION
 
 _SIZE: Final = re.compile(r"\s*\d+(\.\d+)?\s*([kmgtp]?i?b?)\s*", re.IGNORECASE)
@@ -80,6 +81,7 @@ class ServiceSettings(BaseSettings):
 
     config: Path | None = Field(None, description="YAML file with settings; its keys are the names of these flags")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: logs.Format = Field("text", description="text, or json: one object a line")
 
     @classmethod
     def settings_customise_sources(  # type: ignore[override]  # load() reads the sources, so only this one is left

@@ -28,7 +28,13 @@ def main() -> None:
     # Millions of small live objects and hardly any cycles: full collections would only stop the loop for seconds.
     gc.freeze()
     gc.set_threshold(50_000, 50, 1_000_000)
-    sys.exit(run(lambda stop: serve(settings, stop), prog="master", log_level=settings.log_level))
+    status = run(
+        lambda stop: serve(settings, stop),
+        prog="master",
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+    )
+    sys.exit(status)
 
 
 async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:

@@ -7,6 +7,7 @@ never make it a `200`: every error has its status and, in OpenAI's shape, its re
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from random import Random
@@ -16,6 +17,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
+from services.common.logs import FIELDS
 from services.common.version import VERSION
 from services.proxy.admin import Admin
 from services.proxy.admission import Admission, Overloaded
@@ -31,6 +33,7 @@ from services.proxy.health import HealthChecks
 from services.proxy.members import Members
 from services.proxy.models import merged_models
 from services.proxy.siblings import Siblings
+from services.proxy.story import STORY, Story
 from services.proxy.upstream import Upstream, end_to_end
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,8 @@ _BODY_S: Final = 60.0
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _REPEATABLE: Final = frozenset({"/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize"})
 _PERHAPS_PARAMS: Final = (legs.PARAMS.encode(), b"\\u")  # the name, or escapes that may spell it
+_REQUEST_ID: Final = re.compile("[!-~]{1,128}")  # others would break headers and logs, or fill them
+_UNTOLD: Final = frozenset({"/health", "/ready", "/metrics"})  # asked all the time
 _METRICS_TYPE: Final = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 
 
@@ -60,6 +65,7 @@ class Proxy:
         self._upstream = upstream
         self._registry = registry
         self._accepting = accepting
+        self._tells = settings.log_format == "json"
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -153,7 +159,9 @@ class Proxy:
     @web.middleware
     async def _accounted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Counts every request under its outcome, and gives every error its JSON."""
-        request[ID] = request.headers.get("X-Request-Id") or f"{self._random.getrandbits(128):032x}"
+        given = request.headers.get("X-Request-Id", "")
+        request[ID] = given if _REQUEST_ID.fullmatch(given) else f"{self._random.getrandbits(128):032x}"
+        story = request[STORY] = Story()
         resource = request.match_info.route.resource
         path = resource.canonical if resource is not None else "other"
         outcome, code = "cancelled", 499
@@ -170,6 +178,19 @@ class Proxy:
             if self._in_flight == 0:
                 self._idle.set()
             self._metrics.requests.labels(path, str(code), outcome).inc()
+            if self._tells and path not in _UNTOLD:
+                self._tell(request, story, code, outcome)
+
+    def _tell(self, request: web.Request, story: Story, code: int, outcome: str) -> None:
+        """The request's line in the log."""
+        what = {
+            "request_id": request[ID],
+            "method": request.method,
+            "path": request.path,
+            "status": code,
+            "outcome": outcome,
+        }
+        logger.info("request", extra={FIELDS: what | story.fields(time.monotonic())})
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -195,13 +216,12 @@ class Proxy:
     # -- a request's way
 
     async def _serve(self, request: web.Request, *, generates: bool) -> web.StreamResponse:
-        started = time.monotonic()
         self._admission.check()
         headers = self._headers(request)
         body = await self._read(request)
         try:
             repeatable = generates or request.method in _SAFE_METHODS or request.path in _REPEATABLE
-            call = Call(request, body, headers, started, repeatable)
+            call = Call(request, request[STORY], body, headers, repeatable)
             self._understand(call, generates=generates)
             await self._admission.enter()
             try:
@@ -217,6 +237,7 @@ class Proxy:
             call.asked = legs.parse_request(request.content_type, call.body)
             call.streamed = call.asked.get("stream") is True
             call.ask = legs.ask_of(call.asked, request.headers.get(self._settings.session_header, ""))
+            call.story.prompt_tokens = call.ask.prompt_tokens
         elif any(sign in call.body for sign in _PERHAPS_PARAMS) or b"\0" in call.body[:4]:
             legs.refuse_params(_as_object(call.body))
 

@@ -11,7 +11,12 @@ from services.proxy.workers import supervise
 
 def main() -> None:
     settings = load(ProxySettings, prog="proxy")
-    if settings.workers > 1:
-        sys.exit(run(lambda stop: supervise(settings, stop, announce), prog="proxy", log_level=settings.log_level))
+    main_of = supervise if settings.workers > 1 else serve
     tune()
-    sys.exit(run(lambda stop: serve(settings, stop, announce), prog="proxy", log_level=settings.log_level))
+    status = run(
+        lambda stop: main_of(settings, stop, announce),
+        prog="proxy",
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+    )
+    sys.exit(status)

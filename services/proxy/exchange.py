@@ -21,11 +21,12 @@ from multidict import CIMultiDict
 from services.proxy.config import ProxySettings
 from services.proxy.core import legs
 from services.proxy.core.codec import encode
-from services.proxy.core.fleet import Address, Booking, Handover, Role
+from services.proxy.core.fleet import Booking, Handover, Role
 from services.proxy.core.routing import Decision, Decode, Finished, Outcome, Pair, Prefill, Router, Unserved
 from services.proxy.core.scheduling import Ask
 from services.proxy.errors import ID, OUTCOME, error_object, error_response
 from services.proxy.metrics import Metrics
+from services.proxy.story import LegNote, Story
 from services.proxy.upstream import Answer, Leg, LegFailed, Upstream
 
 logger = logging.getLogger(__name__)
@@ -41,9 +42,9 @@ class Call:
     """One request of a client, read and understood."""
 
     request: web.Request
+    story: Story
     body: bytes
     headers: CIMultiDict[str]
-    started: float  # by time.monotonic
     repeatable: bool
     asked: dict[str, Any] | None = None  # None: it is passed on untouched
     ask: Ask = field(default_factory=Ask)
@@ -88,7 +89,7 @@ class Exchange:
     async def run(self) -> web.StreamResponse:
         limit_s = self._settings.request_timeout
         try:
-            async with asyncio.timeout(limit_s - (time.monotonic() - self._call.started)):
+            async with asyncio.timeout(limit_s - (time.monotonic() - self._call.story.began)):
                 return await self._follow()
         except TimeoutError:
             return await self._fail(504, f"the request was not answered within {limit_s:g} s", outcome="timed_out")
@@ -124,7 +125,8 @@ class Exchange:
     async def _prefill(
         self, booking: Booking, handover: Handover | None, transfer_id: str = "", rank: int | None = None
     ) -> Outcome:
-        to, started = booking.engine.address, time.monotonic()
+        to = booking.engine.address
+        note = self._call.story.leg(Role.PREFILL, to)
         outcome, reason = Outcome.DONE, ""
         asked = legs.prefill_request(
             self._call.asked or {},
@@ -150,7 +152,7 @@ class Exchange:
                     self._router.fleet.learned(booking.engine, found)
         except LegFailed as failure:
             outcome, reason = failure.outcome, str(failure)
-        self._leg_ended(Role.PREFILL, to, outcome, reason, started)
+        self._leg_ended(note, outcome, reason)
         return outcome
 
     async def _pair(self, prefill: Booking, decode: Booking) -> tuple[Role, Outcome]:
@@ -180,12 +182,14 @@ class Exchange:
             await asyncio.gather(prefilling, decoding, return_exceptions=True)
 
     async def _decode(self, booking: Booking, params: dict[str, Any] | None) -> Outcome:
-        call, to, started = self._call, booking.engine.address, time.monotonic()
+        call = self._call
+        note = call.story.leg(Role.DECODE, booking.engine.address)
         outcome, reason, body = Outcome.DONE, "", call.body
         if params is not None and call.asked is not None:
             body = legs.with_params(body, call.asked, params)
         try:
-            async with self._upstream.leg(to, self._settings.first_token_timeout if call.streamed else None) as leg:
+            timeout_s = self._settings.first_token_timeout if call.streamed else None
+            async with self._upstream.leg(note.to, timeout_s) as leg:
                 answer = await self._send(leg, body, call.headers)
                 looked = await self._look(answer)
                 if isinstance(looked, _Failed):
@@ -194,12 +198,12 @@ class Exchange:
                     self._route.answered()
                     await self._pass_on(leg, answer, looked)
         except LegFailed as failure:
-            self._leg_ended(Role.DECODE, to, failure.outcome, str(failure), started)
+            self._leg_ended(note, failure.outcome, str(failure))
             if call.response is not None:
                 self._route.broke_off(time.monotonic())
                 raise
             return failure.outcome
-        self._leg_ended(Role.DECODE, to, outcome, reason, started)
+        self._leg_ended(note, outcome, reason)
         return outcome
 
     async def _send(self, leg: Leg, body: bytes, headers: CIMultiDict[str]) -> Answer:
@@ -236,11 +240,13 @@ class Exchange:
     async def _pass_on(self, leg: Leg, answer: Answer, first: bytes) -> None:
         call = self._call
         leg.limit(None)
+        call.story.first_byte_at = time.monotonic()
         if call.streamed:
-            self._metrics.ttft_seconds.observe(time.monotonic() - call.started)
+            self._metrics.ttft_seconds.observe(call.story.first_byte_at - call.story.began)
         response = await self._begin(answer.status, answer.reason, answer.headers)
         chunk = first
         while chunk:
+            call.story.bytes += len(chunk)
             gap = leg.heard()
             if call.streamed and gap:
                 self._metrics.gap_seconds.observe(gap)
@@ -324,8 +330,10 @@ class Exchange:
         if self._call.request.transport is not None:
             self._call.request.transport.abort()
 
-    def _leg_ended(self, role: Role, to: Address, outcome: Outcome, reason: str, started: float) -> None:
-        self._metrics.leg(role, to, outcome.value).observe(time.monotonic() - started)
+    def _leg_ended(self, note: LegNote, outcome: Outcome, reason: str) -> None:
+        role, to = note.role, note.to
+        note.end(outcome.value, reason)
+        self._metrics.leg(role, to, outcome.value).observe(note.ended - note.began)
         if outcome is not Outcome.DONE and self._call.response is None:
             self._metrics.retries.labels(role.value, to, outcome.value).inc()
             logger.warning("request %s: %s engine %s failed: %s", self._call.request[ID], role.value, to, reason)

@@ -20,7 +20,12 @@ def main() -> int:
     told = json.loads(line)
     settings = ProxySettings(**told["settings"])
     tune()
-    return run(lambda stop: _work(settings, told, stop), prog=f"proxy[{told['index']}]", log_level=settings.log_level)
+    return run(
+        lambda stop: _work(settings, told, stop),
+        prog=f"proxy[{told['index']}]",
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+    )
 
 
 async def _work(settings: ProxySettings, told: dict[str, Any], stop: asyncio.Event) -> None:

@@ -60,7 +60,9 @@ class Settings(ServiceSettings):
 
 def main() -> int:
     settings = load(Settings, prog=PROG)
-    return run(lambda stop: serve(settings, stop), prog=PROG, log_level=settings.log_level)
+    return run(
+        lambda stop: serve(settings, stop), prog=PROG, log_level=settings.log_level, log_format=settings.log_format
+    )
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
