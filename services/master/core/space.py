@@ -22,8 +22,7 @@ class Prospects(NamedTuple):
     """Of copies to be made in this step."""
 
     room: int  # bytes below the watermark, where there are most
-    least: dict[int, Worth]  # by segment: of what would be the first to go
-    lowest: Worth
+    least: dict[int, Worth]  # by segment: of what would be the first to go; the lowest first
 
 
 class Space(Placing):
@@ -298,12 +297,20 @@ class Space(Placing):
         segments = self._open()
         room = max((-self._excess(segment, 0) for segment in segments), default=0)
         is_attaching = any(node.phase is Phase.ATTACHING for node in self.state.nodes.values())
-        least = {} if is_attaching else {s.number: s.residents.least() or HIGHEST for s in segments}
-        return Prospects(room, least, min(least.values(), default=HIGHEST))
+        leasts = [] if is_attaching else [(s.residents.least() or HIGHEST, s.number) for s in segments]
+        return Prospects(room, {number: least for least, number in sorted(leasts)})
 
     def is_hopeless(self, obj: Object, prospects: Prospects) -> bool:
         """Whether no slice of the object can have one more copy."""
-        return prospects.room < aligned(obj.slices[-1].length) and self._worth(obj) <= prospects.lowest
+        if prospects.room >= aligned(obj.slices[-1].length):
+            return False
+        worth, holders = self._worth(obj), self.holders(obj.slices[0]) if len(obj.slices) == 1 else []
+        for number, least in prospects.least.items():
+            if worth <= least:
+                break
+            if self.state.segments[number].node not in holders:
+                return False
+        return True
 
     def _worth(self, obj: Object) -> Worth:
         return max(self.state.segments[copy.segment].residents.worth(obj) for copy in obj.slices[0].copies)
