@@ -57,6 +57,9 @@ class _Write:
         self.checksums = [0] * len(slices)
         self.failed: list[tuple[int, int, Fault]] = []  # (slice, copy, why)
 
+    def fail(self, number: int, copy: int, fault: Fault) -> None:
+        self.failed.append((number, copy, fault))
+
     def is_lost(self) -> bool:
         """Whether some slice has no copy left."""
         failed = [number for number, _, _ in self.failed]
@@ -192,7 +195,7 @@ class Putter:
                         by_segment[token] = None if transport is None else bundles.to(segment, transport)
                     bundle = by_segment[token]
                     if bundle is None:
-                        write.failed.append((number, index, Fault.UNREACHABLE))
+                        write.fail(number, index, Fault.UNREACHABLE)
                         continue
                     bundles.add(bundle, Move(memory, offset, hashing=hashing), (write, number, index))
                     hashing = False
@@ -205,7 +208,7 @@ class Putter:
         self._mover.count("written", bundle, faults)
         for move, (write, number, copy), fault in zip(bundle.moves, bundle.purposes, faults, strict=True):
             if fault is not None:
-                write.failed.append((number, copy, fault))
+                write.fail(number, copy, fault)
             elif move.hashing:
                 write.checksums[number] = move.checksum
 
