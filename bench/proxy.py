@@ -29,6 +29,8 @@ WORK_DIR = Path(".work")
 PAUSE_S = 0.01  # so that the ends of one subject's connections are no load of the next one's
 SMALL_BYTES, LARGE_BYTES = 200, 8 << 10
 NOTES = """\
+Larder, store: the decode engine finds the KV by its content. Larder, pull: it is told what the prefill engine said of
+it, as vllm-router does.
 direct: the load itself asks the prefill engine, then the decode engine: the floor, in brackets, which "added" is over.
 demo proxy: our own rewrite of what vLLM's repository shows (FastAPI, uvicorn, a client session for every leg).
 vllm-router and sglang-router are Rust. Every proxy has one core, and all its threads are on it. A router that does not

@@ -22,7 +22,8 @@ from demo.processes import Process
 PEERS_ENV = Path(".venv-peers")
 HERE = Path(__file__).parent
 ENV = {key: value for key, value in os.environ.items() if not key.startswith((*FOREIGN_ENV, "OPENAI_API_KEY"))}
-LARDER, DEMO, DIRECT = "Larder", "demo proxy", "direct"
+DIRECT, DEMO = "direct", "demo proxy"
+LARDER_STORE, LARDER_PULL = "Larder, store", "Larder, pull"  # how it hands the KV over
 VLLM_ROUTER, SGLANG_ROUTER = "vllm-router", "sglang-router"
 
 
@@ -69,8 +70,10 @@ def commands(engines: Engines, port: int) -> dict[str, list[str | Path]]:
     peers = PEERS_ENV.absolute() / "bin"
     pair: list[str | Path] = ["--prefill", f"http://{prefill}", "--decode", f"http://{decode}"]
     quiet: list[str | Path] = ["--policy", "round_robin", "--prometheus-port", str(free_port()), "--log-level", "error"]
+    larder = [Path(sys.executable).with_name("proxy"), "--prefill", prefill, "--decode", decode, *listen]
     return {
-        LARDER: [Path(sys.executable).with_name("proxy"), "--prefill", prefill, "--decode", decode, *listen],
+        LARDER_STORE: [*larder, "--handover", "store"],
+        LARDER_PULL: [*larder, "--handover", "pull"],
         VLLM_ROUTER: [peers / "vllm-router", "--vllm-pd-disaggregation", *pair, *listen, *quiet],
         SGLANG_ROUTER: [peers / "sglang-router", "launch", "--pd-disaggregation", *pair, *listen, *quiet],
         DEMO: [sys.executable, HERE / "proxy_demo.py", str(port), prefill, decode],
@@ -93,7 +96,7 @@ def started(log_dir: Path, say: Callable[[str], None]) -> Iterator[tuple[list[Su
                 missing.append(name)
                 continue
             with pinned(proxy_core):
-                process = Process(name.replace(" ", "-"), argv, log_dir=log_dir, env=ENV)
+                process = Process(name.replace(", ", "-").replace(" ", "-"), argv, log_dir=log_dir, env=ENV)
             ending.callback(process.stop)
             process.wait_until(partial(answers, f"{HOST}:{port}", "/health"), START_DEADLINE_S)
             subjects.append(Subject(name, (port,), process))

@@ -10,7 +10,7 @@ import pytest
 from bench.metadata import OPS
 from bench.moving import LIMIT_OF
 from bench.proxy import QUICK
-from bench.proxy_subjects import DEMO, DIRECT, LARDER, SGLANG_ROUTER, VLLM_ROUTER
+from bench.proxy_subjects import DEMO, DIRECT, LARDER_PULL, LARDER_STORE, SGLANG_ROUTER, VLLM_ROUTER
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,8 +40,8 @@ def test_a_quick_run_of_the_proxies_measures_everything_that_is_installed(tmp_pa
     assert ran.returncode == 0, ran.stderr
     found = json.loads(figures.read_text())
     measured = {entry["subject"] for entry in found["proxies"]}
-    assert measured >= {DIRECT, LARDER, DEMO}
-    assert measured | set(found["missing"]) == {DIRECT, LARDER, DEMO, VLLM_ROUTER, SGLANG_ROUTER}
+    assert measured >= {DIRECT, LARDER_STORE, LARDER_PULL, DEMO}
+    assert measured | set(found["missing"]) == {DIRECT, LARDER_STORE, LARDER_PULL, DEMO, VLLM_ROUTER, SGLANG_ROUTER}
     assert len(found["proxies"]) == len(measured) * len(QUICK.cells())
     for entry in found["proxies"]:
         assert len(entry["p50_s"]) == QUICK.rounds

@@ -7,7 +7,7 @@ import pytest
 from bench.proxy_engine import EVENTS, MARK, PACED
 from bench.proxy_load import Load, Shape, is_whole
 from bench.proxy_report import Series, added, ratio, targets
-from bench.proxy_subjects import DEMO, DIRECT, LARDER, VLLM_ROUTER
+from bench.proxy_subjects import DEMO, DIRECT, LARDER_PULL, LARDER_STORE, VLLM_ROUTER
 
 PLAIN = Shape(200, streamed=False)
 
@@ -37,7 +37,8 @@ def test_targets_are_judged_over_the_floor_and_beside_the_demo() -> None:
     for clients in (1, 16):
         measured |= {
             (DIRECT, PLAIN, clients): series(1.0, 100.0),
-            (LARDER, PLAIN, clients): series(3.0, 30.0),
+            (LARDER_PULL, PLAIN, clients): series(3.0, 20.0),
+            (LARDER_STORE, PLAIN, clients): series(2.5, 30.0),
             (VLLM_ROUTER, PLAIN, clients): series(2.0, 60.0),
             (DEMO, PLAIN, clients): series(9.0, 10.0),
         }
@@ -46,7 +47,7 @@ def test_targets_are_judged_over_the_floor_and_beside_the_demo() -> None:
 
 
 def test_nothing_is_judged_beside_what_was_not_measured() -> None:
-    measured = {(name, PLAIN, clients): series(1.0, 1.0) for name in (DIRECT, LARDER) for clients in (1, 16)}
+    measured = {(name, PLAIN, clients): series(1.0, 1.0) for name in (DIRECT, LARDER_STORE) for clients in (1, 16)}
     assert list(targets(measured)) == []
 
 
