@@ -29,7 +29,7 @@ def test_cpu_is_counted_by_the_request() -> None:
 
 
 def series(p50_s: float, per_s: float) -> Series:
-    return Series([p50_s], [p50_s], [per_s], [0.001], [0.5])
+    return Series([p50_s], [p50_s], [per_s], [1 / per_s], [0.5])
 
 
 def test_targets_are_judged_over_the_floor_and_beside_the_demo() -> None:
