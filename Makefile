@@ -70,7 +70,7 @@ lock:  ## resolve locks/cpu.txt anew from pyproject.toml
 	.work/uv/bin/pip install -q uv 2> >(grep -v 'is ignored' >&2)
 	links=$$($(PYTHON) -m pip config get global.find-links 2>/dev/null || true)
 	.work/uv/bin/uv pip compile -q --python-version 3.11 $${links:+--find-links "$$links"} --override locks/overrides.txt \
-		--extra vllm --extra dev --no-header --no-emit-index-url --no-emit-find-links --no-annotate \
+		--extra vllm --extra otel --extra dev --no-header --no-emit-index-url --no-emit-find-links --no-annotate \
 		pyproject.toml -o locks/cpu.txt
 	echo "wrote locks/cpu.txt: $$(wc -l < locks/cpu.txt) packages"
 

@@ -34,6 +34,7 @@ from services.proxy.members import Members
 from services.proxy.models import merged_models
 from services.proxy.siblings import Siblings
 from services.proxy.story import STORY, Story
+from services.proxy.tracing import make_tracing
 from services.proxy.upstream import Upstream, end_to_end
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Proxy:
         self._upstream = upstream
         self._registry = registry
         self._accepting = accepting
+        self._tracing = make_tracing(settings.otlp_endpoint)
         self._tells = settings.log_format == "json"
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -124,6 +126,8 @@ class Proxy:
         except TimeoutError:
             logger.warning("cut off %d requests that took over %g s to end", self._in_flight, DRAIN_S)
         await self.health.close()
+        if self._tracing is not None:
+            await self._tracing.exporter.close()
 
     # -- handlers
 
@@ -161,7 +165,8 @@ class Proxy:
         """Counts every request under its outcome, and gives every error its JSON."""
         given = request.headers.get("X-Request-Id", "")
         request[ID] = given if _REQUEST_ID.fullmatch(given) else f"{self._random.getrandbits(128):032x}"
-        story = request[STORY] = Story()
+        trace = None if self._tracing is None else self._tracing.begin(request.headers)
+        request[STORY] = Story(request[ID], trace)
         resource = request.match_info.route.resource
         path = resource.canonical if resource is not None else "other"
         outcome, code = "cancelled", 499
@@ -178,19 +183,19 @@ class Proxy:
             if self._in_flight == 0:
                 self._idle.set()
             self._metrics.requests.labels(path, str(code), outcome).inc()
-            if self._tells and path not in _UNTOLD:
-                self._tell(request, story, code, outcome)
+            if (self._tells or self._tracing is not None) and path not in _UNTOLD:
+                self._tell(request, path, code, outcome)
 
-    def _tell(self, request: web.Request, story: Story, code: int, outcome: str) -> None:
-        """The request's line in the log."""
-        what = {
-            "request_id": request[ID],
-            "method": request.method,
-            "path": request.path,
-            "status": code,
-            "outcome": outcome,
-        }
-        logger.info("request", extra={FIELDS: what | story.fields(time.monotonic())})
+    def _tell(self, request: web.Request, route: str, code: int, outcome: str) -> None:
+        """The request's line in the log, and its spans."""
+        story, method, path = request[STORY], request.method, request.path
+        if self._tells:
+            what = {"request_id": story.id, "method": method, "path": path, "status": code, "outcome": outcome}
+            logger.info("request", extra={FIELDS: what | story.fields(time.monotonic())})
+        if self._tracing is not None and story.trace is not None:
+            self._tracing.exporter.export(
+                story, story.trace, method=method, route=route, path=path, code=code, outcome=outcome
+            )
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:

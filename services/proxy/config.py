@@ -88,6 +88,11 @@ class ProxySettings(ServiceSettings):
         description="file in which added, drained and removed engines survive a restart; what it says of one wins "
         "over --prefill and --decode",
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+(/\S*)?$",
+        description="OpenTelemetry collector to send traces to, such as http://localhost:4318; needs the extra otel",
+    )
     openai_api_key: SecretStr | None = Field(
         None, min_length=1, description="the engines' key, instead of the client's"
     )

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from services.proxy.core.fleet import Address, Role
+from services.proxy.tracing import TRACEPARENT, TRACESTATE, Trace
 
 CANCELLED: Final = "cancelled"
 DONE: Final = "done"
@@ -22,6 +24,7 @@ class LegNote:
     ended: float = 0.0
     outcome: str = CANCELLED  # unless something else is said
     reason: str = ""
+    span_id: int = 0  # in the request's trace
 
     def end(self, outcome: str, reason: str) -> None:
         self.ended, self.outcome, self.reason = time.monotonic(), outcome, reason
@@ -29,6 +32,8 @@ class LegNote:
 
 @dataclass(slots=True)
 class Story:
+    id: str
+    trace: Trace | None = None
     began: float = field(default_factory=time.monotonic)
     legs: list[LegNote] = field(default_factory=list)
     prompt_tokens: int = 0  # estimated
@@ -38,8 +43,20 @@ class Story:
     def leg(self, role: Role, to: Address) -> LegNote:
         """A leg begins."""
         note = LegNote(role, to, time.monotonic())
+        if self.trace is not None:
+            note.span_id = self.trace.leg_id(len(self.legs))
         self.legs.append(note)
         return note
+
+    def headers(self, headers: CIMultiDict[str], leg: LegNote) -> CIMultiDict[str]:
+        """The leg's headers, told its place in the trace; those that were given where there is none."""
+        if self.trace is None:
+            return headers
+        told = headers.copy()
+        told[TRACEPARENT] = self.trace.traceparent(leg.span_id)
+        if not self.trace.parent_id:
+            told.popall(TRACESTATE, None)  # it belongs to no trace
+        return told
 
     def fields(self, now: float) -> dict[str, Any]:
         """What a log line says of it."""
@@ -56,7 +73,7 @@ class Story:
             "prefill_ms": _ms(sum((leg.ended or now) - leg.began for leg in prefills)) if prefills else None,
             "first_byte_ms": None if first_s is None else _ms(first_s),
             "bytes": self.bytes,
-        }
+        } | ({} if self.trace is None else {"trace_id": f"{self.trace.trace_id:032x}"})
 
 
 STORY: Final = web.RequestKey("story", Story)
