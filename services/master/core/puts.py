@@ -6,7 +6,7 @@ Keeps invariants 1 and 2 (readable only once every slice is recorded by a holder
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import attrgetter
 
 from services.master.core import messages as m
@@ -273,8 +273,9 @@ class Puts:
 
     def given_up(self, node: Node) -> None:
         """What the node had recorded is lost with it, while others are still recording."""
-        for write in self.state.writes.values():
-            for part in write.slices if write.end is not None else ():
+        recording = [writes for other in self.state.nodes.values() for writes in other.recording.values()]
+        for write in chain.from_iterable(recording):
+            for part in write.slices:
                 part.copies = [copy for copy in part.copies if not self._is_on(copy, node)]
 
     def _is_on(self, copy: Copy, node: Node) -> bool:
