@@ -1,6 +1,7 @@
 """The life of a get: one Lookup, the best copy of every slice, and on any failure the next copy (invariants 1, 7, 10).
 
-The lease counts from before the request. What was not there when it ran out is looked up once more.
+The lease counts from before the request. What was not there when it ran out is looked up once more; so is what had no
+good copy, for meanwhile it may have been put again, or repaired.
 
 A read that hangs is hedged: what it lacks is also read from the next copies, and whoever is first and verified counts.
 A transfer that was given up may still land in the memory it was meant for. So a slice is read the second time into
@@ -28,7 +29,7 @@ from larder.transports import Move, Reach, Transport
 from larder.transports.copiers import INLINE_BYTES, unbroken
 
 ATTEMPTS: Final = 2
-"""Lookups of one key in one call: the second where the lease ran out."""
+"""Lookups of one key in one call: the second where the lease ran out, or no copy was good: others may have come."""
 
 
 class Landing:
@@ -128,15 +129,18 @@ class Getter:
     async def _get_batch(
         self, keys: Sequence[bytes], wanted: Sequence[int], prepare: Prepare, deadline: float, answers: list[Any]
     ) -> None:
+        lost: dict[int, _KeyRead] = {}
         for attempt in range(ATTEMPTS):
             try:
                 found = await self._master.lookup([keys[index] for index in wanted], deadline=deadline)
             except LarderError:
                 if attempt:
-                    return  # what the first attempt could not read stays DeadlineExceeded
+                    return  # what the first attempt could not read keeps its error
                 raise
             reads: list[_KeyRead] = []
             for index, size, slices in zip(wanted, found.sizes, found.slices, strict=True):
+                if index in lost and not _has_others(lost[index], slices):
+                    continue
                 answers[index] = None
                 try:
                     if size:
@@ -144,7 +148,8 @@ class Getter:
                 except LarderError as error:
                     answers[index] = error
             await self._read_keys(reads, prepare, min(found.until, deadline), answers)
-            wanted = [read.index for read in reads if isinstance(answers[read.index], DeadlineExceeded)]
+            lost = {read.index: read for read in reads if isinstance(answers[read.index], DataLost)}
+            wanted = [read.index for read in reads if isinstance(answers[read.index], DeadlineExceeded | DataLost)]
             if not wanted or time.monotonic() >= deadline:
                 return
 
@@ -308,6 +313,14 @@ class Getter:
         work = partial(checksum_of, view)
         digest = work() if part.length <= INLINE_BYTES else (await self._mover.copiers.run([work]))[0]
         return digest == part.checksum
+
+
+def _has_others(key: _KeyRead, slices: Sequence[Slice]) -> bool:
+    """Whether a slice that could not be read has copies now that it had not when the object was read."""
+    if len(slices) != len(key.reads):
+        return bool(slices)
+    pairs = zip(key.reads, slices, strict=True)
+    return any(read.fault is not None and not set(part.copies) <= set(read.part.copies) for read, part in pairs)
 
 
 def _answer(key: _KeyRead) -> Any:

@@ -71,6 +71,41 @@ async def test_all_copies_bad_is_lost(fault: Fault, said: str) -> None:
     assert sorted(engine.asked) == ["a", "b"]
 
 
+async def test_what_had_no_good_copy_is_looked_up_once_more() -> None:
+    """It was put again meanwhile, or repaired. Where there is nothing new, nothing is read again."""
+    engine = ScriptedTransport("engine", everywhere("a", "b"), only_from("b"))
+    master = Master([Slice(4, 1, copies(B)), Slice(6, 1, copies(A))])
+    world = World(master, engine)
+    lookup = master.lookup
+
+    async def lookup_and_repair(*args: object, **kwargs: object) -> object:
+        found = await lookup(*args, **kwargs)  # type: ignore[arg-type]
+        master.slices = [master.slices[0], Slice(6, 1, copies(A, B))]
+        return found
+
+    master.lookup = lookup_and_repair  # type: ignore[method-assign,assignment]
+    assert await world.get() == b"0123012345"
+    assert master.lookups == 2
+
+
+@pytest.mark.parametrize("later", [[], [Slice(4, 1, copies(B, C)), Slice(6, 1, copies(A))]])
+async def test_what_has_no_other_copies_later_is_lost_and_not_read_again(later: list[Slice]) -> None:
+    engine = ScriptedTransport("engine", everywhere("a", "b", "c"), only_from("b", "c"))
+    master = Master([Slice(4, 1, copies(B)), Slice(6, 1, copies(A))])
+    world = World(master, engine)
+    lookup = master.lookup
+
+    async def lookup_and_change(*args: object, **kwargs: object) -> object:
+        found = await lookup(*args, **kwargs)  # type: ignore[arg-type]
+        master.slices = later
+        return found
+
+    master.lookup = lookup_and_change  # type: ignore[method-assign,assignment]
+    assert isinstance(await world.get(), DataLost)
+    assert sorted(engine.asked) == ["a", "b"]
+    assert master.lookups == 2
+
+
 async def test_no_way_to_any_copy_is_lost_too() -> None:
     answer = await World(Master([Slice(10, 1, copies(A))]), ScriptedTransport("engine", {}, only_from())).get()
     assert isinstance(answer, DataLost)
