@@ -252,6 +252,8 @@ class Proxy:
         for name in ("Host", "Content-Length", "Expect"):
             headers.popall(name, None)
         headers["X-Request-Id"] = request[ID]
+        if self._settings.admin_api_key is not None:
+            headers.popall("X-API-Key", None)  # the operators', which is no engine's business
         if not _is_text("".join(headers.values())):
             raise BadRequest(400, "a header is not UTF-8 text")
         return headers

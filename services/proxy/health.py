@@ -100,7 +100,9 @@ class HealthChecks:
             return ()
         host = Address(f"{engine.address.rpartition(':')[0]}:{self._port}")
         try:
-            status, content = await self._upstream.get(host, "/query", seconds=PROBE_S, bytes_max=_ANSWER_BYTES_MAX)
+            status, content = await self._upstream.get(
+                host, "/query", seconds=PROBE_S, bytes_max=_ANSWER_BYTES_MAX, with_key=False
+            )
         except LegFailed:
             return ()
         return legs.transfer_ids(content) if status == 200 else ()

@@ -116,10 +116,17 @@ class Leg:
             raise _leg_failed(error) from error
 
     async def send(
-        self, *, method: str, target: str, headers: Mapping[str, str], body: bytes, repeatable: bool
+        self,
+        *,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        repeatable: bool,
+        with_key: bool = True,
     ) -> Answer:
-        """The answer, once its status line and headers are there."""
-        self._response = await self._upstream.open(self.to, method, target, headers, body, repeatable)
+        """The answer, once its status line and headers are there. With key: the engines' own, if the proxy has it."""
+        self._response = await self._upstream.open(self.to, method, target, headers, body, repeatable, with_key)
         return Answer(self._response)
 
     def limit(self, seconds: float | None, why: str = "no answer in time") -> None:
@@ -166,17 +173,27 @@ class Upstream:
         seconds: float,
         bytes_max: int,
         headers: Mapping[str, str] = MappingProxyType({"Accept": "application/json"}),
+        with_key: bool = True,
     ) -> tuple[int, bytes]:
-        """Status and body of a GET of the proxy's own; raises LegFailed."""
+        """Status and body of a GET of the proxy's own; raises LegFailed. With key: only where an engine listens."""
         async with Leg(self, to, seconds) as leg:
-            answer = await leg.send(method="GET", target=target, headers=headers, body=b"", repeatable=True)
+            answer = await leg.send(
+                method="GET", target=target, headers=headers, body=b"", repeatable=True, with_key=with_key
+            )
             return answer.status, await answer.read_all(bytes_max)
 
     async def open(
-        self, to: Address, method: str, target: str, headers: Mapping[str, str], body: bytes, repeatable: bool
+        self,
+        to: Address,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        repeatable: bool,
+        with_key: bool,
     ) -> aiohttp.ClientResponse:
         sent = CIMultiDict(headers)
-        if self._api_key is not None:
+        if with_key and self._api_key is not None:
             sent["Authorization"] = f"Bearer {self._api_key}"
         url = URL(f"http://{to}{target}", encoded=True)
         stale = 0

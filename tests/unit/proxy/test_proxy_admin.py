@@ -299,3 +299,24 @@ async def test_what_does_not_answer_as_an_engine_is_refused(
     body = {"type": "decode", "instance": spare.address}
     assert await asyncio.wait_for(add(guarded, body), 5) == (400, {"detail": "Instance validation failed."})
     assert guarded.metric("instances", role="decode") == 1
+
+
+async def test_the_engines_key_goes_to_engines_only(start_cluster: Any) -> None:
+    """Not to the bootstrap server that MooncakeConnector has beside a prefill engine."""
+    beside = (await start_cluster(0, 1)).decodes[0]
+    port = int(beside.address.rpartition(":")[2])
+    cluster = await start_cluster(openai_api_key="engines", mooncake_bootstrap_port=port)
+    asked = [leg for leg in beside.legs if leg.path == "/query"]
+    assert asked
+    assert not any("Authorization" in leg.headers for leg in asked)
+    assert (await cluster.complete())[0] == 200
+    assert cluster.prefills[0].legs[-1].headers["Authorization"] == "Bearer engines"
+
+
+async def test_the_operators_key_reaches_no_engine(guarded: Any) -> None:
+    for path in ("/v1/completions", "/v1/embeddings"):
+        async with guarded.client.post(path, json={"prompt": "x"}, headers=KEY) as response:
+            assert response.status == 200
+    legs = guarded.prefills[0].legs + guarded.decodes[0].legs
+    assert len(legs) >= 3
+    assert not any("X-API-Key" in leg.headers for leg in legs)
