@@ -189,7 +189,7 @@ def _described(engine: Engine, now: float) -> dict[str, Any]:
         "health": engine.health.value,
         "breaker": engine.breaker(now).value,
         "draining": engine.draining,
-        "legs": engine.requests,
+        "legs": engine.requests + engine.awaited,  # at 0 nobody needs it any more
         "prompt_tokens": engine.prompt_tokens,
         "handover": None if engine.handover is None else engine.handover.value,
     }

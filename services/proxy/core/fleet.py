@@ -76,6 +76,7 @@ class Engine:
     health: Health = Health.UP
     draining: bool = False
     requests: int = 0  # legs under way
+    awaited: int = 0  # prefills that are done, and whose KV no decode engine has answered from yet
     prompt_tokens: int = 0  # of the legs under way
     failures: int = 0  # legs in a row that failed
     unanswered: int = 0  # probes in a row
@@ -212,6 +213,10 @@ class Fleet:
         if booking.trial:
             engine.trial = False
 
+    def awaits(self, engine: Engine, count: int) -> None:
+        """So many more (or fewer) decode legs need the KV that it holds."""
+        engine.awaited += count
+
     # -- what probes tell
 
     def probed(self, engine: Engine, probe: Probe) -> None:
@@ -246,6 +251,7 @@ class Fleet:
             for address, engine in engines.items():
                 assert (engine.role, engine.address) == (role, address)
                 assert engine.requests >= 0
+                assert engine.awaited >= 0
                 assert engine.prompt_tokens >= 0
                 assert engine.requests > 0 or (engine.prompt_tokens == 0 and not engine.trial)
 

@@ -127,6 +127,7 @@ class Route:
         self._reruns = {Role.PREFILL: 0, Role.DECODE: 0}
         self._legs: dict[Role, Booking] = {}
         self._fetching = False
+        self._source: Engine | None = None  # the prefill engine whose KV the decode leg may still need
         self._last: Decision | None = None
 
     def begin(self, now: float) -> Decision:
@@ -143,6 +144,7 @@ class Route:
             case Prefill():
                 self._fetching = outcome is Outcome.DONE
                 if outcome is Outcome.DONE:
+                    self._need(last.leg.engine)
                     self._last = self._decode(now, alone=False)
                 else:
                     self._last = self._prefill(now) if rerun else self._decode(now, alone=True)
@@ -171,10 +173,12 @@ class Route:
         leg = self._legs.pop(Role.PREFILL)
         self._fleet.answered(leg)
         self._fleet.ended(leg)
+        self._need(leg.engine)
 
     def answered(self) -> None:
         """The decode engine's answer has begun, and goes to the client."""
         self._fleet.answered(self._legs[Role.DECODE])
+        self._need(None)
 
     def broke_off(self, now: float) -> None:
         """The decode engine's answer broke off after it had begun: nothing can follow."""
@@ -183,6 +187,15 @@ class Route:
     def close(self) -> None:
         """No leg is under way any more. May be called again."""
         self._end_all()
+        self._need(None)
+
+    def _need(self, source: Engine | None) -> None:
+        """Until the decode engine has answered, operators must not think that the source can go."""
+        if self._source is not None:
+            self._fleet.awaits(self._source, -1)
+        if source is not None:
+            self._fleet.awaits(source, 1)
+        self._source = source
 
     def _note(self, role: Role, outcome: Outcome, now: float) -> bool:
         """Tells the fleet; returns whether another engine may be asked."""

@@ -146,7 +146,7 @@ async def test_the_list_says_how_each_engine_is(guarded: Any) -> None:
     idle = {"health": "up", "breaker": "closed", "draining": False, "legs": 0, "prompt_tokens": 0}
     assert await listed(guarded) == {
         ("prefill", guarded.prefills[0].address): idle
-        | {"type": "prefill", "instance": guarded.prefills[0].address, "handover": "store"},
+        | {"type": "prefill", "instance": guarded.prefills[0].address, "handover": "store", "legs": 1},  # KV in use
         ("decode", engine.address): idle
         | {"type": "decode", "instance": engine.address, "handover": None, "legs": 1, "prompt_tokens": 10},
     }
@@ -320,3 +320,27 @@ async def test_the_operators_key_reaches_no_engine(guarded: Any) -> None:
     legs = guarded.prefills[0].legs + guarded.decodes[0].legs
     assert len(legs) >= 3
     assert not any("X-API-Key" in leg.headers for leg in legs)
+
+
+@pytest.mark.parametrize("handover", ["store", "pull"])
+async def test_a_prefill_engine_counts_as_busy_until_its_kv_was_used(guarded: Any, handover: str) -> None:
+    """Else an operator who drains it would take it away before the decode engine has fetched from it."""
+    prefill, decode = guarded.prefills[0], guarded.decodes[0]
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        params = {"kv_transfer_params": {"remote_block_ids": [1]}} if handover == "pull" else {}
+        return web.json_response({"choices": []} | params)
+
+    prefill.act = answer
+    decode.next_event = asyncio.Semaphore(0)
+    streaming = asyncio.create_task(guarded.client.post("/v1/completions", json={"stream": True}))
+    await asyncio.wait_for(decode.called.wait(), 5)
+    assert (await listed(guarded))["prefill", prefill.address]["legs"] == 1
+    decode.next_event.release()
+    response = await streaming
+    await response.content.readany()
+    assert (await listed(guarded))["prefill", prefill.address]["legs"] == 0
+    response.close()
+    decode.act = decode.answer_500
+    assert (await guarded.complete())[0] == 500
+    assert (await listed(guarded))["prefill", prefill.address]["legs"] == 0
