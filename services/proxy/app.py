@@ -35,7 +35,7 @@ from services.proxy.models import merged_models
 from services.proxy.siblings import Siblings
 from services.proxy.story import STORY, Story
 from services.proxy.tracing import make_tracing
-from services.proxy.upstream import Upstream, end_to_end
+from services.proxy.upstream import Upstream, end_to_end, is_text
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ class Proxy:
         headers["X-Request-Id"] = request[ID]
         if self._settings.admin_api_key is not None:
             headers.popall("X-API-Key", None)  # the operators', which is no engine's business
-        if not _is_text("".join(headers.values())):
+        if not is_text("".join(headers.values())):
             raise BadRequest(400, "a header is not UTF-8 text")
         return headers
 
@@ -293,7 +293,3 @@ def _as_object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _is_text(value: str) -> bool:
-    return value.isascii() or not any("\udc80" <= character <= "\udcff" for character in value)

@@ -228,6 +228,8 @@ class Exchange:
             self._held = Held(answer.status, answer.reason, answer.headers, body)
             outcome = Outcome.BUSY if answer.status in (429, 503) else Outcome.BROKEN
             return _Failed(outcome, f"it answered {answer.status}")
+        if not answer.is_text:
+            raise LegFailed(Outcome.BROKEN, "a header of its answer is not text")
         if not (answer.status == 200 and answer.is_events):
             first = await answer.read()
             if not first and answer.status == 200 and self._call.asked is not None:

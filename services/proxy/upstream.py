@@ -22,6 +22,7 @@ from services.proxy.wire import Connection, Wire
 _STALE_S: Final = 0.5  # an idle connection that was closed is found out within a round trip
 _STALE_MAX: Final = 3  # in a row; more are the engine's doing
 _EVENT_BYTES_MAX: Final = 64 << 10
+_REASON_MAX: Final = 300  # characters; aiohttp quotes what it could not read
 _HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}) | {
     "proxy-authenticate",
     "proxy-authorization",
@@ -52,6 +53,11 @@ class Answer:
     @property
     def is_events(self) -> bool:
         return self._response.content_type == "text/event-stream"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its head can be passed on: status line and headers are UTF-8."""
+        return is_text("".join((self.reason or "", *self._response.headers.values())))
 
     @property
     def at_end(self) -> bool:
@@ -226,8 +232,13 @@ def end_to_end(headers: MultiMapping[str]) -> CIMultiDict[str]:
     return kept
 
 
+def is_text(value: str) -> bool:
+    """False for what came as other bytes than UTF-8's, which aiohttp reads as lone surrogates, and does not write."""
+    return value.isascii() or not any("\udc80" <= character <= "\udcff" for character in value)
+
+
 def _leg_failed(error: Exception) -> LegFailed:
-    reason = str(error) or type(error).__name__
+    reason = " ".join(str(error).split())[:_REASON_MAX] or type(error).__name__
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return LegFailed(Outcome.UNCONNECTED, reason)
     if isinstance(error, aiohttp.ClientConnectorError):

@@ -7,11 +7,14 @@ its version. What goes wrong comes out as aiohttp's errors. Knows nothing of eng
 
 import asyncio
 import contextvars
+import functools
 import socket
 from typing import Final
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.helpers import TimerNoop
+from aiohttp.http import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -38,6 +41,7 @@ class Wire:
     def __init__(self, *, connect_timeout_s: float) -> None:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S, socket_factory=_new_socket)
         self._loop = asyncio.get_running_loop()
+        connector._factory = functools.partial(_Protocol, loop=self._loop)  # type: ignore[assignment]
         self._connector = connector
         self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s)
@@ -89,6 +93,15 @@ class Wire:
         except BaseException:
             connection.close()
             raise
+
+
+class _Protocol(ResponseHandler):
+    """Tells the body's reader of garbage within a chunked body, too: aiohttp 3 would let it wait for ever."""
+
+    def set_exception(self, exc: BaseException, exc_cause: BaseException = aiohttp.helpers._EXC_SENTINEL) -> None:
+        super().set_exception(exc, exc_cause)
+        if isinstance(exc, HttpProcessingError) and self._payload is not None:
+            self._payload.set_exception(exc)
 
 
 def _new_socket(address: aiohttp.AddrInfoType) -> socket.socket:

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from services.proxy.app import Proxy
 from services.proxy.config import ProxySettings
+from services.proxy.core.fleet import Role
 from services.proxy.server import listen, make_runner
 from services.proxy.upstream import Upstream
 
@@ -47,6 +48,8 @@ class Engine:
         self.act: Callable[[web.Request], Awaitable[web.StreamResponse]] = self.answer
         self.models = ["tiny"]
         self.healthy = True
+        self.frozen = False  # answers no probes
+        self.params: dict[str, Any] | None = None  # kv_transfer_params of its answers to prefills, as NIXL's
         self.next_event = asyncio.Semaphore(1000)  # a test that takes it away holds the stream back
         self.called = asyncio.Event()
         self.address = ""
@@ -71,6 +74,8 @@ class Engine:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/health":
+            if self.frozen:
+                await self.hang(request)
             return web.Response(status=200 if self.healthy else 503)
         leg = Leg(request.method, request.path_qs, request.headers, await request.read())
         self.legs.append(leg)
@@ -89,9 +94,13 @@ class Engine:
             return web.json_response({"object": "list", "data": data})
         if request.method != "POST":
             return web.json_response({"path": request.path_qs, "by": self.name})
-        if (await request.read())[:1] == b"{" and (await request.json()).get("stream"):
+        asked = await request.json() if (await request.read())[:1] == b"{" else {}
+        if asked.get("stream"):
             return await self.stream(request)
-        return web.json_response({"by": self.name, "choices": [{"text": "é"}]}, headers={"X-Engine": self.name})
+        answer = {"by": self.name, "choices": [{"text": "é"}]}
+        if self.params is not None and asked.get("kv_transfer_params", {}).get("do_remote_decode"):
+            answer["kv_transfer_params"] = self.params
+        return web.json_response(answer, headers={"X-Engine": self.name})
 
     async def stream(self, request: web.Request, *, events: int = len(EVENTS)) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
@@ -142,10 +151,36 @@ class Engine:
         return web.Response()
 
     async def garbage(self, request: web.Request) -> web.StreamResponse:
+        return await self._raw(request, b"\x00\x01 what is this\r\n\r\n")
+
+    async def garbage_header(self, request: web.Request) -> web.StreamResponse:
+        return await self._raw(request, b"HTTP/1.1 200 OK\r\nX-Odd: caf\xe9\r\nContent-Length: 2\r\n\r\n{}")
+
+    async def garbage_chunk(self, request: web.Request) -> web.StreamResponse:
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        return await self._raw(request, head + b"no number\r\n" + EVENTS[0])
+
+    async def garbage_later(self, request: web.Request) -> web.StreamResponse:
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await self._raw(request, head + b"%x\r\n%b\r\n" % (len(EVENTS[0]), EVENTS[0]), close=False)
+        await asyncio.sleep(0.1)
+        return await self._raw(request, b"no number\r\n" + EVENTS[1])
+
+    async def _raw(self, request: web.Request, content: bytes, *, close: bool = True) -> web.StreamResponse:
         assert request.transport is not None
-        request.transport.write(b"\x00\x01 what is this\r\n\r\n")  # type: ignore[attr-defined]
-        request.transport.close()
+        request.transport.write(content)  # type: ignore[attr-defined]
+        if close:
+            request.transport.close()
         return web.Response()
+
+    async def trickle(self, request: web.Request) -> web.StreamResponse:
+        """Its first event takes 6 s."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for _ in range(60):
+            await response.write(b":")
+            await asyncio.sleep(0.1)
+        return response
 
     async def close_before_first_byte(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -166,6 +201,35 @@ class Engine:
         return await self.reset(request)
 
 
+class Bootstrap:
+    """The bootstrap server beside a prefill engine with a MooncakeConnector."""
+
+    def __init__(self, *engine_ids: str) -> None:
+        self.engine_ids = engine_ids
+        self.queries = 0
+        self.port = 0
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator["Bootstrap"]:
+        app = web.Application()
+        app.router.add_get("/query", self._query)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.port = runner.addresses[0][1]
+        try:
+            yield self
+        finally:
+            await runner.cleanup()
+
+    async def _query(self, _: web.Request) -> web.Response:
+        self.queries += 1
+        workers = {"0": {"0": "tcp://10.1.2.3:6000"}}
+        return web.json_response(
+            {str(rank): {"engine_id": id, "worker_addr": workers} for rank, id in enumerate(self.engine_ids)}
+        )
+
+
 @dataclass
 class Cluster:
     prefills: list[Engine]
@@ -182,6 +246,12 @@ class Cluster:
         wanted = [sample for sample in samples if sample.name == f"larder_proxy_{name}"]
         return sum(sample.value for sample in wanted if labels.items() <= sample.labels.items())
 
+    async def metric_is(self, value: float, name: str, **labels: str) -> None:
+        """Waits for it: a request is counted when its handler ends, a moment after its client has the answer."""
+        async with asyncio.timeout(5):
+            while self.metric(name, **labels) != value:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+
     async def complete(self, **fields: Any) -> tuple[int, Any]:
         async with self.client.post("/v1/completions", json={"model": "tiny", "prompt": "hello"} | fields) as response:
             return response.status, await response.json()
@@ -195,8 +265,17 @@ class Cluster:
 StartCluster = Callable[..., Awaitable[Cluster]]
 
 
+def check_nothing_is_left(proxy: Proxy, upstream: Upstream) -> None:
+    """After a proxy's end, and so after every test: no leg, no connection in use, no load."""
+    proxy.fleet.check()
+    assert not upstream.legs
+    assert not upstream._wire._connector._acquired
+    assert not any(engine.requests for role in Role for engine in proxy.fleet.engines(role))
+
+
 @pytest.fixture
 async def start_cluster() -> AsyncIterator[StartCluster]:
+    before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
 
         async def start(prefills: int = 1, decodes: int = 1, **settings: Any) -> Cluster:
@@ -216,12 +295,16 @@ async def start_cluster() -> AsyncIterator[StartCluster]:
             registry = CollectorRegistry()
             proxy = Proxy(chosen, upstream, registry, accepting=lambda: True)
             runner = make_runner(proxy)
+            stack.callback(check_nothing_is_left, proxy, upstream)
             stack.push_async_callback(runner.cleanup)
             url = f"http://127.0.0.1:{await listen(runner, '127.0.0.1', 0)}"
             client = await stack.enter_async_context(aiohttp.ClientSession(url))
             return Cluster(engines["prefill"], engines["decode"], client, proxy, url, registry, runner.cleanup)
 
         yield start
+    async with asyncio.timeout(5):
+        while asyncio.all_tasks() - before - {asyncio.current_task()}:  # noqa: ASYNC110 - of the engines, too
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -240,3 +323,9 @@ def closed_port() -> str:
 @pytest.fixture
 def events() -> list[bytes]:
     return EVENTS
+
+
+@pytest.fixture
+async def bootstrap() -> AsyncIterator[Bootstrap]:
+    async with Bootstrap("engine-0").serving() as server:
+        yield server

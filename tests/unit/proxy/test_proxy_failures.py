@@ -11,7 +11,14 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-BEFORE_THE_FIRST_BYTE = ["reset", "garbage", "close_before_first_byte", "answer_nothing"]
+BEFORE_THE_FIRST_BYTE = [
+    "reset",
+    "garbage",
+    "garbage_chunk",
+    "close_before_first_byte",
+    "answer_nothing",
+    "garbage_header",
+]
 
 
 def act(engine: Any, how: str) -> None:
@@ -23,7 +30,7 @@ def asked(cluster: Any) -> list[str]:
     return [name for name, _ in itertools.groupby(name for name, _ in cluster.legs)]
 
 
-@pytest.mark.parametrize("how", ["answer_500", "redirect", *BEFORE_THE_FIRST_BYTE[:3]])
+@pytest.mark.parametrize("how", ["answer_500", "redirect", *BEFORE_THE_FIRST_BYTE[:-2]])
 async def test_another_prefill_takes_over(start_cluster: Any, how: str) -> None:
     cluster = await start_cluster(2, 1)
     act(cluster.prefills[0], how)
@@ -115,9 +122,10 @@ async def test_an_engine_that_refuses_all_connections_from_a_request_on_has_died
     assert len(cluster.decodes[0].legs) == 1
 
 
-async def test_a_stream_that_does_not_begin_is_begun_elsewhere(start_cluster: Any) -> None:
+@pytest.mark.parametrize("how", ["hang", "trickle"])
+async def test_a_stream_that_does_not_begin_is_begun_elsewhere(start_cluster: Any, how: str) -> None:
     cluster = await start_cluster(0, 2, first_token_timeout=0.3)
-    act(cluster.decodes[0], "hang")
+    act(cluster.decodes[0], how)
     async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
         assert response.status == 200
         assert (await response.read()).endswith(b"data: [DONE]\n\n")
@@ -207,18 +215,18 @@ async def test_what_may_have_run_is_not_repeated(start_cluster: Any) -> None:
         assert (await response.json())["by"] == "decode0"
 
 
+@pytest.mark.parametrize(("how", "whole"), [("break_off", 2), ("garbage_later", 1)])
 async def test_after_the_first_byte_a_failure_ends_the_stream_with_an_error_event(
-    start_cluster: Any, events: list[bytes]
+    start_cluster: Any, events: list[bytes], how: str, whole: int
 ) -> None:
     cluster = await start_cluster(1, 2)
-    act(cluster.decodes[0], "break_off")
+    act(cluster.decodes[0], how)
     async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
         assert response.status == 200
         content = await response.read()  # whole: the proxy ended the body properly
     sent = [line for line in content.split(b"\n\n") if line.strip()]
-    assert [line + b"\n\n" for line in sent[:2]] == events[:2]
-    assert len(sent) == 3
-    error = json.loads(sent[2].removeprefix(b"data: "))["error"]
+    assert [line + b"\n\n" for line in sent[:-1]] == events[:whole]
+    error = json.loads(sent[-1].removeprefix(b"data: "))["error"]
     assert (error["type"], error["code"]) == ("server_error", 502)
     assert asked(cluster) == ["prefill0", "decode0"]
     assert cluster.metric("requests_total", path="/v1/completions", code="200", outcome="broken") == 1
@@ -279,31 +287,6 @@ async def test_a_client_that_does_not_read_is_given_up(start_cluster: Any) -> No
     writer.close()
 
 
-@pytest.mark.parametrize("stage", ["prefill", "decode", "streaming"])
-async def test_a_client_that_leaves_cancels_the_leg_under_way(cluster: Any, stage: str) -> None:
-    engine = cluster.prefills[0] if stage == "prefill" else cluster.decodes[0]
-    if stage == "streaming":
-        engine.next_event = asyncio.Semaphore(1)
-    else:
-        act(engine, "hang")
-    async with aiohttp.ClientSession(cluster.url) as client:
-        request = asyncio.create_task(client.post("/v1/completions", json={"stream": True}))
-        await engine.called.wait()
-        if stage == "streaming":
-            response = await request
-            await response.content.readany()
-            response.close()
-        request.cancel()
-    left = time.monotonic()
-    await asyncio.wait_for(engine.legs[0].ended.wait(), 5)
-    assert engine.legs[0].cancelled
-    assert time.monotonic() - left < 1
-    assert len(cluster.decodes[0].legs) == (0 if stage == "prefill" else 1)
-    code, outcome = "499", "cancelled"
-    assert cluster.metric("requests_total", path="/v1/completions", code=code, outcome=outcome) == 1
-    assert cluster.metric("in_flight") == 0
-
-
 async def test_an_idle_connection_that_the_engine_closed_costs_no_engine(start_cluster: Any) -> None:
     """An engine that gives up each connection on its second request, as one does whose idle time just ran out."""
     served: list[int] = []
@@ -349,10 +332,12 @@ async def test_a_drain_ends_though_a_request_does_not(
     assert cluster.decodes[0].legs[0].cancelled
 
 
-async def test_nothing_is_left_behind(start_cluster: Any, closed_port: str) -> None:
+@pytest.mark.parametrize("how", [*BEFORE_THE_FIRST_BYTE, "break_off", "garbage_later", "error_first", "answer_500"])
+async def test_nothing_is_left_behind(start_cluster: Any, closed_port: str, how: str) -> None:
+    """Neither tasks nor file descriptors grow with the requests; what is under way is checked after every test."""
     cluster = await start_cluster(2, 2, prefill=(closed_port,), decode=(closed_port,))
     act(cluster.prefills[0], "reset")
-    act(cluster.decodes[0], "break_off")
+    act(cluster.decodes[0], how)
 
     async def counts() -> tuple[int, int]:
         for n in range(12):
@@ -361,5 +346,9 @@ async def test_nothing_is_left_behind(start_cluster: Any, closed_port: str) -> N
         await asyncio.sleep(0.2)
         return len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
 
-    assert await counts() >= await counts()
+    await counts()
+    tasks, descriptors = await counts()
+    later = await counts()
+    assert later[0] < tasks + 6  # probes come and go; 12 requests that leave something behind do not
+    assert later[1] < descriptors + 6
     assert cluster.metric("in_flight") == 0

@@ -1,0 +1,301 @@
+"""How KV gets from prefill to decode: what both legs are told in each mode, how the mode is found out, and what follows
+when one of the legs fails. And the choice of engines by each policy, through the whole proxy."""
+
+import asyncio
+import json
+import random
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from services.proxy.core.fleet import Handover, Role
+from tests.unit.proxy.conftest import Bootstrap
+
+BODY = b'{ "prompt":"hello", "max_tokens": 7 }'
+JSON = {"Content-Type": "application/json"}
+NIXL = {
+    "do_remote_prefill": True,
+    "do_remote_decode": False,
+    "remote_block_ids": [[4, 7]],
+    "remote_engine_id": "p-0",
+    "remote_host": "10.1.2.3",
+    "remote_port": 5600,
+    "tp_size": 2,
+}
+
+
+def learned(cluster: Any) -> list[Handover | None]:
+    return [engine.handover for engine in cluster.proxy.fleet.engines(Role.PREFILL)]
+
+
+# -- store
+
+
+async def test_store_sends_the_clients_own_bytes_and_asks_for_nothing(start_cluster: Any) -> None:
+    cluster = await start_cluster(handover="store")
+    async with cluster.client.post("/v1/completions", data=BODY, headers=JSON) as response:
+        assert response.status == 200
+    assert "kv_transfer_params" not in cluster.prefills[0].legs[0].json
+    assert cluster.decodes[0].legs[0].body == BODY
+
+
+async def test_none_prefills_nothing(start_cluster: Any) -> None:
+    cluster = await start_cluster(handover="none")
+    assert (await cluster.complete())[1]["by"] == "decode0"
+    assert cluster.prefills[0].legs == []
+    assert cluster.metric("requests_total", outcome="ok") == 1
+
+
+# -- pull
+
+
+@pytest.mark.parametrize("handover", ["auto", "pull"])
+async def test_pull_tells_decode_what_the_prefills_answer_said(start_cluster: Any, handover: str) -> None:
+    cluster = await start_cluster(handover=handover)
+    cluster.prefills[0].params = NIXL
+    for _ in range(2):
+        async with cluster.client.post("/v1/completions", data=BODY, headers=JSON) as response:
+            assert "kv_transfer_params" not in await response.json()
+        asked = cluster.prefills[0].legs[-1].json["kv_transfer_params"]
+        assert (asked["do_remote_decode"], asked["do_remote_prefill"]) == (True, False)
+        told = cluster.decodes[0].legs[-1]
+        assert told.json == json.loads(BODY) | {"kv_transfer_params": NIXL}
+        assert told.body.startswith(BODY[: BODY.rindex(b"}")])
+    assert learned(cluster) == [Handover.PULL if handover == "auto" else None]
+
+
+async def test_auto_goes_on_asking_where_an_answer_had_no_params(start_cluster: Any) -> None:
+    """As an engine with NIXL answers a prompt that is too short to be handed over."""
+    cluster = await start_cluster()
+    assert (await cluster.complete())[0] == 200
+    assert learned(cluster) == [Handover.STORE]
+    cluster.prefills[0].params = NIXL
+    assert (await cluster.complete())[0] == 200
+    assert learned(cluster) == [Handover.PULL]
+    assert cluster.decodes[0].legs[-1].json["kv_transfer_params"] == NIXL
+
+
+async def test_a_decode_that_may_have_fetched_leaves_the_next_to_compute(start_cluster: Any) -> None:
+    cluster = await start_cluster(1, 2)
+    cluster.prefills[0].params = NIXL
+    cluster.decodes[0].act = cluster.decodes[0].answer_500
+    async with cluster.client.post("/v1/completions", data=BODY, headers=JSON) as response:
+        assert response.status == 200
+    assert cluster.decodes[0].legs[0].json["kv_transfer_params"] == NIXL
+    assert cluster.decodes[1].legs[0].body == BODY
+
+
+async def test_a_decode_that_refused_leaves_the_kv_to_the_next(start_cluster: Any) -> None:
+    cluster = await start_cluster(1, 2)
+    cluster.prefills[0].params = NIXL
+    cluster.decodes[0].act = cluster.decodes[0].answer_429
+    assert (await cluster.complete())[0] == 200
+    assert cluster.decodes[1].legs[0].json["kv_transfer_params"] == NIXL
+
+
+# -- push
+
+
+async def test_push_sends_both_legs_at_once_under_one_transfer_id(start_cluster: Any, bootstrap: Bootstrap) -> None:
+    cluster = await start_cluster(mooncake_bootstrap_port=bootstrap.port)
+    assert learned(cluster) == [Handover.PUSH]  # before the first request
+    prefill, decode = cluster.prefills[0], cluster.decodes[0]
+
+    async def wait_for_decode(request: web.Request) -> web.StreamResponse:
+        await decode.called.wait()
+        return await prefill.answer(request)
+
+    async def wait_for_prefill(request: web.Request) -> web.StreamResponse:
+        await prefill.called.wait()
+        await prefill.legs[-1].ended.wait()
+        return await decode.answer(request)
+
+    prefill.act, decode.act = wait_for_decode, wait_for_prefill
+    ids = set()
+    for _ in range(2):
+        async with cluster.client.post("/v1/completions", data=BODY, headers=JSON) as response:
+            assert (await response.json())["by"] == "decode0"
+        asked = prefill.legs[-1].json["kv_transfer_params"]
+        id = asked["transfer_id"]
+        assert asked == {"do_remote_decode": True, "do_remote_prefill": False, "transfer_id": id}
+        assert decode.legs[-1].json == json.loads(BODY) | {
+            "kv_transfer_params": {  # what MooncakeConnector (vLLM 0.32) must have in update_state_after_alloc
+                "do_remote_decode": False,
+                "do_remote_prefill": True,
+                "transfer_id": id,
+                "remote_engine_id": "engine-0",
+                "remote_bootstrap_addr": f"http://127.0.0.1:{bootstrap.port}",
+            }
+        }
+        assert "X-data-parallel-rank" not in prefill.legs[-1].headers
+        ids.add(id)
+    assert len(ids) == 2
+    assert bootstrap.queries == 1
+    await cluster.metric_is(2, "requests_total", outcome="ok")
+
+
+async def test_a_pair_names_the_rank_whose_id_it_gives(start_cluster: Any) -> None:
+    async with Bootstrap("rank-0", "rank-1").serving() as bootstrap:
+        cluster = await start_cluster(mooncake_bootstrap_port=bootstrap.port)
+        for _ in range(20):
+            assert (await cluster.complete())[0] == 200
+    seen = []
+    for prefill, decode in zip(cluster.prefills[0].legs, cluster.decodes[0].legs, strict=True):
+        seen.append(decode.json["kv_transfer_params"]["remote_engine_id"])
+        assert seen[-1] == f"rank-{prefill.headers['X-data-parallel-rank']}"
+    assert set(seen) == {"rank-0", "rank-1"}
+
+
+async def test_a_prefill_that_fails_takes_the_decode_leg_with_it(start_cluster: Any, bootstrap: Bootstrap) -> None:
+    """It waits for KV that will not come."""
+    cluster = await start_cluster(1, 1, mooncake_bootstrap_port=bootstrap.port)
+    prefill, decode = cluster.prefills[0], cluster.decodes[0]
+
+    async def hang_once(request: web.Request) -> web.StreamResponse:
+        decode.act = decode.answer
+        return await decode.hang(request)
+
+    async def fail(request: web.Request) -> web.StreamResponse:
+        await decode.called.wait()
+        return await prefill.answer_500(request)
+
+    prefill.act, decode.act = fail, hang_once
+    async with cluster.client.post("/v1/completions", data=BODY, headers=JSON) as response:
+        assert response.status == 200
+    first, second = decode.legs
+    assert first.cancelled
+    assert second.body == BODY
+    assert cluster.metric("requests_total", outcome="decode_alone") == 1
+
+
+async def test_a_decode_that_fails_takes_the_prefill_leg_with_it(start_cluster: Any, bootstrap: Bootstrap) -> None:
+    cluster = await start_cluster(1, 2, mooncake_bootstrap_port=bootstrap.port)
+    prefill = cluster.prefills[0]
+
+    async def hang_once(request: web.Request) -> web.StreamResponse:
+        prefill.act = prefill.answer
+        return await prefill.hang(request)
+
+    async def fail(request: web.Request) -> web.StreamResponse:
+        await prefill.called.wait()
+        return await cluster.decodes[0].answer_500(request)
+
+    prefill.act, cluster.decodes[0].act = hang_once, fail
+    assert (await cluster.complete())[1]["by"] == "decode1"
+    first, second = prefill.legs
+    assert first.cancelled
+    ids = [leg.json["kv_transfer_params"]["transfer_id"] for leg in (first, second)]
+    assert ids[0] != ids[1]
+    assert cluster.decodes[1].legs[0].json["kv_transfer_params"]["transfer_id"] == ids[1]
+
+
+async def test_a_stream_outlives_its_prefill_leg(start_cluster: Any, bootstrap: Bootstrap, events: list[bytes]) -> None:
+    cluster = await start_cluster(mooncake_bootstrap_port=bootstrap.port)
+    decode = cluster.decodes[0]
+    decode.next_event = asyncio.Semaphore(1)
+    async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
+        await asyncio.wait_for(cluster.prefills[0].legs[0].ended.wait(), 5)
+        await cluster.metric_is(0, "instance_legs", role="prefill")
+        assert cluster.metric("instance_legs", role="decode") == 1
+        for _ in events:
+            decode.next_event.release()
+        assert await response.read() == b"".join(events)
+
+
+async def test_push_without_a_bootstrap_server_is_decoded_alone(start_cluster: Any, closed_port: str) -> None:
+    cluster = await start_cluster(handover="push", mooncake_bootstrap_port=int(closed_port.rpartition(":")[2]))
+    assert (await cluster.complete())[0] == 200
+    assert cluster.prefills[0].legs == []
+    assert cluster.metric("requests_total", outcome="decode_alone") == 1
+
+
+async def test_an_engine_that_comes_back_has_another_id(
+    start_cluster: Any, bootstrap: Bootstrap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.health.UP_EVERY_S", 0.1)
+    monkeypatch.setattr("services.proxy.health.LOST_EVERY_S", 0.1)
+    cluster = await start_cluster(mooncake_bootstrap_port=bootstrap.port)
+    (engine,) = cluster.proxy.fleet.engines(Role.PREFILL)
+    assert engine.transfer_ids == ("engine-0",)
+    cluster.prefills[0].healthy = False
+    async with asyncio.timeout(5):
+        while engine.transfer_ids:  # noqa: ASYNC110 - the proxy's state
+            await asyncio.sleep(0.01)
+    bootstrap.engine_ids = ("engine-1",)
+    cluster.prefills[0].healthy = True
+    async with asyncio.timeout(5):
+        while not cluster.proxy.fleet.candidates(Role.PREFILL, 0):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert engine.transfer_ids == ("engine-1",)  # known before it is offered
+
+
+# -- who is asked
+
+
+async def test_short_prompts_go_straight_to_decode(start_cluster: Any) -> None:
+    cluster = await start_cluster(prefill_min_tokens=10)
+    assert (await cluster.complete(prompt="x" * 36))[0] == 200
+    assert cluster.prefills[0].legs == []
+    assert (await cluster.complete(prompt="x" * 37))[0] == 200
+    assert (await cluster.complete(prompt=list(range(10))))[0] == 200
+    assert len(cluster.prefills[0].legs) == 2
+
+
+async def test_least_loaded_goes_around_who_is_busy(start_cluster: Any) -> None:
+    cluster = await start_cluster(0, 3, scheduling="least_loaded")
+    cluster.decodes[0].act = cluster.decodes[0].hang
+    busy = asyncio.create_task(cluster.complete())
+    await asyncio.wait_for(cluster.decodes[0].called.wait(), 5)
+    assert {(await cluster.complete())[1]["by"] for _ in range(6)} == {"decode1", "decode2"}
+    busy.cancel()
+    await asyncio.gather(busy, return_exceptions=True)
+
+
+async def test_least_loaded_prefill_goes_by_tokens(start_cluster: Any) -> None:
+    cluster = await start_cluster(2, 1, prefill_scheduling="least_loaded")
+    for engine in cluster.prefills:
+        engine.act = engine.hang
+    long = asyncio.create_task(cluster.complete(prompt="x" * 4000))
+    await asyncio.wait_for(cluster.prefills[0].called.wait(), 5)
+    short = [asyncio.create_task(cluster.complete(prompt="x" * 40)) for _ in range(5)]
+    async with asyncio.timeout(5):
+        while len(cluster.prefills[1].legs) < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert len(cluster.prefills[0].legs) == 1
+    for request in (long, *short):
+        request.cancel()
+    await asyncio.gather(long, *short, return_exceptions=True)
+
+
+async def test_power_of_two_uses_all(start_cluster: Any) -> None:
+    cluster = await start_cluster(0, 4, scheduling="power_of_two")
+    cluster.proxy._random.seed(1)
+    assert {(await cluster.complete())[1]["by"] for _ in range(40)} == {"decode0", "decode1", "decode2", "decode3"}
+
+
+async def test_prefix_affinity_sends_prompts_that_begin_alike_to_one_prefill(start_cluster: Any) -> None:
+    cluster = await start_cluster(3, 2, prefill_scheduling="prefix_affinity")
+    draw = random.Random(1)
+    heads = ["".join(draw.choices("abc", k=2100)) for _ in range(12)]
+    for head in heads:
+        for tail in "xyz":
+            assert (await cluster.complete(prompt=head + tail))[0] == 200
+    homes = {
+        head: {n for n, engine in enumerate(cluster.prefills) for leg in engine.legs if leg.json["prompt"][:-1] == head}
+        for head in heads
+    }
+    assert all(len(home) == 1 for home in homes.values())
+    assert set.union(*homes.values()) == {0, 1, 2}
+    assert [len(engine.legs) for engine in cluster.decodes] == [18, 18]  # round robin
+
+
+async def test_session_goes_by_its_header(start_cluster: Any) -> None:
+    cluster = await start_cluster(0, 3, decode_scheduling="session", session_header="X-User")
+    homes: dict[str, set[str]] = {}
+    for turn in range(36):
+        user = f"user-{turn % 12}"
+        async with cluster.client.post("/v1/completions", json={}, headers={"X-User": user}) as response:
+            homes.setdefault(user, set()).add((await response.json())["by"])
+    assert all(len(home) == 1 for home in homes.values())
+    assert len(set.union(*homes.values())) == 3

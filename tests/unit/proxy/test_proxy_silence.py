@@ -1,0 +1,106 @@
+"""Engines that freeze: they take connections and answer nothing, as under SIGSTOP. Probes find out, and legs that wait
+on them go elsewhere long before their own deadlines."""
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
+
+@pytest.fixture
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("UP_EVERY_S", 0.2), ("LOST_EVERY_S", 0.1), ("PROBE_S", 0.2)):
+        monkeypatch.setattr(f"services.proxy.health.{name}", seconds)
+
+
+def freeze(engine: Any) -> None:
+    engine.frozen = True
+    engine.act = engine.hang
+
+
+async def ready(cluster: Any) -> bool:
+    async with cluster.client.get("/ready") as response:
+        return response.status == 200
+
+
+async def wait_for(cluster: Any, state: bool) -> None:
+    async with asyncio.timeout(5):
+        while await ready(cluster) is not state:  # noqa: ASYNC110 - the proxy's state
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("role", ["prefills", "decodes"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_legs_to_an_engine_that_freezes_go_elsewhere(start_cluster: Any, role: str, stream: bool) -> None:
+    cluster = await start_cluster(2, 2)
+    victim = getattr(cluster, role)[0]
+    freeze(victim)
+    started = time.monotonic()
+    async with cluster.client.post("/v1/completions", json={"stream": stream}) as response:
+        assert response.status == 200
+        answer = await response.read()
+    assert answer.endswith(b"[DONE]\n\n") if stream else json.loads(answer)["by"].startswith("decode")
+    assert time.monotonic() - started < 4  # not --first-token-timeout's 60
+    assert victim.legs[0].cancelled
+    assert cluster.metric("retries_total", phase=role[:-1], reason="timed_out") == 1
+    for _ in range(4):  # now nobody waits on it
+        assert (await asyncio.wait_for(cluster.complete(), 2))[0] == 200
+    assert len(victim.legs) == 1
+
+
+async def test_many_legs_move_at_once(start_cluster: Any) -> None:
+    """More than the budget for reruns would earn by itself."""
+    cluster = await start_cluster(0, 2)
+    freeze(cluster.decodes[0])
+    results = await asyncio.gather(*(cluster.complete() for _ in range(300)))
+    assert {status for status, _ in results} == {200}
+
+
+async def test_the_only_decode_frozen_is_a_503_and_it_serves_again_when_it_thaws(start_cluster: Any) -> None:
+    cluster = await start_cluster(1, 1)
+    engine = cluster.decodes[0]
+    freeze(engine)
+    status, answer = await cluster.complete()
+    assert status == 503
+    assert engine.address in answer["error"]["message"]
+    await wait_for(cluster, False)
+    engine.frozen, engine.act = False, engine.answer
+    await wait_for(cluster, True)
+    assert (await cluster.complete())[0] == 200
+
+
+async def test_a_stream_that_falls_silent_is_ended_with_an_error(start_cluster: Any, events: list[bytes]) -> None:
+    cluster = await start_cluster(0, 1)
+    engine = cluster.decodes[0]
+    engine.next_event = asyncio.Semaphore(1)
+    async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
+        assert await response.content.readexactly(len(events[0])) == events[0]
+        engine.frozen = True
+        rest = await asyncio.wait_for(response.read(), 5)
+    assert "does not answer any more" in json.loads(rest.strip().removeprefix(b"data: "))["error"]["message"]
+    assert cluster.metric("requests_total", code="200", outcome="broken") == 1
+
+
+async def test_a_stream_that_goes_on_is_not_cut(start_cluster: Any, events: list[bytes]) -> None:
+    """An engine too busy to answer probes is not a lost one to who gets tokens of it."""
+    cluster = await start_cluster(0, 1)
+    engine = cluster.decodes[0]
+
+    async def go_on(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for _ in range(40):
+            await response.write(events[0])
+            await asyncio.sleep(0.05)
+        return response
+
+    engine.act, engine.frozen = go_on, True
+    async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
+        assert await response.read() == 40 * events[0]
+    assert cluster.metric("instance_changes_total", change="lost") >= 1
+    assert cluster.metric("requests_total", outcome="ok") == 1
