@@ -47,7 +47,7 @@ class HealthChecks:
         for engine in [engine for engine in self._tasks if engine not in here]:
             self._tasks.pop(engine).cancel()
             del self._soon[engine]
-            self.metrics.forget(engine.role, engine.address)
+        self.metrics.keep_only({(engine.role, engine.address) for engine in here})
 
     async def close(self) -> None:
         for task in self._tasks.values():

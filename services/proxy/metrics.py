@@ -72,12 +72,14 @@ class Metrics:
             found = self._legs[key] = self.leg_seconds[role].labels(address, outcome)
         return found
 
-    def forget(self, role: Role, address: Address) -> None:
-        """An engine was removed: its series go with it."""
-        for metric in (self.leg_seconds[role], self.retries, self.changes):
-            position = metric._labelnames.index("instance")
-            for labels in [labels for labels in metric._metrics if labels[position] == address]:
-                metric.remove(*labels)
+    def keep_only(self, known: set[tuple[Role, Address]]) -> None:
+        """The series of engines that are not known any more go: also those of legs that ended after a removal."""
+        for metric in (*self.leg_seconds.values(), self.retries, self.changes):
+            role = next((role for role in Role if metric is self.leg_seconds[role]), None)
+            for values in list(metric._metrics):
+                labels = dict(zip(metric._labelnames, values, strict=True))
+                if (role or labels.get("role") or labels.get("phase"), labels["instance"]) not in known:
+                    metric.remove(*values)
         self._legs.clear()
 
 

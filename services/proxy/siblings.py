@@ -57,15 +57,19 @@ class Siblings:
         async def get_instances(_: web.Request) -> web.Response:
             return web.json_response(instances())
 
+        async def get_alive(_: web.Request) -> web.Response:
+            return web.json_response({})
+
         async def get_samples(_: web.Request) -> web.Response:
             return web.json_response(self._samples.take())
 
         app = web.Application()
         app.add_routes([web.post("/reload", post_reload)])
         app.add_routes([web.get("/instances", get_instances), web.get("/samples", get_samples)])
+        app.add_routes([web.get("/alive", get_alive)])
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=ANSWER_S)
         await self._runner.setup()
-        socket = self._socket(self._index)
+        socket = _socket(self._directory, self._index)
         socket.unlink(missing_ok=True)  # a predecessor's
         await web.UnixSite(self._runner, socket).start()
 
@@ -91,29 +95,35 @@ class Siblings:
 
     async def _ask_all(self, method: str, path: str) -> Heard:
         others = self._others()
-        answers = await asyncio.gather(*(self._ask(index, method, path) for index in others))
+        answers = await asyncio.gather(*(_ask(_socket(self._directory, each), method, path) for each in others))
         return Heard({index: answer for index, (there, answer) in zip(others, answers, strict=True) if there})
-
-    async def _ask(self, index: int, method: str, path: str) -> tuple[bool, Any]:
-        """Whether it is there, and its answer, None where there is none."""
-        connector = aiohttp.UnixConnector(path=str(self._socket(index)))
-        try:
-            async with (
-                asyncio.timeout(ANSWER_S),
-                aiohttp.ClientSession(connector=connector) as session,
-                session.request(method, f"http://worker{path}") as response,
-            ):
-                return True, await response.json() if response.status == 200 else None
-        except aiohttp.ClientConnectorError:
-            return False, None
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            return True, None
 
     def _others(self) -> list[int]:
         return [index for index in range(self.count) if index != self._index]
 
-    def _socket(self, index: int) -> Path:
-        return self._directory / f"worker-{index}.sock"
-
     def _kept(self, index: int) -> Path:
         return self._directory / f"worker-{index}.samples"
+
+
+async def is_alive(directory: Path, index: int) -> bool:
+    """Whether that worker answers."""
+    return (await _ask(_socket(directory, index), "GET", "/alive"))[1] is not None
+
+
+async def _ask(socket: Path, method: str, path: str) -> tuple[bool, Any]:
+    """Whether anybody is there, and the answer, None where there is none."""
+    try:
+        async with (
+            asyncio.timeout(ANSWER_S),
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(socket))) as session,
+            session.request(method, f"http://worker{path}") as response,
+        ):
+            return True, await response.json() if response.status == 200 else None
+    except aiohttp.ClientConnectorError:
+        return False, None
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        return True, None
+
+
+def _socket(directory: Path, index: int) -> Path:
+    return directory / f"worker-{index}.sock"

@@ -3,6 +3,7 @@ end of that ends it. It says on stdout when it serves."""
 
 import asyncio
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ def main() -> int:
     told = json.loads(line)
     settings = ProxySettings(**told["settings"])
     tune()
-    return run(
+    status = run(
         lambda stop: _work(settings, told, stop),
         prog=f"proxy[{told['index']}]",
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
+    if told.get("alone"):
+        shutil.rmtree(told["directory"], ignore_errors=True)  # the parent could not
+    return status
 
 
 async def _work(settings: ProxySettings, told: dict[str, Any], stop: asyncio.Event) -> None:
@@ -33,6 +37,7 @@ async def _work(settings: ProxySettings, told: dict[str, Any], stop: asyncio.Eve
 
     def parent_gone() -> None:
         loop.remove_reader(sys.stdin)
+        told["alone"] = True
         stop.set()
 
     loop.add_reader(sys.stdin, parent_gone)  # nothing more is written to it

@@ -23,6 +23,7 @@ from pydantic import SecretStr
 from services.proxy.app import DRAIN_S
 from services.proxy.config import ProxySettings
 from services.proxy.server import bind, ready_line
+from services.proxy.siblings import is_alive
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ _START_S: Final = 60.0
 _PAUSE_S: Final = 0.1  # before a worker that died is started again; twice as long each time, up to
 _PAUSE_MAX_S: Final = 10.0
 _STEADY_S: Final = 30.0  # a life so long, and the pause is the first one again
+_ASK_EVERY_S: Final = 2.0  # each answer is waited for 1 s
+_MISSES_MAX: Final = 7  # in a row, until a worker counts as hung: about 20 s
 _END_S: Final = DRAIN_S + 5.0
 
 
@@ -139,11 +142,24 @@ class _Workers:
         await process.wait()
         return False
 
+    async def _until_end(self, index: int) -> int:
+        """Its exit status. A worker that hangs is killed: it would keep its share of the clients."""
+        process, misses = self._processes[index], 0
+        while True:
+            try:
+                async with asyncio.timeout(_ASK_EVERY_S):
+                    return await process.wait()
+            except TimeoutError:
+                misses = 0 if await is_alive(self._directory, index) else misses + 1
+            if misses >= _MISSES_MAX and process.returncode is None:
+                logger.error("worker %d did not answer %d times in a row and is killed", index, misses)
+                process.kill()
+
     async def _keep(self, index: int) -> None:
         pause_s = _PAUSE_S
         while True:
             began = time.monotonic()
-            status = await self._processes[index].wait()
+            status = await self._until_end(index)
             if time.monotonic() - began > _STEADY_S:
                 pause_s = _PAUSE_S
             logger.error("worker %d ended with status %d; it is started again in %g s", index, status, pause_s)

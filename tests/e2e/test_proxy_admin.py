@@ -171,6 +171,30 @@ async def test_a_worker_that_hangs_is_told_and_follows(xpyd: XpYd) -> None:
         assert [await complete(client) for _ in range(20)] == [200] * 20
         assert await decodes(xpyd, "d0") == before
         assert (await legs(client))[0] == 200
+        os.kill(hung, signal.SIGSTOP)
+        assert xpyd.proxy is not None
+        age_s = xpyd.proxy.age_s
+        await asyncio.to_thread(xpyd.proxy.wait_line, r".*worker \d serves again", age_s + 40)
+        assert hung not in workers_of(xpyd)
+
+
+async def test_a_decode_engine_is_replaced_under_load(xpyd: XpYd) -> None:
+    url = start(xpyd)
+    loading = asyncio.create_task(load(url, 800, 16))
+    async with fresh_client(url) as client:
+        await asyncio.to_thread(xpyd.start_engine, "d0-new")
+        assert await tell(client, "add", xpyd.addresses["d0-new"]) == 200
+        assert await tell(client, "drain", xpyd.addresses["d0"]) == 200
+        async with asyncio.timeout(10):
+            while (await legs(client))[1][xpyd.addresses["d0"]]:  # noqa: ASYNC110 - another process's
+                await asyncio.sleep(0.02)
+        assert await tell(client, "remove", xpyd.addresses["d0"]) == 200
+        xpyd.engines["d0"].kill()
+    done = await loading
+    assert len(done) == 800
+    assert not [each.error for each in done if each.error]
+    assert not xpyd.hit()
+    assert await decodes(xpyd, "d0-new") > 0
 
 
 async def test_sigterm_drains_all_workers(xpyd: XpYd) -> None:
@@ -185,7 +209,12 @@ async def test_sigterm_drains_all_workers(xpyd: XpYd) -> None:
     assert "Traceback" not in xpyd.proxy.output()
 
 
-async def test_workers_end_with_a_parent_that_was_killed_and_what_was_changed_stays(xpyd: XpYd, tmp_path: Path) -> None:
+async def test_workers_end_with_a_parent_that_was_killed_and_what_was_changed_stays(
+    xpyd: XpYd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     flags = ("--state-file", str(tmp_path / "state.json"))
     url = start(xpyd, *flags)
     async with fresh_client(url) as client:
@@ -197,6 +226,7 @@ async def test_workers_end_with_a_parent_that_was_killed_and_what_was_changed_st
     while first.members():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
+    assert not list(scratch.glob("larder-proxy-*"))
     again = start(xpyd, *flags, port=int(url.rpartition(":")[2]))
     assert again == url
     async with fresh_client(url) as client:

@@ -344,3 +344,19 @@ async def test_a_prefill_engine_counts_as_busy_until_its_kv_was_used(guarded: An
     decode.act = decode.answer_500
     assert (await guarded.complete())[0] == 500
     assert (await listed(guarded))["prefill", prefill.address]["legs"] == 0
+
+
+async def test_series_of_a_removed_engine_go_also_those_of_its_last_legs(guarded: Any, spare: Any) -> None:
+    old = guarded.decodes[0]
+    old.next_event = asyncio.Semaphore(1)
+    await guarded.complete()
+    async with guarded.client.post("/v1/completions", json={"stream": True}) as response:
+        await response.content.readany()
+        assert (await tell(guarded, "remove", {"type": "decode", "instance": old.address}))[0] == 200
+        assert guarded.metric("decode_seconds_count", instance=old.address) == 0
+        for _ in range(3):
+            old.next_event.release()
+        await response.read()
+    assert (await add(guarded, {"type": "decode", "instance": spare.address}))[0] == 200
+    assert guarded.metric("decode_seconds_count", instance=old.address) == 0
+    assert guarded.metric("prefill_seconds_count", instance=guarded.prefills[0].address) == 2

@@ -63,6 +63,11 @@ def test_engines_and_keys_from_the_environment_and_dotenv(tmp_path: Path, monkey
     assert read("--decode", "localhost:1").decode == ("localhost:1",)
 
 
+def test_networks_in_every_spelling() -> None:
+    for flags in (("10.0.0.0/8", "::/0"), ("10.0.0.0/8,::/0",)):
+        assert read("--decode", "a:1", "--instance-allow", *flags).instance_allow == ("10.0.0.0/8", "::/0")
+
+
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
@@ -73,6 +78,11 @@ def test_engines_and_keys_from_the_environment_and_dotenv(tmp_path: Path, monkey
         (("--decode", "http://localhost:1/v1"), "'http://localhost:1/v1' is not HOST:PORT"),
         (("--decode", "a:1", "--scheduling", "magic"), "--scheduling"),
         (("--decode", "a:1", "--request-timeout", "0"), "--request-timeout 0"),
+        (("--decode", "a:1", "--workers", "0"), "--workers 0"),
+        (("--decode", "a:1", "--instance-allow", "10.0.0.1/8"), "'10.0.0.1/8' is not a network such as 10.0.0.0/8"),
+        (("--decode", "a:1", "--instance-allow", "localhost"), "'localhost' is not a network"),
+        (("--decode", "a:1", "--otlp-endpoint", "localhost:4318"), "--otlp-endpoint localhost:4318"),
+        (("--decode", "a:1", "--log-format", "xml"), "--log-format"),
         (("--decode", "a:1", "--prefil", "b:1"), "unknown flag --prefil (did you mean --prefill?)"),
     ],
 )
