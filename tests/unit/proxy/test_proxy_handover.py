@@ -277,9 +277,9 @@ async def test_power_of_two_uses_all(start_cluster: Any) -> None:
 async def test_prefix_affinity_sends_prompts_that_begin_alike_to_one_prefill(start_cluster: Any) -> None:
     cluster = await start_cluster(3, 2, prefill_scheduling="prefix_affinity")
     draw = random.Random(1)
-    heads = ["".join(draw.choices("abc", k=2100)) for _ in range(12)]
+    heads = ["".join(draw.choices("abc", k=2100)) for _ in range(30)]  # ports vary: one home is empty once in 60,000
     for head in heads:
-        for tail in "xyz":
+        for tail in "xy":
             assert (await cluster.complete(prompt=head + tail))[0] == 200
     homes = {
         head: {n for n, engine in enumerate(cluster.prefills) for leg in engine.legs if leg.json["prompt"][:-1] == head}
@@ -287,7 +287,7 @@ async def test_prefix_affinity_sends_prompts_that_begin_alike_to_one_prefill(sta
     }
     assert all(len(home) == 1 for home in homes.values())
     assert set.union(*homes.values()) == {0, 1, 2}
-    assert [len(engine.legs) for engine in cluster.decodes] == [18, 18]  # round robin
+    assert [len(engine.legs) for engine in cluster.decodes] == [30, 30]  # round robin
 
 
 async def test_session_goes_by_its_header(start_cluster: Any) -> None:
