@@ -182,7 +182,7 @@ class Proxy:
             self._in_flight -= weight
             if self._in_flight == 0:
                 self._idle.set()
-            self._metrics.requests.labels(path, str(code), outcome).inc()
+            self._metrics.ended(path, code, outcome)
             if (self._tells or self._tracing is not None) and path not in _UNTOLD:
                 self._tell(request, path, code, outcome)
 

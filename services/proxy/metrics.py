@@ -63,6 +63,15 @@ class Metrics:
         )
 
         self._legs: dict[tuple[Role, Address, str], Histogram] = {}
+        self._ended: dict[tuple[str, int, str], Counter] = {}
+
+    def ended(self, path: str, code: int, outcome: str) -> None:
+        """Counts a request."""
+        key = (path, code, outcome)
+        found = self._ended.get(key)
+        if found is None:
+            found = self._ended[key] = self.requests.labels(path, str(code), outcome)
+        found.inc()
 
     def leg(self, role: Role, address: Address, outcome: str) -> Histogram:
         """Where the seconds of one leg go."""

@@ -112,8 +112,8 @@ class Leg:
         legs.discard(self)
         if not legs:
             del self._upstream.legs[self.to]
-        if self._response is not None:
-            self._response.close()  # gives the connection back if the answer was read to its end
+        if self._response is not None and not self._response.closed:  # it is where it was read to its end
+            self._response.close()
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:

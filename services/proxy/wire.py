@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.helpers import TimerNoop
 from aiohttp.http import HttpProcessingError
+from aiohttp.typedefs import LooseHeaders
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -67,7 +68,7 @@ class Wire:
             raise aiohttp.ClientOSError(*error.args) from error
 
     async def _send(self, method: str, url: URL, headers: CIMultiDict[str], body: bytes) -> aiohttp.ClientResponse:
-        request = aiohttp.ClientRequest(
+        request = _Request(
             method,
             url,
             headers=headers,
@@ -102,6 +103,13 @@ class _Protocol(ResponseHandler):
         super().set_exception(exc, exc_cause)
         if isinstance(exc, HttpProcessingError) and self._payload is not None:
             self._payload.set_exception(exc)
+
+
+class _Request(aiohttp.ClientRequest):
+    def update_headers(self, headers: LooseHeaders | None) -> None:
+        """All at once: aiohttp takes them over one by one."""
+        self.headers = CIMultiDict({"Host": self.url.host_port_subcomponent or ""})
+        self.headers.extend(headers or ())
 
 
 def _new_socket(address: aiohttp.AddrInfoType) -> socket.socket:
