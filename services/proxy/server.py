@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import resource
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from services.proxy.app import Proxy
 from services.proxy.config import ProxySettings
+from services.proxy.connections import Runner
 from services.proxy.siblings import Place, Siblings
 from services.proxy.upstream import Upstream
 
@@ -21,6 +23,8 @@ _BACKLOG: Final = 1024
 
 def tune() -> None:
     """For a process that does nothing but serve."""
+    _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     gc.freeze()
     gc.set_threshold(50_000)  # requests leave hardly any cycles behind: look for them every few hundred
 
@@ -57,7 +61,7 @@ def ready_line(host: str, port: int) -> str:
 
 
 def make_runner(proxy: Proxy) -> web.AppRunner:
-    return web.AppRunner(
+    return Runner(
         proxy.make_app(),
         access_log=None,
         handler_cancellation=True,  # a client that leaves cancels its handler

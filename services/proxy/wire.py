@@ -8,6 +8,7 @@ its version. What goes wrong comes out as aiohttp's errors. Knows nothing of eng
 import asyncio
 import contextvars
 import functools
+import io
 import socket
 from typing import Final
 
@@ -21,6 +22,7 @@ from yarl import URL
 
 _KEEPALIVE_S: Final = 4.0  # below the 5 s after which the engines' servers close an idle connection
 _OWN_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # the client's, or none
+_PIECE_BYTES: Final = 1 << 20
 _NO_TIMER: Final = TimerNoop()
 
 
@@ -73,7 +75,7 @@ class Wire:
             url,
             headers=headers,
             skip_auto_headers=[name for name in _OWN_HEADERS if name not in headers] or None,  # None is the fast way
-            data=aiohttp.BytesPayload(body) if body else None,
+            data=_payload(body) if body else None,
             timer=_NO_TIMER,
             loop=self._loop,
             session=self._session,
@@ -94,6 +96,11 @@ class Wire:
         except BaseException:
             connection.close()
             raise
+
+
+def _payload(body: bytes) -> aiohttp.Payload:
+    """Large ones are written piece by piece, so that they do not hold up the others."""
+    return aiohttp.BytesPayload(body) if len(body) <= _PIECE_BYTES else aiohttp.BytesIOPayload(io.BytesIO(body))
 
 
 class _Protocol(ResponseHandler):

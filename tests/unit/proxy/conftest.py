@@ -58,7 +58,7 @@ class Engine:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["Engine"]:
-        app = web.Application()
+        app = web.Application(client_max_size=64 << 20)
         app.router.add_route("*", "/{tail:.*}", self._handle)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()

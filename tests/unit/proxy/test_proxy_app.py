@@ -244,30 +244,6 @@ async def test_a_body_of_unknown_length_is_bounded_too(cluster: Any, monkeypatch
     assert cluster.legs == []
 
 
-@pytest.mark.parametrize(
-    ("request_bytes", "status"),
-    [
-        (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b" 400 "),
-        (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Name: caf\xe9\r\nContent-Length: 0\r\n\r\n", b" 400 "),
-        (b"\x16\x03\x01 garbage\r\n\r\n", b" 400 "),
-        (b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 20_000 + b"\r\n\r\n", b" 400 "),
-        (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{", b" 408 "),
-    ],
-)
-async def test_malformed_http_is_refused(
-    cluster: Any, request_bytes: bytes, status: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(proxy_app, "_BODY_S", 0.3)
-    host, port = cluster.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(request_bytes)
-    assert status in await asyncio.wait_for(reader.readline(), 5)
-    writer.close()
-    await writer.wait_closed()
-    assert cluster.legs == []
-    assert (await cluster.complete())[0] == 200
-
-
 async def test_unknown_paths_and_methods_have_an_error_of_openais_shape(cluster: Any) -> None:
     async with cluster.client.get("/nowhere") as response:
         assert response.status == 404
@@ -349,3 +325,12 @@ async def test_a_defect_of_the_proxy_is_a_500_that_tells_nothing(cluster: Any, m
     assert (status, answer["error"]["type"]) == (500, "server_error")
     assert "secret" not in answer["error"]["message"]
     assert cluster.metric("requests_total", path="/v1/completions", code="500", outcome="internal") == 1
+
+
+async def test_a_long_prompt_is_passed_on_whole(cluster: Any) -> None:
+    prompt = "x" * 5_000_000
+    body = io.BytesIO(json.dumps({"prompt": prompt}).encode())
+    async with cluster.client.post("/v1/completions", data=body, headers=JSON) as response:
+        assert response.status == 200
+    for engine in (*cluster.prefills, *cluster.decodes):
+        assert engine.legs[0].json["prompt"] == prompt
