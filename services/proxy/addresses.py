@@ -58,8 +58,11 @@ class AllowList:
         self._networks = [ipaddress.ip_network(network) for network in networks]
 
     async def allows(self, address: Address) -> bool:
-        """A host that stands for several addresses is allowed if they all are."""
-        ip = _ip_of(address.rpartition(":")[0])
+        """Localhost is, if all that it stands for is; no other name."""
+        host = address.rpartition(":")[0]
+        ip = _ip_of(host)
+        if ip is None and host != "localhost":
+            return False
         ips = [ip] if ip is not None else await _resolve_localhost()
         return bool(ips) and all(self._holds(each) for each in ips)
 

@@ -236,6 +236,8 @@ async def test_only_allowed_networks_are_asked(start_cluster: Any, spare: Any) -
         ("8.8.8.8:1", False),
         ("[2001:db8::1]:1", False),
         ("224.0.0.1:1", False),
+        ("example.com:1", False),
+        ("user@127.0.0.1:1", False),
     ],
 )
 async def test_networks_that_are_allowed_by_default(address: str, allowed: bool) -> None:
