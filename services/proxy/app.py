@@ -5,7 +5,6 @@ never make it a `200`: every error has its status and, in OpenAI's shape, its re
 """
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -23,6 +22,7 @@ from services.proxy.admin import Admin
 from services.proxy.admission import Admission, Overloaded
 from services.proxy.config import ProxySettings
 from services.proxy.core import legs
+from services.proxy.core.codec import NotAnObject, decode_fields
 from services.proxy.core.fleet import Handover, Role
 from services.proxy.core.legs import BadRequest
 from services.proxy.core.routing import Router
@@ -240,11 +240,11 @@ class Proxy:
         request = call.request
         if generates:
             call.asked = legs.parse_request(request.content_type, call.body)
-            call.streamed = call.asked.get("stream") is True
+            call.streamed = legs.is_streamed(call.asked)
             call.ask = legs.ask_of(call.asked, request.headers.get(self._settings.session_header, ""))
             call.story.prompt_tokens = call.ask.prompt_tokens
-        elif any(sign in call.body for sign in _PERHAPS_PARAMS) or b"\0" in call.body[:4]:
-            legs.refuse_params(_as_object(call.body))
+        elif _may_name_params(call):
+            _refuse_params(call.body)
 
     def _headers(self, request: web.Request) -> Any:
         """What the engines get of a request's headers."""
@@ -287,9 +287,18 @@ class Proxy:
         return bytes(content)
 
 
-def _as_object(body: bytes) -> dict[str, Any]:
+def _may_name_params(call: Call) -> bool:
+    """Whether an engine may read a body that is not looked at as JSON that says where KV is to be fetched."""
+    content_type = call.request.headers.get("Content-Type", "json")
+    signs = any(sign in call.body for sign in _PERHAPS_PARAMS) or b"\0" in call.body[:4]  # UTF-16, UTF-32
+    return signs and "json" in content_type.lower()
+
+
+def _refuse_params(body: bytes) -> None:
     try:
-        content = json.loads(body)  # as engines do: UTF-16 and UTF-32 too
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        fields = decode_fields(body)
+    except NotAnObject:
+        return
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(400, f"the request body is not valid JSON in UTF-8: {error}") from error
+    legs.refuse_params(fields)

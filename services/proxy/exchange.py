@@ -46,7 +46,7 @@ class Call:
     body: bytes
     headers: CIMultiDict[str]
     repeatable: bool
-    asked: dict[str, Any] | None = None  # None: it is passed on untouched
+    asked: legs.Fields | None = None  # None: it is passed on untouched
     ask: Ask = field(default_factory=Ask)
     streamed: bool = False
     response: web.StreamResponse | None = None  # from the first byte on

@@ -6,19 +6,23 @@ decode engine gets the client's own bytes, but for the field that tells it where
 """
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Final
 
+import msgspec
 import xxhash
 
-from services.proxy.core.codec import decode, encode
+from services.proxy.core.codec import NotAnObject, Raw, decode, decode_fields, encode
 from services.proxy.core.fleet import Address, Engine, Handover
 from services.proxy.core.scheduling import Ask
 
 PARAMS: Final = "kv_transfer_params"
-PREFIX_CHARACTERS: Final = 2048  # about 500 tokens: what prompts must share to be sent to one engine
-_CHARACTERS_A_TOKEN: Final = 4
+PREFIX_BYTES: Final = 2048  # about 500 tokens: what prompts must share to be sent to one engine
+_BYTES_A_TOKEN: Final = 4
+_GLANCE_BYTES: Final = 64
+_PARTS_MAX: Final = 65_536
 _DROPPED: Final = (
     "stream_options",  # refused without stream
     "min_tokens",  # would contradict max_tokens=1
@@ -41,6 +45,10 @@ _ASK_TO_KEEP: Final = {  # what vLLM's NIXL connector wants to be told; other co
 }
 
 
+Fields = Mapping[str, Raw]
+"""A client's request: its fields, as they were written."""
+
+
 class BadRequest(Exception):
     """The client's request cannot be understood; str() says why."""
 
@@ -49,47 +57,50 @@ class BadRequest(Exception):
         self.status = status
 
 
-def parse_request(content_type: str, body: bytes) -> dict[str, Any]:
+def parse_request(content_type: str, body: bytes) -> Fields:
     """The JSON object in a request's body; raises BadRequest where there is none."""
     if content_type != "application/json":
         raise BadRequest(415, "Unsupported Media Type: Only 'application/json' is allowed")
     try:
-        request = decode(body)
-    except (ValueError, RecursionError) as error:  # not JSON, not text, a number of 5,000 digits, 100,000 brackets
+        request = decode_fields(body)
+    except NotAnObject as error:
+        raise BadRequest(400, f"the request body must be a JSON object, not {_json_type(body)}") from error
+    except (ValueError, RecursionError) as error:  # not JSON, 100,000 brackets
         raise BadRequest(400, f"the request body is not valid JSON: {error}") from error
-    if not isinstance(request, dict):
-        raise BadRequest(400, f"the request body must be a JSON object, not {_json_type(request)}")
     refuse_params(request)
     return request
 
 
-def refuse_params(request: dict[str, Any]) -> None:
+def refuse_params(request: Fields) -> None:
     """Raises BadRequest if a client says where KV is to be fetched: engines would connect to wherever it points."""
-    if request.get(PARAMS) is not None:
+    if PARAMS in request and bytes(request[PARAMS]) != b"null":
         raise BadRequest(400, f"{PARAMS} is between the proxy and its engines: leave it out")
 
 
-def ask_of(request: dict[str, Any], session: str) -> Ask:
-    """What the choice of an engine may go by. A prompt's tokens are estimated from its characters."""
-    tokens, characters = 0, 0
-    digest = xxhash.xxh3_64(str(request.get("model")).encode(errors="surrogatepass"))
-    for part in _parts(request):
-        if isinstance(part, list):
-            tokens += len(part)
-            if (room := PREFIX_CHARACTERS // _CHARACTERS_A_TOKEN - tokens + len(part)) > 0:
-                digest.update(repr(part[:room]).encode())
-        else:
-            if (room := PREFIX_CHARACTERS - characters) > 0:
-                digest.update(part[:room].encode(errors="surrogatepass"))
-            characters += len(part)
-    return Ask(tokens + -(-characters // _CHARACTERS_A_TOKEN), digest.intdigest(), session)
+def is_streamed(request: Fields) -> bool:
+    return "stream" in request and bytes(request["stream"]) == b"true"
 
 
-def prefill_request(
-    request: dict[str, Any], *, chat: bool, handover: Handover | None, transfer_id: str = ""
-) -> dict[str, Any]:
+def ask_of(request: Fields, session: str) -> Ask:
+    """What the choice of an engine may go by. A prompt's tokens are estimated: from its bytes, if it is text."""
+    digest, size, tokens = xxhash.xxh3_64(request.get("model", b"")), 0, 0
+    prompt = memoryview(request.get("prompt", b""))
+    if bytes(prompt[:1]) == b"[" and b'"' not in bytes(prompt[:_GLANCE_BYTES]):
+        tokens = bytes(prompt).count(b",") + 1
+        digest.update(prompt[:PREFIX_BYTES])
+    texts: Iterable[bytes | memoryview] = () if tokens else (prompt[1:-1],)
+    if "messages" in request:
+        texts = chain(texts, _texts(request["messages"]))
+    for text in texts:
+        if (room := PREFIX_BYTES - size) > 0:
+            digest.update(text[:room])
+        size += len(text)
+    return Ask(tokens + -(-size // _BYTES_A_TOKEN), digest.intdigest(), session)
+
+
+def prefill_request(request: Fields, *, chat: bool, handover: Handover | None, transfer_id: str = "") -> dict[str, Any]:
     """The prefill leg's request for a completion, or for a chat completion. Handover None: it is to be found out."""
-    leg = {name: value for name, value in request.items() if name not in _DROPPED}
+    leg: dict[str, Any] = {name: value for name, value in request.items() if name not in _DROPPED}
     leg |= {"max_tokens": 1, "stream": False}
     if chat or "max_completion_tokens" in leg:
         leg["max_completion_tokens"] = 1
@@ -120,10 +131,10 @@ def pulled_params(answer: bytes, prefill: Address) -> dict[str, Any] | None:
     return params
 
 
-def with_params(body: bytes, request: dict[str, Any], params: dict[str, Any]) -> bytes:
+def with_params(body: bytes, request: Fields, params: dict[str, Any]) -> bytes:
     """The client's request, told where the KV lies; `request` is what `body` says."""
     if not request or PARAMS in request:
-        return encode(request | {PARAMS: params})
+        return encode({**request, PARAMS: params})
     return b'%b,"%b":%b}' % (body[: body.rindex(b"}")], PARAMS.encode(), encode(params))
 
 
@@ -175,24 +186,31 @@ def error_of(events: bytes) -> dict[str, Any] | None:
     return error if isinstance(error, dict) else None
 
 
-def _parts(request: dict[str, Any]) -> Iterator[str | list[Any]]:
-    """The prompt's texts and lists of tokens, in order; whatever is not understood is left out."""
-    prompt = request.get("prompt")
-    if isinstance(prompt, str):
-        yield prompt
-    elif isinstance(prompt, list):
-        if prompt and isinstance(prompt[0], int):
-            yield prompt
-        else:
-            yield from (part for part in prompt if isinstance(part, str | list))
-    messages = request.get("messages")
-    for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, str):
-            yield content
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict) and isinstance(part.get("text"), str):
-                yield part["text"]
+class _Part(msgspec.Struct, gc=False):
+    text: str = ""
+
+
+class _Message(msgspec.Struct, gc=False):
+    content: str | list[str | _Part] | None = None
+
+
+_messages: Final = msgspec.json.Decoder(list[_Message])
+
+
+def _texts(messages: Raw) -> Iterator[bytes | memoryview]:
+    """The texts of a chat, in order; all as it was written, where that is not what it should be."""
+    written = bytes(messages)
+    try:
+        if written.count(b"{") > _PARTS_MAX:
+            raise ValueError("too many parts to look at each")
+        read = _messages.decode(written)
+    except (ValueError, RecursionError):
+        yield written
+        return
+    for message in read:
+        parts = message.content
+        for part in [parts] if isinstance(parts, str) else parts or ():
+            yield (part if isinstance(part, str) else part.text).encode(errors="surrogatepass")
 
 
 @lru_cache(maxsize=1024)
@@ -206,8 +224,6 @@ def _is_loopback(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def _json_type(value: object) -> str:
-    if value is None:
-        return "null"
-    names = {bool: "a boolean", str: "a string", list: "an array"}
-    return names.get(type(value), "a number")
+def _json_type(body: bytes) -> str:
+    names = {b"n": "null", b"t": "a boolean", b"f": "a boolean", b'"': "a string", b"[": "an array"}
+    return names.get(body.lstrip()[:1], "a number")

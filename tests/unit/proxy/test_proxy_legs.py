@@ -1,12 +1,25 @@
 """What the engines are asked, what their answers say of where KV lies, and which requests are refused."""
 
+import json
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from services.proxy.core import legs
+from services.proxy.core.codec import Raw, decode_fields, encode
 from services.proxy.core.fleet import Address, Engine, Handover, Role
 from services.proxy.core.legs import BadRequest, ask_of, error_of, first_data, parse_request, prefill_request
+from services.proxy.core.scheduling import Ask
+
+
+def fields(request: dict[str, Any]) -> legs.Fields:
+    return decode_fields(json.dumps(request).encode())
+
+
+def sent(request: dict[str, Any], **options: Any) -> Any:
+    """The prefill leg's request, as its engine reads it."""
+    return json.loads(encode(prefill_request(fields(request), **options)))
 
 
 def test_everything_that_shapes_the_prompt_is_kept() -> None:
@@ -20,7 +33,7 @@ def test_everything_that_shapes_the_prompt_is_kept() -> None:
         "temperature": 0.7,
         "unheard_of": {"b": [1.5, None]},
     }
-    leg = prefill_request(asked, chat=True, handover=Handover.STORE)
+    leg = sent(asked, chat=True, handover=Handover.STORE)
     assert leg == asked | {"max_tokens": 1, "max_completion_tokens": 1, "stream": False}
 
 
@@ -42,15 +55,15 @@ def test_one_token_and_nothing_that_costs_more() -> None:
         "logprob_token_ids": [1],
     }
     before = dict(asked)
-    leg = prefill_request(asked, chat=False, handover=Handover.STORE)
+    leg = sent(asked, chat=False, handover=Handover.STORE)
     assert leg == {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 1, "stream": False, "n": 1}
     assert asked == before
 
 
-@pytest.mark.parametrize(("chat", "given", "sent"), [(True, {}, 1), (False, {"max_completion_tokens": 9}, 1)])
-def test_max_completion_tokens(chat: bool, given: dict[str, Any], sent: int) -> None:
-    assert prefill_request(given, chat=chat, handover=None)["max_completion_tokens"] == sent
-    assert "max_completion_tokens" not in prefill_request({}, chat=False, handover=None)
+@pytest.mark.parametrize(("chat", "given"), [(True, {}), (False, {"max_completion_tokens": 9})])
+def test_max_completion_tokens(chat: bool, given: dict[str, Any]) -> None:
+    assert sent(given, chat=chat, handover=None)["max_completion_tokens"] == 1
+    assert "max_completion_tokens" not in sent({}, chat=False, handover=None)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +71,12 @@ def test_max_completion_tokens(chat: bool, given: dict[str, Any], sent: int) -> 
     [
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
-        (b'"\xff"', "not valid JSON"),
-        (b"[" * 200_000, "not valid JSON"),
-        (b"1" * 5_000, "not valid JSON"),
+        (b'{"\xff": 1}', "not valid JSON"),
+        ('{"a": 1}'.encode("utf-16"), "not valid JSON"),
+        (b'{"a":' + b"[" * 200_000, "not valid JSON"),
+        (b"[" * 200_000, "not an array"),
+        (b"1" * 5_000, "not a number"),
+        (b'{"a": NaN,' + b" " * (1 << 20) + b"}", "not valid JSON"),
         (b"null", "must be a JSON object, not null"),
         (b"true", "not a boolean"),
         (b"[1]", "not an array"),
@@ -87,18 +103,22 @@ def test_a_client_may_not_say_where_kv_is_fetched_from() -> None:
     with pytest.raises(BadRequest, match="leave it out") as refusal:
         parse_request("application/json", b'{"kv_transfer_params": {"remote_host": "10.0.0.1"}}')
     assert refusal.value.status == 400
-    assert parse_request("application/json", b'{"kv_transfer_params": null}') == {"kv_transfer_params": None}
+    for name in (b"kv_transfer_params", b"kv\\u005ftransfer_params"):
+        with pytest.raises(BadRequest, match="leave it out"):
+            parse_request("application/json", b'{"%b":\n{} }' % name)
+        assert list(parse_request("application/json", b'{"%b": null }' % name)) == ["kv_transfer_params"]
+    assert parse_request("application/json", b'{"a": NaN}') == {"a": Raw(b"null")}
 
 
 def test_a_prefill_is_asked_to_keep_its_kv_as_each_handover_wants_it() -> None:
     asked = {"prompt": "x"}
     plain = asked | {"max_tokens": 1, "stream": False}
-    assert prefill_request(asked, chat=False, handover=Handover.STORE) == plain
+    assert sent(asked, chat=False, handover=Handover.STORE) == plain
     keep = dict.fromkeys(("remote_engine_id", "remote_block_ids", "remote_host", "remote_port"))
     for handover in (Handover.PULL, None):
-        params = prefill_request(asked, chat=False, handover=handover)["kv_transfer_params"]
+        params = sent(asked, chat=False, handover=handover)["kv_transfer_params"]
         assert params == {"do_remote_decode": True, "do_remote_prefill": False} | keep
-    params = prefill_request(asked, chat=False, handover=Handover.PUSH, transfer_id="t")["kv_transfer_params"]
+    params = sent(asked, chat=False, handover=Handover.PUSH, transfer_id="t")["kv_transfer_params"]
     assert params == {"do_remote_decode": True, "do_remote_prefill": False, "transfer_id": "t"}
 
 
@@ -182,27 +202,54 @@ def test_a_first_event_that_is_an_error() -> None:
     assert error_of(b'data: {"choices": []}\n\n' + event) is None
 
 
+def test_a_request_is_streamed_if_it_says_true() -> None:
+    assert legs.is_streamed(fields({"stream": True}))
+    for other in ({}, {"stream": False}, {"stream": None}, {"stream": "true"}, {"stream": 1}):
+        assert not legs.is_streamed(fields(other))
+
+
+def ask(request: Any) -> Ask:
+    return ask_of(fields(request), "s-1")
+
+
 def test_what_the_choice_of_an_engine_goes_by() -> None:
-    assert ask_of({"prompt": "x" * 41}, "s").prompt_tokens == 11
-    assert ask_of({"prompt": [1, 2, 3]}, "").prompt_tokens == 3
-    assert ask_of({"prompt": [[1, 2, 3], [4]]}, "").prompt_tokens == 4
-    assert ask_of({"prompt": ["abcd", "efgh"]}, "").prompt_tokens == 2
-    content = [{"type": "text", "text": "x" * 40}, {"type": "image_url"}, 7]
-    messages = [{"role": "system", "content": "y" * 40}, {"role": "user", "content": content}, None, {"content": 3}]
-    assert ask_of({"messages": messages}, "").prompt_tokens == 20
-    assert ask_of({"prompt": {"not": "understood"}, "messages": 7}, "").prompt_tokens == 0
-    assert ask_of({"prompt": "x"}, "s-1").session == "s-1"
+    assert ask({"prompt": "x" * 41}).prompt_tokens == 11
+    assert ask({"prompt": [1, 2, 3]}).prompt_tokens == 3
+    assert ask({"prompt": [[1, 2, 3], [4]]}).prompt_tokens == 4
+    assert ask({"prompt": ["x" * 200, "y" * 200]}).prompt_tokens == 102
+    content = [{"type": "text", "text": "x" * 40}, {"type": "image_url", "image_url": {"url": "z" * 999}}, "w" * 40]
+    messages = [{"role": "system", "content": "y" * 40}, {"role": "user", "content": content}, {"role": "tool"}]
+    assert ask({"messages": messages}).prompt_tokens == 30
+    assert ask({"messages": []}).prompt_tokens == ask({}).prompt_tokens == 0
+    assert ask({"messages": [7, "x" * 395]}).prompt_tokens == 101  # not understood: by its bytes
+    assert ask({"messages": [{}] * 100_000}).prompt_tokens == 100_000  # not looked at each
+    assert ask({}).session == "s-1"
 
 
 def test_prompts_that_begin_alike_have_one_prefix() -> None:
     def prefix(**request: Any) -> int:
-        return ask_of({"model": "tiny"} | request, "").prefix
+        return ask({"model": "tiny"} | request).prefix
 
-    head = "x" * legs.PREFIX_CHARACTERS
-    assert prefix(prompt=head + "a") == prefix(prompt=head + "b") != prefix(prompt=head[1:] + "a")
+    head = "x" * legs.PREFIX_BYTES
+    assert prefix(prompt=head + "a") == prefix(prompt=head + "b") != prefix(prompt=head[2:] + "a")
     system = {"role": "system", "content": head}
     assert prefix(messages=[system, {"content": "a"}]) == prefix(messages=[system, {"content": "b"}])
-    tokens = list(range(legs.PREFIX_CHARACTERS // 4))
+    tokens = list(range(1000, 1400))
     assert prefix(prompt=[*tokens, 1]) == prefix(prompt=[*tokens, 2]) != prefix(prompt=[7, *tokens])
     assert prefix(prompt=head) != prefix(prompt=head, model="other")  # adapters share no KV
-    prefix(prompt="\ud800", model="\ud800")
+    assert prefix(prompt="a") != prefix(prompt="b")
+    prefix(prompt="\ud800", model="\ud800", messages=[{"content": "\ud800"}])
+
+
+def test_what_is_not_needed_is_not_read() -> None:
+    """A body of lists in lists would take twenty times its size in memory, and hold up all others."""
+    body = b'{"prompt": "x", "a": [' + b"[]," * 5_000_000 + b"1]}"
+    tracemalloc.start()
+    try:
+        request = parse_request("application/json", body)
+        ask_of(request, "")
+        leg = encode(prefill_request(request, chat=False, handover=None))
+        assert len(leg) > len(body)
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(body)
+    finally:
+        tracemalloc.stop()
