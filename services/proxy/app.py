@@ -115,8 +115,7 @@ class Proxy:
 
     async def _begin(self, _: web.Application) -> None:
         await self.admin.check()
-        await self.health.check_all()  # so that the first requests know who is there
-        self.health.follow()
+        await self.health.begin()  # so that the first requests know who is there
 
     async def _drain(self, _: web.Application) -> None:
         """Waits for the requests under way; by now no new ones are taken."""

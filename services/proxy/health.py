@@ -37,13 +37,19 @@ class HealthChecks:
         self._tasks: dict[Engine, asyncio.Task[None]] = {}
         self._soon: dict[Engine, asyncio.Event] = {}
 
-    def follow(self) -> None:
+    async def begin(self) -> None:
+        """Returns when each engine was asked once."""
+        engines = [engine for role in Role for engine in self.fleet.engines(role)]
+        await asyncio.gather(*(self._check(engine) for engine in engines))
+        self.follow(asked=True)
+
+    def follow(self, *, asked: bool = False) -> None:
         """Begins with engines that are new in the fleet, and lets go of those that are not in it any more."""
         here = [engine for role in Role for engine in self.fleet.engines(role)]
         for engine in here:
             if engine not in self._tasks:
                 self._soon[engine] = asyncio.Event()
-                self._tasks[engine] = asyncio.create_task(self._watch(engine))
+                self._tasks[engine] = asyncio.create_task(self._watch(engine, asked))
         for engine in [engine for engine in self._tasks if engine not in here]:
             self._tasks.pop(engine).cancel()
             del self._soon[engine]
@@ -53,11 +59,6 @@ class HealthChecks:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-
-    async def check_all(self) -> None:
-        """One probe of each engine, side by side."""
-        engines = [engine for role in Role for engine in self.fleet.engines(role)]
-        await asyncio.gather(*(self._check(engine) for engine in engines))
 
     def _changed(self, engine: Engine, change: Change) -> None:
         """The fleet's listener."""
@@ -69,10 +70,12 @@ class HealthChecks:
             if (soon := self._soon.get(engine)) is not None:
                 soon.set()
 
-    async def _watch(self, engine: Engine) -> None:
+    async def _watch(self, engine: Engine, asked: bool) -> None:
         soon = self._soon[engine]
         while True:
-            await self._check(engine)
+            if not asked:
+                await self._check(engine)
+            asked = False
             soon.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(UP_EVERY_S if engine.health is Health.UP else LOST_EVERY_S):

@@ -1,8 +1,8 @@
 """One HTTP request over kept-alive connections: aiohttp's pool, request and response, without its session's ways.
 
 What a session adds (redirects, cookies, traces, timers, defaults) is nothing for a proxy, and takes a tenth of its
-time. The calls in Wire._send are those that aiohttp's session makes itself; they are aiohttp 3's, hence the bound on
-its version. What goes wrong comes out as aiohttp's errors. Knows nothing of engines or legs.
+time. The calls in Wire._send are those that aiohttp's session makes itself; they are aiohttp 3.14's, hence the
+bound on its version. What goes wrong comes out as aiohttp's errors. Knows nothing of engines or legs.
 """
 
 import asyncio

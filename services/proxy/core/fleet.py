@@ -256,15 +256,15 @@ class Fleet:
                 assert engine.requests > 0 or (engine.prompt_tokens == 0 and not engine.trial)
 
 
-_OPEN, _SILENT, _NEVER = 1, 2, 3
+_DOUBTFUL, _OPEN, _SILENT, _NEVER = 1, 2, 3, 4
 
 
 def _tier(engine: Engine, now: float) -> int:
-    """0: as it should be · its breaker is open · it is silent · not to be asked. Lower is better."""
+    """0: as it should be · it owes a probe's answer · its breaker is open · it is silent · not to be asked."""
     if engine.draining or engine.health is Health.GONE:
         return _NEVER
     if engine.health is Health.UP and (engine.open_until is None or (now >= engine.open_until and not engine.trial)):
-        return 0
+        return _DOUBTFUL if engine.unanswered else 0
     if engine.role is Role.PREFILL:
         return _NEVER  # its work is a help only: rather do without than wait for it
     return _OPEN if engine.health is Health.UP else _SILENT

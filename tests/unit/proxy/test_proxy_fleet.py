@@ -57,6 +57,16 @@ def fail(fleet: Fleet, engine: Engine, now: float, times: int = 1) -> None:
         fleet.check()
 
 
+@pytest.mark.parametrize("role", Role)
+def test_an_engine_that_owes_a_probes_answer_is_asked_after_the_others(fleet: Fleet, role: Role) -> None:
+    fleet.probed(of(fleet, role), Probe.NO_ANSWER)
+    assert offered(fleet, role) == [B]
+    fleet.probed(of(fleet, role, B), Probe.NO_ANSWER)
+    assert offered(fleet, role) == [A, B]
+    fleet.probed(of(fleet, role), Probe.OK)
+    assert offered(fleet, role) == [A]
+
+
 def answer(fleet: Fleet, engine: Engine, now: float) -> Booking:
     booking = fleet.book(engine, 1, now)
     fleet.answered(booking)
