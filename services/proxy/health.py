@@ -78,7 +78,8 @@ class HealthChecks:
             asked = False
             soon.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(UP_EVERY_S if engine.health is Health.UP else LOST_EVERY_S):
+                is_well = engine.health is Health.UP and not engine.unanswered
+                async with asyncio.timeout(UP_EVERY_S if is_well else LOST_EVERY_S):
                     await soon.wait()
                 await asyncio.sleep(LOST_EVERY_S)  # a leg found it lost this moment
 

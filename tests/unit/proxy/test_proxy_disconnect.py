@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from services.proxy.core.fleet import Role
 from tests.unit.proxy.conftest import Bootstrap
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -69,6 +70,7 @@ async def show(title: str, cluster: Any, engines: list[Any], *, after_bytes: byt
     assert max(took) < SEEN_S
     await cluster.metric_is(TIMES, "requests_total", code="499", outcome="cancelled")
     assert not cluster.metric("retries_total")
+    assert not any(engine.failures for role in Role for engine in cluster.proxy.fleet.engines(role))
 
 
 async def test_during_prefill(cluster: Any) -> None:
