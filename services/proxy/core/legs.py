@@ -22,7 +22,8 @@ PARAMS: Final = "kv_transfer_params"
 PREFIX_BYTES: Final = 2048  # about 500 tokens: what prompts must share to be sent to one engine
 _BYTES_A_TOKEN: Final = 4
 _GLANCE_BYTES: Final = 64
-_PARTS_MAX: Final = 65_536
+_PARTS_MAX: Final = 65_536  # of a chat that is longer than
+_PARTS_BYTES: Final = 1 << 20
 _DROPPED: Final = (
     "stream_options",  # refused without stream
     "min_tokens",  # would contradict max_tokens=1
@@ -88,12 +89,13 @@ def ask_of(request: Fields, session: str) -> Ask:
     if bytes(prompt[:1]) == b"[" and b'"' not in bytes(prompt[:_GLANCE_BYTES]):
         tokens = bytes(prompt).count(b",") + 1
         digest.update(prompt[:PREFIX_BYTES])
-    texts: Iterable[bytes | memoryview] = () if tokens else (prompt[1:-1],)
+    texts: Iterable[str | memoryview] = () if tokens else (prompt[1:-1],)
     if "messages" in request:
         texts = chain(texts, _texts(request["messages"]))
     for text in texts:
         if (room := PREFIX_BYTES - size) > 0:
-            digest.update(text[:room])
+            part = text[:room]
+            digest.update(part.encode(errors="surrogatepass") if isinstance(part, str) else part)
         size += len(text)
     return Ask(tokens + -(-size // _BYTES_A_TOKEN), digest.intdigest(), session)
 
@@ -197,20 +199,20 @@ class _Message(msgspec.Struct, gc=False):
 _messages: Final = msgspec.json.Decoder(list[_Message])
 
 
-def _texts(messages: Raw) -> Iterator[bytes | memoryview]:
+def _texts(messages: Raw) -> Iterator[str | memoryview]:
     """The texts of a chat, in order; all as it was written, where that is not what it should be."""
-    written = bytes(messages)
+    written = memoryview(messages)
     try:
-        if written.count(b"{") > _PARTS_MAX:
+        if len(written) > _PARTS_BYTES and bytes(written).count(b"{") > _PARTS_MAX:
             raise ValueError("too many parts to look at each")
-        read = _messages.decode(written)
+        read = _messages.decode(messages)
     except (ValueError, RecursionError):
         yield written
         return
     for message in read:
         parts = message.content
         for part in [parts] if isinstance(parts, str) else parts or ():
-            yield (part if isinstance(part, str) else part.text).encode(errors="surrogatepass")
+            yield part if isinstance(part, str) else part.text
 
 
 @lru_cache(maxsize=1024)
