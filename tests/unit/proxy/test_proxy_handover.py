@@ -293,8 +293,8 @@ async def test_prefix_affinity_sends_prompts_that_begin_alike_to_one_prefill(sta
 async def test_session_goes_by_its_header(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 3, decode_scheduling="session", session_header="X-User")
     homes: dict[str, set[str]] = {}
-    for turn in range(36):
-        user = f"user-{turn % 12}"
+    for turn in range(120):
+        user = f"user-{turn % 40}"
         async with cluster.client.post("/v1/completions", json={}, headers={"X-User": user}) as response:
             homes.setdefault(user, set()).add((await response.json())["by"])
     assert all(len(home) == 1 for home in homes.values())
