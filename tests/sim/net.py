@@ -230,10 +230,16 @@ class Link:
         self._up: asyncio.Queue[Any] = asyncio.Queue()  # arrived at the master
         self._down_at = self._up_at = self.world.now
         self._node_open = self._master_open = True
+        self._is_ending = False  # one end has been told to go, or will be
         self._task: Any = None
         self.stream: int | None = None
         net.links.append(self)
         self.loop.call_at(self._next_up(), self._accept, context=master.context)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the master has yet to see its end."""
+        return self._is_ending and self._master_open and self.master is self.world.master
 
     # ---- the node's end --------------------------------------------------------------------------
 
@@ -250,10 +256,12 @@ class Link:
 
     def node_loses(self, after: float) -> None:
         """The node sees the stream end."""
+        self._is_ending = True
         self.loop.call_later(after, self._end_down, context=self.node.context)
 
     def node_closes(self, after: float) -> None:
         """The node ended it, or died: the master sees it after what was sent before."""
+        self._is_ending = True
         when = max(self._up_at, self.world.now + after)
         self.loop.call_at(when, self._end_up, context=self.master.context)
 

@@ -290,6 +290,8 @@ class World:
         state = core.state
         if self.now < max(self.net.blocked.values(), default=0.0) + 0.5:
             return "a partition lasts"
+        if any(link.is_ending for link in self.net.links):
+            return "a stream ends that a partition broke"
         if any(client.open_ops for client in self.clients):
             return "an operation has not ended"
         for name, life in self.nodes.items():
