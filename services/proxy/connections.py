@@ -62,7 +62,7 @@ class _Connection(web.RequestHandler):
     def __init__(self, manager: _Server, **options: Any) -> None:
         super().__init__(manager, **options)
         self._head_bytes = 0
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None  # once it is refused: the linger time's
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -74,6 +74,8 @@ class _Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._close:
+            return  # nobody reads it
         super().data_received(data)
         waiter = self._waiter
         if waiter is None or waiter.done():  # a request is under way: its head is whole
@@ -113,9 +115,9 @@ class _Connection(web.RequestHandler):
             self._head_timer = None
 
     def _refuse(self, status: int, message: str) -> None:
-        self._stop_timer()
         if self._close or self.transport is None:
             return
+        self._stop_timer()
         body = json.dumps(error_object(status, message)).encode()
         head = b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
         self.transport.write(head % (status, _REASONS[status], len(body)) + body)

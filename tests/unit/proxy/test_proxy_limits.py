@@ -125,6 +125,29 @@ async def test_an_unfinished_head_is_bounded_in_bytes(cluster: Any) -> None:
 
 
 @pytest.mark.usefixtures("patience")
+@pytest.mark.parametrize("status", [408, 431])
+async def test_who_is_refused_and_goes_on_sending_is_cut_off(
+    cluster: Any, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_LINGER_S", 0.3)
+    peer = await connect(cluster)
+    lines = 60 if status == 431 else 1
+    peer.writer.write(HEAD + b"".join(b"X-%d: %b\r\n" % (n, b"v" * 2_000) for n in range(lines)))
+    assert (await peer.answer())[0] == status
+    assert await peer.closed()
+
+    async def go_on() -> None:
+        while True:
+            peer.writer.write(b"X-More: 1\r\n")
+            await peer.writer.drain()
+            await asyncio.sleep(0.05)
+
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(go_on(), 5)
+    peer.writer.close()
+
+
+@pytest.mark.usefixtures("patience")
 async def test_a_body_has_a_deadline_of_its_own(cluster: Any) -> None:
     peer = await connect(cluster)
     peer.writer.write(HEAD + b"Content-Length: 10\r\n\r\n")
