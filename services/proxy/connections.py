@@ -2,8 +2,8 @@
 
 aiohttp bounds none of the first three, and answers the last in plain text, over a connection that it closes so fast
 that who is still sending never reads it. A head that is slow or too large, and one connection too many, are answered
-in OpenAI's shape, too, and let go. Made from aiohttp 3's protocol class, hence the bound on its version. Keeps
-invariant 12 for its part.
+in OpenAI's shape, too, and let go. At the proxy's end each connection closes as soon as nothing is under way on it.
+Made from aiohttp 3's protocol class, hence the bound on its version. Keeps invariant 12 for its part.
 """
 
 import asyncio
@@ -57,12 +57,13 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_head_bytes", "_head_timer")
+    __slots__ = ("_head_bytes", "_head_timer", "_is_ending")
 
     def __init__(self, manager: _Server, **options: Any) -> None:
         super().__init__(manager, **options)
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None  # once it is refused: the linger time's
+        self._is_ending = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -90,6 +91,24 @@ class _Connection(web.RequestHandler):
         self._head_bytes += len(data)
         if self._head_bytes > HEAD_BYTES_MAX:
             self._refuse(431, f"the request's head is over {HEAD_BYTES_MAX} bytes")
+
+    def close(self) -> None:
+        """Asks for the connection's end. Of itself, aiohttp would leave an idle one open to the last, and unread what
+        comes over it, and over another one the rest of a request's body."""
+        if self._request_in_progress:
+            self._is_ending = True
+            return
+        is_idle = self._waiter is not None and not self._waiter.done()
+        super().close()
+        if is_idle and self.transport is not None:
+            self.transport.close()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if self._is_ending:
+            resp.force_close()
+        return await super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,
@@ -121,7 +140,7 @@ class _Connection(web.RequestHandler):
         body = json.dumps(error_object(status, message)).encode()
         head = b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
         self.transport.write(head % (status, _REASONS[status], len(body)) + body)
-        self.close()
+        super().close()
         self.half_close()
         self._head_timer = self._loop.call_later(_LINGER_S, self.force_close)
 

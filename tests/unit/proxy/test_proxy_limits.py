@@ -223,3 +223,35 @@ async def test_bodies_of_all_requests_together_are_bounded(cluster: Any, monkeyp
     await cluster.metric_is(0, "in_flight")
     assert cluster.proxy._admission._buffered == 0
     assert (await cluster.complete())[0] == 200
+
+
+async def test_an_idle_connection_is_closed_at_once_when_the_proxy_drains(cluster: Any, events: list[bytes]) -> None:
+    """Else the next request over it would wait for those under way, and get no answer."""
+    never, used = await connect(cluster), await connect(cluster)
+    used.writer.write(WHOLE)
+    assert (await used.answer())[0] == 200
+    engine = cluster.decodes[0]
+    engine.next_event = asyncio.Semaphore(1)
+    async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
+        draining = asyncio.create_task(cluster.stop())
+        for peer in (never, used):
+            assert await peer.closed()
+            await peer.close()
+        assert not draining.done()
+        for _ in events:
+            engine.next_event.release()
+        assert await response.read() == b"".join(events)
+    await draining
+
+
+async def test_a_request_whose_body_is_on_its_way_when_the_proxy_drains_is_served(cluster: Any) -> None:
+    peer = await connect(cluster)
+    peer.writer.write(WHOLE[:-1])
+    await cluster.metric_is(1, "in_flight")
+    draining = asyncio.create_task(cluster.stop())
+    await asyncio.sleep(0.1)
+    peer.writer.write(WHOLE[-1:])
+    assert (await peer.answer())[0] == 200
+    assert await peer.closed()
+    await peer.close()
+    await asyncio.wait_for(draining, 5)
