@@ -160,6 +160,8 @@ def transfer_ids(answer: bytes) -> tuple[str, ...]:
     """The engine's ids by data-parallel rank, as a bootstrap server's /query lists them; empty if it is none."""
     try:
         ranks = decode(answer)
+        if not isinstance(ranks, dict):
+            return ()
         return tuple(str(ranks[rank]["engine_id"]) for rank in sorted(ranks, key=int))
     except (ValueError, TypeError, KeyError, RecursionError):
         return ()

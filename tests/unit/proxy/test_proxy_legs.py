@@ -157,6 +157,8 @@ def test_answers_that_say_nothing_of_where_the_kv_lies(answer: bytes) -> None:
         (b'{"x": {"engine_id": "a"}}', ""),
         (b'{"0": {}}', ""),
         (b'{"0": "a"}', ""),
+        (b"[1]", ""),
+        (b"[1e999]", ""),
         (b"<html>", ""),
     ],
 )
