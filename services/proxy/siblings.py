@@ -5,6 +5,7 @@ in time is counted as silent: it will do what it was told when it can, and until
 """
 
 import asyncio
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +120,8 @@ async def _ask(socket: Path, method: str, path: str) -> tuple[bool, Any]:
             session.request(method, f"http://worker{path}") as response,
         ):
             return True, await response.json() if response.status == 200 else None
-    except aiohttp.ClientConnectorError:
-        return False, None
+    except aiohttp.ClientConnectorError as error:  # else it is there, and has no room for us, or we have none
+        return error.os_error.errno not in (errno.ENOENT, errno.ECONNREFUSED), None
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
         return True, None
 

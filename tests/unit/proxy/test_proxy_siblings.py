@@ -1,0 +1,49 @@
+"""What workers tell each other: who is passed over, and who counts as silent."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from services.proxy.siblings import Place, Siblings
+
+
+def worker(directory: Path, index: int) -> Siblings:
+    return Siblings(Place(directory, index, 2), CollectorRegistry())
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_who_is_there_is_told_and_who_cannot_be_told_is_silent(tmp_path: Path) -> None:
+    one, other = worker(tmp_path, 0), worker(tmp_path, 1)
+    assert await one.reload() == 0  # nobody is there
+    told = []
+    await other.serve(reload=lambda: told.append(True), instances=lambda: [{"legs": 1}])
+    assert (await one.reload(), told) == (0, [True])
+    assert (await one.instances()).answers == {1: [{"legs": 1}]}
+    with no_descriptors():
+        assert await one.reload() == 1
+    await other.close()
+    assert await one.reload() == 0
+
+
+async def test_who_answers_with_an_error_is_silent(tmp_path: Path) -> None:
+    one, other = worker(tmp_path, 0), worker(tmp_path, 1)
+
+    def fail() -> None:
+        raise web.HTTPInternalServerError
+
+    await other.serve(reload=fail, instances=list)
+    assert await one.reload() == 1
+    await other.close()
