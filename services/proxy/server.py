@@ -35,25 +35,23 @@ async def serve(
     """Until stop is set, and the requests under way are answered. Ready is told the line that says that it serves; a
     place is that of one of several workers."""
     key = settings.openai_api_key
-    upstream = Upstream(
-        connect_timeout_s=settings.connect_timeout, api_key=None if key is None else key.get_secret_value()
-    )
-    registry = CollectorRegistry()
-    siblings = None if place is None else Siblings(place, registry)
-    proxy = Proxy(settings, upstream, registry, accepting=lambda: not stop.is_set(), siblings=siblings)
-    runner = make_runner(proxy)
-    try:
+    async with contextlib.AsyncExitStack() as ending:
+        upstream = Upstream(
+            connect_timeout_s=settings.connect_timeout, api_key=None if key is None else key.get_secret_value()
+        )
+        ending.push_async_callback(upstream.close)
+        registry = CollectorRegistry()
+        siblings = None if place is None else Siblings(place, registry)
+        proxy = Proxy(settings, upstream, registry, accepting=lambda: not stop.is_set(), siblings=siblings)
         if siblings is not None:
+            ending.push_async_callback(siblings.close)
             await siblings.serve(reload=proxy.members.reload, instances=proxy.admin.instances)
             proxy.members.reload()  # what was changed while nobody could say so
+        runner = make_runner(proxy)
+        ending.push_async_callback(runner.cleanup)
         port = await listen(runner, settings.host, settings.port, shared=siblings is not None)
         ready(ready_line(settings.host, port))
         await stop.wait()
-    finally:
-        await runner.cleanup()
-        if siblings is not None:
-            await siblings.close()
-        await upstream.close()
 
 
 def ready_line(host: str, port: int) -> str:

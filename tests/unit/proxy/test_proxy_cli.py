@@ -166,3 +166,12 @@ def test_a_taken_port_is_one_clear_line() -> None:
     assert len(errors.splitlines()) == 1
     assert f"cannot listen on 127.0.0.1:{port}" in errors
     assert "choose another --port" in errors
+
+
+def test_a_damaged_state_file_is_one_clear_line(tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    state.write_text("{")
+    output, errors = start("--port", "0", "--decode", "127.0.0.1:9", "--state-file", str(state)).communicate(timeout=30)
+    assert output == ""
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith(f"proxy: {state} is not a state file of this proxy, or it is damaged")
