@@ -145,7 +145,7 @@ class Proxy:
         return web.json_response({"version": VERSION})
 
     async def _get_models(self, request: web.Request) -> web.Response:
-        headers = self._headers(request)
+        headers = self._headers(request, reads=True)
         engines = self.fleet.candidates(Role.DECODE, time.monotonic())
         models = await merged_models(self._upstream, [engine.address for engine in engines], headers)
         if models is None:
@@ -221,7 +221,7 @@ class Proxy:
 
     async def _serve(self, request: web.Request, *, generates: bool) -> web.StreamResponse:
         self._admission.check()
-        headers = self._headers(request)
+        headers = self._headers(request, reads=generates)
         body = await self._read(request)
         try:
             repeatable = generates or request.method in _SAFE_METHODS or request.path in _REPEATABLE
@@ -245,11 +245,13 @@ class Proxy:
         elif _may_name_params(call):
             _refuse_params(call.body)
 
-    def _headers(self, request: web.Request) -> Any:
-        """What the engines get of a request's headers."""
+    def _headers(self, request: web.Request, *, reads: bool) -> Any:
+        """What the engines get of a request's headers. Reads: the proxy looks into the answers, so none is packed."""
         headers = end_to_end(request.headers)
         for name in ("Host", "Content-Length", "Expect"):
             headers.popall(name, None)
+        if reads:
+            headers.popall("Accept-Encoding", None)
         headers["X-Request-Id"] = request[ID]
         if self._settings.admin_api_key is not None:
             headers.popall("X-API-Key", None)  # the operators', which is no engine's business

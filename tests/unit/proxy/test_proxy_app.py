@@ -152,6 +152,28 @@ async def test_the_engines_answer_is_not_rewritten(cluster: Any) -> None:
     assert cluster.metric("requests_total", path="/v1/completions", code="418", outcome="engine_error") == 4
 
 
+async def test_what_the_proxy_has_to_read_is_not_packed(cluster: Any) -> None:
+    """By an engine that packs its answers for who takes them so, as the clients here do."""
+    (prefill,), (decode,) = cluster.prefills, cluster.decodes
+
+    def pack(engine: Any) -> Any:
+        async def act(request: web.Request) -> web.StreamResponse:
+            response = await engine.answer(request)
+            response.enable_compression()
+            return response
+
+        return act
+
+    prefill.params = {"remote_host": "10.1.2.3"}
+    prefill.act, decode.act = pack(prefill), pack(decode)
+    assert (await cluster.complete())[0] == 200
+    assert decode.legs[0].json["kv_transfer_params"] == prefill.params
+    async with cluster.client.get("/v1/models") as response:
+        assert [model["id"] for model in (await response.json())["data"]] == ["tiny"]
+    async with cluster.client.get("/v1/files/1") as response:
+        assert response.headers["Content-Encoding"] in ("gzip", "deflate")  # the client's affair
+
+
 async def test_other_paths_go_to_a_decode_engine_untouched(cluster: Any) -> None:
     async with cluster.client.get("/v1/models") as response:
         assert [model["id"] for model in (await response.json())["data"]] == ["tiny"]
