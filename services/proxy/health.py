@@ -74,7 +74,10 @@ class HealthChecks:
         soon = self._soon[engine]
         while True:
             if not asked:
-                await self._check(engine)
+                try:
+                    await self._check(engine)
+                except Exception:  # else nobody would look at the engine any more
+                    logger.exception("the probe of %s failed for a defect of the proxy", engine.address)
             asked = False
             soon.clear()
             with contextlib.suppress(TimeoutError):

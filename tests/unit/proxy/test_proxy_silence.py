@@ -104,3 +104,21 @@ async def test_a_stream_that_goes_on_is_not_cut(start_cluster: Any, events: list
         assert await response.read() == 40 * events[0]
     assert cluster.metric("instance_changes_total", change="lost") >= 1
     assert cluster.metric("requests_total", outcome="ok") == 1
+
+
+async def test_a_probe_that_fails_for_a_defect_is_not_the_last(
+    start_cluster: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = await start_cluster(0, 1)
+    broken = asyncio.Event()
+
+    async def probe(_: str) -> None:
+        broken.set()
+        raise IndexError("list index out of range")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.proxy.health, "_probe", probe)
+        await asyncio.wait_for(broken.wait(), 5)
+    assert f"the probe of {cluster.decodes[0].address} failed" in caplog.text
+    cluster.decodes[0].healthy = False
+    await wait_for(cluster, False)
