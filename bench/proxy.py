@@ -7,25 +7,22 @@ same code on little, in under a minute, and judges nothing. Exit status 0 when i
 are met.
 """
 
-import argparse
 import asyncio
 import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import uvloop
 
 from bench import proxy_load, proxy_report, report
+from bench.command import make_parser, make_say, work_dir
 from bench.proxy_load import Shape
 from bench.proxy_report import Measured, Series
 from bench.proxy_subjects import Engines, Subject, started
 from bench.report import console
 
-WORK_DIR = Path(".work")
 PAUSE_S = 0.01  # so that the ends of one subject's connections are no load of the next one's
 SMALL_BYTES, LARGE_BYTES = 200, 8 << 10
 NOTES = """\
@@ -56,29 +53,16 @@ QUICK = Plan(clients=(1, 16), rounds=2, seconds=0.1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="bench-proxy", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="little of everything, to see that it works")
+    parser = make_parser("bench-proxy", __doc__)
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds, 1 to 15")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else Plan()
     if arguments.rounds is not None:
         if not 1 <= arguments.rounds <= 15:
             parser.error("--rounds: 1 to 15 are possible")
         plan = Plan(plan.clients, plan.prompts, arguments.rounds, plan.seconds)
-    begun = time.monotonic()
-
-    def say(what: str) -> None:
-        console.print(f"[dim]{time.monotonic() - begun:5.0f} s  {what}[/]")
-
-    where = report.machine(("larder-server", "aiohttp", "uvloop", "fastapi", "uvicorn"))
-    WORK_DIR.mkdir(exist_ok=True)
-    with (
-        TemporaryDirectory(prefix="bench-proxy-", dir=WORK_DIR) as work_dir,
-        started(Path(work_dir), say) as (subjects, missing, engines),
-    ):
+    say, where = make_say(), report.machine(("larder-server", "aiohttp", "uvloop", "fastapi", "uvicorn"))
+    with work_dir("bench-proxy") as directory, started(directory, say) as (subjects, missing, engines):
         measured = uvloop.run(measure(plan, subjects, engines, say))
     for what, value in where.items():
         console.print(f"{what}: {value}")

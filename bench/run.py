@@ -6,22 +6,19 @@ first (`moving`), then the master (`metadata`). Real processes, which are ended 
 measured, whether or not targets are met.
 """
 
-import argparse
 import gc
 import json
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bench import metadata, moving, report
+from bench.command import make_parser, make_say, work_dir
 from bench.moving import KIB, MIB
 from bench.report import console
 from demo.cluster import Cluster
 
-WORK_DIR = Path(".work")
 NOTES = """\
 memory copy: one thread, one memmove an object, into a mapped, pre-faulted file in shared memory and out of it. Larder
 copies with two threads.
@@ -52,28 +49,20 @@ QUICK = Plan(sizes=(64 * KIB, 1 * MIB), rounds=2, batch_bytes=64 * MIB, pool="51
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="little of everything, to see that it works")
+    parser = make_parser("bench", __doc__)
     parser.add_argument("--batch-mib", type=int, metavar="N", help="MiB in a batch of puts or gets")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else Plan()
     if arguments.batch_mib is not None:
         if not 16 <= arguments.batch_mib <= 1024:
             parser.error("--batch-mib: 16 to 1024 are possible")
         plan = replace(plan, batch_bytes=arguments.batch_mib * MIB)
-    begun = time.monotonic()
-
-    def say(what: str) -> None:
-        console.print(f"[dim]{time.monotonic() - begun:5.0f} s  {what}[/]")
-
-    where = report.machine()
-    WORK_DIR.mkdir(exist_ok=True)
-    with TemporaryDirectory(prefix="bench-", dir=WORK_DIR) as work_dir:
+    say, where = make_say(), report.machine()
+    with work_dir("bench") as directory:
         measured = moving.measure(
-            plan.sizes, plan.rounds, batch_bytes=plan.batch_bytes, pool=plan.pool, work_dir=Path(work_dir), say=say
+            plan.sizes, plan.rounds, batch_bytes=plan.batch_bytes, pool=plan.pool, work_dir=directory, say=say
         )
-        times, bytes_per_object = _measure_master(plan, Path(work_dir), say)
+        times, bytes_per_object = _measure_master(plan, directory, say)
     targets = [
         *report.bytes_targets(measured, plan.sizes),
         *report.master_targets(times, plan.small, plan.large, bytes_per_object),

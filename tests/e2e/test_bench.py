@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +16,18 @@ from bench.proxy_subjects import DEMO, DIRECT, LARDER_PULL, LARDER_STORE, SGLANG
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def quick(module: str, tmp_path: Path, *, timeout_s: float) -> Any:
+    """The figures of a quick run."""
+    figures = tmp_path / "figures.json"
+    argv = [sys.executable, "-m", module, "--quick", "--json", figures]
+    ran = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout_s)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(figures.read_text())
+
+
 @pytest.mark.timeout(180)
 def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
-    figures = tmp_path / "figures.json"
-    argv = [sys.executable, "-m", "bench.run", "--quick", "--json", figures]
-    ran = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=170)
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(figures.read_text())
+    found = quick("bench.run", tmp_path, timeout_s=170)
     movers = {entry["mover"] for entry in found["bytes"]}
     assert movers == {*LIMIT_OF, *LIMIT_OF.values(), "loopback TCP"}
     assert len(found["bytes"]) == len(movers) * 2 * 2  # sizes, directions
@@ -34,11 +40,7 @@ def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(120)
 def test_a_quick_run_of_the_proxies_measures_everything_that_is_installed(tmp_path: Path) -> None:
-    figures = tmp_path / "figures.json"
-    argv = [sys.executable, "-m", "bench.proxy", "--quick", "--json", figures]
-    ran = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(figures.read_text())
+    found = quick("bench.proxy", tmp_path, timeout_s=110)
     measured = {entry["subject"] for entry in found["proxies"]}
     assert measured >= {DIRECT, LARDER_STORE, LARDER_PULL, DEMO}
     assert measured | set(found["missing"]) == {DIRECT, LARDER_STORE, LARDER_PULL, DEMO, VLLM_ROUTER, SGLANG_ROUTER}

@@ -1,0 +1,37 @@
+"""What the commands of bench have in common: their flags, what they say meanwhile, where they may write."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bench.report import console
+
+WORK_DIR = Path(".work")
+
+
+def make_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="little of everything, to see that it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return parser
+
+
+def make_say() -> Callable[[str], None]:
+    """Says what is done, and after how many seconds."""
+    begun = time.monotonic()
+
+    def say(what: str) -> None:
+        console.print(f"[dim]{time.monotonic() - begun:5.0f} s  {what}[/]")
+
+    return say
+
+
+@contextmanager
+def work_dir(prog: str) -> Iterator[Path]:
+    """Gone at the end."""
+    WORK_DIR.mkdir(exist_ok=True)
+    with TemporaryDirectory(prefix=f"{prog}-", dir=WORK_DIR) as made:
+        yield Path(made)
