@@ -29,9 +29,16 @@ def _check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
     return networks
 
 
+def _check_key(key: SecretStr) -> SecretStr:
+    if not (key.get_secret_value().isascii() and key.get_secret_value().isprintable()):
+        raise ValueError("a key that goes into a header is printable ASCII, without line breaks")
+    return key
+
+
 Engines = Annotated[HostPorts, BeforeValidator(_without_scheme)]
 PolicyName = Literal["round_robin", "least_loaded", "power_of_two", "prefix_affinity", "session"]
 Networks = Annotated[Names, AfterValidator(_check_networks)]
+Key = Annotated[SecretStr, Field(min_length=1), AfterValidator(_check_key)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -93,9 +100,7 @@ class ProxySettings(ServiceSettings):
         pattern=r"^https?://[^/\s]+(/\S*)?$",
         description="OpenTelemetry collector to send traces to, such as http://localhost:4318; needs the extra otel",
     )
-    openai_api_key: SecretStr | None = Field(
-        None, min_length=1, description="the engines' key, instead of the client's"
-    )
+    openai_api_key: Key | None = Field(None, description="the engines' key, instead of the client's")
 
     @model_validator(mode="after")
     def _check_engines(self) -> "ProxySettings":

@@ -145,7 +145,7 @@ class Exchange:
             headers = headers.copy()
             headers["X-data-parallel-rank"] = str(rank)
         try:
-            async with self._upstream.leg(to, self._settings.first_token_timeout) as leg:
+            with self._upstream.leg(to, self._settings.first_token_timeout) as leg:
                 answer = await self._send(leg, body, self._call.story.headers(headers, note))
                 content = await answer.read_all(_PREFILL_BYTES_MAX)
             if answer.status >= 500 or 300 <= answer.status < 400 or answer.status == 429:
@@ -195,7 +195,7 @@ class Exchange:
             body = legs.with_params(body, call.asked, params)
         try:
             timeout_s = self._settings.first_token_timeout if call.streamed else None
-            async with self._upstream.leg(note.to, timeout_s) as leg:
+            with self._upstream.leg(note.to, timeout_s) as leg:
                 answer = await self._send(leg, body, call.story.headers(call.headers, note))
                 looked = await self._look(answer)
                 if isinstance(looked, _Failed):

@@ -1,28 +1,28 @@
-"""Requests to engines: what of them the proxy sees. With wire, all that speaks HTTP as a client; it decides nothing.
+"""Requests to engines: what of them the proxy sees. With wire and pool, all that speaks HTTP as a client; it decides
+nothing.
 
 A Leg is one request to one engine: what is done within it is cut off at the leg's deadline, and when the engine is
 found to be lost (cut). Nothing is rewritten on the way: no redirects followed, no cookies kept, no bodies decompressed.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
-import aiohttp
-from aiohttp.http import HttpProcessingError
 from multidict import CIMultiDict, MultiMapping
-from yarl import URL
 
 from services.proxy.core.fleet import Address
 from services.proxy.core.legs import first_data
 from services.proxy.core.routing import Outcome
-from services.proxy.wire import Connection, Wire
+from services.proxy.pool import Pool
+from services.proxy.wire import ConnectTimeout, Disconnected, Response, Unconnected, WireError, request_head
 
+_TICK_S: Final = 0.05  # how late a deadline may be noticed: one timer for all costs less than one for each
 _STALE_S: Final = 0.5  # an idle connection that was closed is found out within a round trip
 _STALE_MAX: Final = 3  # in a row; more are the engine's doing
 _EVENT_BYTES_MAX: Final = 64 << 10
-_REASON_MAX: Final = 300  # characters; aiohttp quotes what it could not read
+_REASON_MAX: Final = 300  # characters
 _HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}) | {
     "proxy-authenticate",
     "proxy-authorization",
@@ -41,7 +41,7 @@ class LegFailed(Exception):
 class Answer:
     """An engine's answer, from its status line on."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: Response) -> None:
         self._response = response
         self.status = response.status
         self.reason = response.reason
@@ -52,21 +52,22 @@ class Answer:
 
     @property
     def is_events(self) -> bool:
-        return self._response.content_type == "text/event-stream"
+        kind = self._response.headers.get("Content-Type", "")
+        return kind.partition(";")[0].strip().lower() == "text/event-stream"
 
     @property
     def is_text(self) -> bool:
         """Whether its head can be passed on: status line and headers are UTF-8."""
-        return is_text("".join((self.reason or "", *self._response.headers.values())))
+        return is_text("".join((self.reason, *self._response.headers.values())))
 
     @property
     def at_end(self) -> bool:
         """Whether everything was read."""
-        return self._response.content.at_eof()
+        return self._response.at_end
 
-    async def read(self) -> bytes:
+    def read(self) -> Coroutine[Any, Any, bytes]:
         """The next bytes as they came, empty at the end."""
-        return await self._response.content.readany()
+        return self._response.read()
 
     async def read_event(self) -> bytes:
         """The bytes up to the end of the first SSE event that has data at least, or to the end of the answer."""
@@ -89,36 +90,29 @@ class Answer:
 
 class Leg:
     """One request to an engine, as a context. What fails within it comes out as LegFailed; leaving it before the
-    answer's end cancels the request. Its deadline is for everything done within, until limit() moves it."""
+    answer's end cancels the request. Its deadline is for everything of the engine's, until limit() moves it."""
 
     def __init__(self, upstream: "Upstream", to: Address, seconds: float | None) -> None:
         self._upstream = upstream
-        self.to = to
-        self._timeout = asyncio.timeout(seconds)
-        self._response: aiohttp.ClientResponse | None = None
-        self._why = "no answer in time"
         self._loop = upstream.loop
+        self._response: Response | None = None
+        self._failed: LegFailed | None = None
+        self._why = "no answer in time"
+        self.to = to
         self.heard_at: float | None = None
+        self.deadline = None if seconds is None else self._loop.time() + seconds
 
-    async def __aenter__(self) -> Self:
-        await self._timeout.__aenter__()
-        self._upstream.legs.setdefault(self.to, set()).add(self)
+    def __enter__(self) -> Self:
+        self._upstream.begins(self)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        legs = self._upstream.legs[self.to]
-        legs.discard(self)
-        if not legs:
-            del self._upstream.legs[self.to]
-        if self._response is not None and not self._response.closed:  # it is where it was read to its end
+        self._upstream.ended(self)
+        if self._response is not None:
             self._response.close()
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError:
-            raise LegFailed(Outcome.TIMED_OUT, self._why) from error
-        if isinstance(error, aiohttp.ClientError | HttpProcessingError | OSError):
+        if isinstance(error, WireError):
             raise _leg_failed(error) from error
 
     async def send(
@@ -132,15 +126,46 @@ class Leg:
         with_key: bool = True,
     ) -> Answer:
         """The answer, once its status line and headers are there. With key: the engines' own, if the proxy has it."""
-        self._response = await self._upstream.open(self.to, method, target, headers, body, repeatable, with_key)
-        return Answer(self._response)
+        if with_key and self._upstream.authorization is not None:
+            headers = CIMultiDict(headers)
+            headers["Authorization"] = self._upstream.authorization
+        head = request_head(method, target, self.to, headers, len(body))
+        stale = 0
+        while self._failed is None:
+            started = self._loop.time()
+            response = self._response = Response(self._loop)
+            try:
+                await self._upstream.pool.request(response, self.to, head, body, is_head=method == "HEAD")
+                return Answer(response)
+            except Unconnected as error:
+                if stale and not isinstance(error, ConnectTimeout):
+                    raise LegFailed(Outcome.DIED, str(error)) from error
+                raise
+            except ValueError as error:  # a host name that cannot be one
+                raise LegFailed(Outcome.UNREACHABLE, str(error)) from error
+            except Disconnected:
+                # An idle connection that the engine closed says nothing about the engine. Each turn uses up one.
+                stale += 1
+                is_old = self._loop.time() - started > _STALE_S
+                if response.is_new or response.is_heard or not repeatable or is_old or stale > _STALE_MAX:
+                    raise
+        raise self._failed
 
     def limit(self, seconds: float | None, why: str = "no answer in time") -> None:
         """From now on so many seconds are left; None: as many as it takes."""
-        if self._timeout.expired():
-            return  # it is ending
         self._why = why
-        self._timeout.reschedule(None if seconds is None else self._loop.time() + seconds)
+        self.deadline = None if seconds is None else self._loop.time() + seconds
+
+    def cut(self, why: str) -> None:
+        """Ends it now."""
+        self._failed = LegFailed(Outcome.TIMED_OUT, why)
+        if self._response is not None:
+            self._response.fail(self._failed)
+
+    def check(self, now: float) -> None:
+        """Ends it if its deadline is over."""
+        if self.deadline is not None and now >= self.deadline:
+            self.cut(self._why)
 
     def heard(self) -> float:
         """Notes that bytes came; returns the seconds since the last ones, 0 at first."""
@@ -154,13 +179,16 @@ class Upstream:
     """Make it where an event loop runs."""
 
     def __init__(self, *, connect_timeout_s: float, api_key: str | None = None) -> None:
-        self._api_key = api_key
+        self.authorization = None if api_key is None else f"Bearer {api_key}"
         self.loop = asyncio.get_running_loop()
         self.legs: dict[Address, set[Leg]] = {}
-        self._wire = Wire(connect_timeout_s=connect_timeout_s)
+        self.pool = Pool(connect_timeout_s=connect_timeout_s)
+        self._ticking: asyncio.TimerHandle | None = None
 
     async def close(self) -> None:
-        await self._wire.close()
+        if self._ticking is not None:
+            self._ticking.cancel()
+        await self.pool.close()
 
     def leg(self, to: Address, seconds: float | None) -> Leg:
         return Leg(self, to, seconds)
@@ -169,7 +197,24 @@ class Upstream:
         """Ends the legs to an engine that is lost, but for those that it told something in the last silent_s."""
         for leg in tuple(self.legs.get(to, ())):
             if leg.heard_at is None or self.loop.time() - leg.heard_at >= silent_s:
-                leg.limit(0, why)
+                leg.cut(why)
+
+    def begins(self, leg: Leg) -> None:
+        self.legs.setdefault(leg.to, set()).add(leg)
+        if self._ticking is None:
+            self._ticking = self.loop.call_later(_TICK_S, self._tick)
+
+    def ended(self, leg: Leg) -> None:
+        legs = self.legs[leg.to]
+        legs.discard(leg)
+        if not legs:
+            del self.legs[leg.to]
+
+    def _tick(self) -> None:
+        now = self.loop.time()
+        for leg in [leg for legs in self.legs.values() for leg in legs]:
+            leg.check(now)
+        self._ticking = self.loop.call_later(_TICK_S, self._tick) if self.legs else None
 
     async def get(
         self,
@@ -182,43 +227,11 @@ class Upstream:
         with_key: bool = True,
     ) -> tuple[int, bytes]:
         """Status and body of a GET of the proxy's own; raises LegFailed. With key: only where an engine listens."""
-        async with Leg(self, to, seconds) as leg:
+        with Leg(self, to, seconds) as leg:
             answer = await leg.send(
                 method="GET", target=target, headers=headers, body=b"", repeatable=True, with_key=with_key
             )
             return answer.status, await answer.read_all(bytes_max)
-
-    async def open(
-        self,
-        to: Address,
-        method: str,
-        target: str,
-        headers: Mapping[str, str],
-        body: bytes,
-        repeatable: bool,
-        with_key: bool,
-    ) -> aiohttp.ClientResponse:
-        sent = CIMultiDict(headers)
-        if with_key and self._api_key is not None:
-            sent["Authorization"] = f"Bearer {self._api_key}"
-        url = URL(f"http://{to}{target}", encoded=True)
-        stale = 0
-        while True:
-            connection, started = Connection(), self.loop.time()
-            try:
-                return await self._wire.request(method, url, sent, body, connection)
-            except aiohttp.ClientConnectorError as error:
-                if stale:
-                    raise LegFailed(Outcome.DIED, str(error)) from error
-                raise
-            except ValueError as error:  # a host name that cannot be one
-                raise LegFailed(Outcome.UNREACHABLE, str(error)) from error
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                # An idle connection that the engine closed says nothing about the engine. Each turn uses up one.
-                stale += 1
-                is_old = self.loop.time() - started > _STALE_S
-                if connection.is_new or not repeatable or is_old or stale > _STALE_MAX:
-                    raise
 
 
 def end_to_end(headers: MultiMapping[str]) -> CIMultiDict[str]:
@@ -237,12 +250,8 @@ def is_text(value: str) -> bool:
     return value.isascii() or not any("\udc80" <= character <= "\udcff" for character in value)
 
 
-def _leg_failed(error: Exception) -> LegFailed:
-    reason = " ".join(str(error).split())[:_REASON_MAX] or type(error).__name__
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
+def _leg_failed(error: WireError) -> LegFailed:
+    reason = " ".join(str(error).split())[:_REASON_MAX]
+    if isinstance(error, ConnectTimeout):
         return LegFailed(Outcome.UNCONNECTED, reason)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return LegFailed(Outcome.UNREACHABLE, reason)
-    if isinstance(error, TimeoutError):
-        return LegFailed(Outcome.TIMED_OUT, "no answer in time")
-    return LegFailed(Outcome.BROKEN, reason)
+    return LegFailed(Outcome.UNREACHABLE if isinstance(error, Unconnected) else Outcome.BROKEN, reason)

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 from aiohttp import web
 from multidict import CIMultiDictProxy
 from prometheus_client import CollectorRegistry
@@ -269,8 +270,13 @@ def check_nothing_is_left(proxy: Proxy, upstream: Upstream) -> None:
     """After a proxy's end, and so after every test: no leg, no connection in use, no load."""
     proxy.fleet.check()
     assert not upstream.legs
-    assert not upstream._wire._connector._acquired
+    assert not upstream.pool.busy
     assert not any(engine.requests for role in Role for engine in proxy.fleet.engines(role))
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the proxy runs on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

@@ -83,6 +83,7 @@ def test_networks_in_every_spelling() -> None:
         (("--decode", "a:1", "--instance-allow", "localhost"), "'localhost' is not a network"),
         (("--decode", "a:1", "--otlp-endpoint", "localhost:4318"), "--otlp-endpoint localhost:4318"),
         (("--decode", "a:1", "--log-format", "xml"), "--log-format"),
+        (("--decode", "a:1", "--openai-api-key", "a\nb"), "a key that goes into a header is printable ASCII"),
         (("--decode", "a:1", "--prefil", "b:1"), "unknown flag --prefil (did you mean --prefill?)"),
     ],
 )

@@ -171,17 +171,25 @@ async def test_a_prefill_that_fails_takes_the_decode_leg_with_it(start_cluster: 
 
 async def test_a_decode_that_fails_takes_the_prefill_leg_with_it(start_cluster: Any, bootstrap: Bootstrap) -> None:
     cluster = await start_cluster(1, 2, mooncake_bootstrap_port=bootstrap.port)
-    prefill = cluster.prefills[0]
+    prefill, asked_again = cluster.prefills[0], asyncio.Event()
 
     async def hang_once(request: web.Request) -> web.StreamResponse:
-        prefill.act = prefill.answer
+        prefill.act = answer
         return await prefill.hang(request)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked_again.set()
+        return await prefill.answer(request)
+
+    async def fetch(request: web.Request) -> web.StreamResponse:
+        await asked_again.wait()
+        return await cluster.decodes[1].answer(request)
 
     async def fail(request: web.Request) -> web.StreamResponse:
         await prefill.called.wait()
         return await cluster.decodes[0].answer_500(request)
 
-    prefill.act, cluster.decodes[0].act = hang_once, fail
+    prefill.act, cluster.decodes[0].act, cluster.decodes[1].act = hang_once, fail, fetch
     assert (await cluster.complete())[1]["by"] == "decode1"
     first, second = prefill.legs
     assert first.cancelled

@@ -1,0 +1,130 @@
+"""The connections over which requests go: made when they are needed, kept for a while when they are not.
+
+A name is looked up once for all that wait for it, and remembered for a few seconds; of its addresses the first that
+answers is taken (happy eyeballs). Keeps invariant 12 for its part: an idle connection is closed after KEEPALIVE_S.
+"""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+import aiohappyeyeballs
+from aiohappyeyeballs import AddrInfoType
+
+from services.proxy.wire import Connection, ConnectTimeout, Disconnected, Response, Unconnected
+
+KEEPALIVE_S: Final = 4.0  # below the 5 s after which the engines' servers close an idle connection
+_NAMES_S: Final = 10.0
+_NEXT_ADDRESS_S: Final = 0.25
+
+
+class Pool:
+    """Make it where an event loop runs. Servers are named HOST:PORT."""
+
+    def __init__(self, *, connect_timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connect_timeout_s = connect_timeout_s
+        self._open: set[Connection] = set()
+        self._idle: dict[str, dict[Connection, None]] = {}  # the one that was used last is last
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._names: dict[tuple[str, int], asyncio.Task[Sequence[AddrInfoType]]] = {}
+
+    @property
+    def busy(self) -> int:
+        """Connections that are in use."""
+        return len(self._open) - sum(len(idle) for idle in self._idle.values())
+
+    async def close(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        for connection in tuple(self._open):
+            connection.connection_lost(ConnectionAbortedError("the proxy ends"))
+        for lookup in self._names.values():
+            lookup.cancel()
+        await asyncio.sleep(0)  # the transports' ends
+
+    async def request(
+        self, response: Response, to: str, head: bytes, body: bytes = b"", *, is_head: bool = False
+    ) -> None:
+        """Sends it; returns when the response's status line and headers are there. Raises WireError, or what
+        response.fail() was told; ValueError for a name that cannot be one."""
+        connection = self._take(to)
+        if connection is None:
+            connection = await self._connect(response, to)
+        connection.send(response, head, body, is_head=is_head)
+        await response.head()
+
+    # -- idle ones
+
+    def _take(self, to: str) -> Connection | None:
+        while (idle := self._idle.get(to)) is not None:
+            connection, _ = idle.popitem()
+            if not idle:
+                del self._idle[to]
+            if connection.is_open and self._loop.time() - connection.idle_since < KEEPALIVE_S:
+                return connection
+            connection.drop()
+        return None
+
+    def _keep(self, connection: Connection) -> None:
+        connection.idle_since = self._loop.time()
+        self._idle.setdefault(connection.to, {})[connection] = None
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(KEEPALIVE_S, self._sweep)
+
+    def _sweep(self) -> None:
+        oldest = self._loop.time() - KEEPALIVE_S
+        for connection in [each for idle in self._idle.values() for each in idle if each.idle_since <= oldest]:
+            connection.drop()
+        self._sweeping = self._loop.call_later(KEEPALIVE_S, self._sweep) if self._idle else None
+
+    def _lost(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if (idle := self._idle.get(connection.to)) is not None:
+            idle.pop(connection, None)
+            if not idle:
+                del self._idle[connection.to]
+
+    # -- new ones
+
+    async def _connect(self, response: Response, to: str) -> Connection:
+        response.is_new = True
+        try:
+            async with asyncio.timeout(self._connect_timeout_s) as response.connecting:
+                host, _, port = to.rpartition(":")
+                found = await self._addresses(host.strip("[]"), int(port))
+                taken = await aiohappyeyeballs.start_connection(
+                    found, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1, loop=self._loop
+                )
+                _, connection = await self._loop.create_connection(
+                    lambda: Connection(to, self._loop, self._keep, self._lost), sock=taken
+                )
+        except (OSError, RuntimeError) as error:  # uvloop's for a socket that it has not let go of
+            response.check()
+            if response.connecting is not None and response.connecting.expired():
+                raise ConnectTimeout(f"no connection to {to} within {self._connect_timeout_s:g} s") from error
+            raise Unconnected(f"no connection to {to}: {error}") from error
+        finally:
+            response.connecting = None
+        if not connection.is_open:
+            raise Disconnected(f"{to} closed the connection at once")
+        self._open.add(connection)
+        response.check()
+        return connection
+
+    async def _addresses(self, host: str, port: int) -> Sequence[AddrInfoType]:
+        key = (host, port)
+        if (found := self._names.get(key)) is None:
+            found = self._names[key] = self._loop.create_task(self._look_up(host, port))
+        return await asyncio.shield(found)
+
+    async def _look_up(self, host: str, port: int) -> Sequence[AddrInfoType]:
+        """Failures are not remembered."""
+        remembered_s = 0.0
+        try:
+            found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            remembered_s = _NAMES_S
+            return found
+        finally:
+            self._loop.call_later(remembered_s, self._names.pop, (host, port), None)

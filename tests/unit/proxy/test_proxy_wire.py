@@ -1,0 +1,331 @@
+"""A connection and the responses that come over it, byte by byte: how they end, how they fail, how much is held."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from services.proxy import wire
+from services.proxy.wire import Connection, Disconnected, Malformed, Response, WireError, request_head
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+LENGTH = OK + b"Content-Length: 5\r\n\r\nhello"
+HELLO = b"5;name=value\r\nhello\r\n"
+KEPT = {
+    "content length": LENGTH,
+    "nothing": OK + b"Content-Length: 0\r\n\r\n",
+    "chunked": CHUNKED + b"2\r\nhe\r\n" + b"3;name=value\r\nllo\r\n" + b"0\r\nX-Trailer: 1\r\n\r\n",
+    "204": b"HTTP/1.1 204 No Content\r\nX-A: 1\r\n\r\n",
+    "304": b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
+    "100 before it": b"HTTP/1.1 100 Continue\r\nX-A: 0\r\n\r\n" + LENGTH,
+    "two before it": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 2 + LENGTH,
+    "kept by 1.0": b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
+}
+CLOSED = {
+    "closed": OK + b"Connection: close\r\nContent-Length: 5\r\n\r\nhello",
+    "closed chunks": OK + b"Connection: close\r\nTransfer-Encoding: Chunked \r\n\r\n" + HELLO + b"0\r\n\r\n",
+    "1.0": b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+}
+UNTIL_CLOSE = {
+    "until it is closed": OK + b"\r\nhello",
+    "until 1.0 is closed": b"HTTP/1.0 200 OK\r\n\r\nhello",
+}
+GARBAGE = {
+    "no HTTP": b"\x00\x01 what is this\r\n\r\n",
+    "another protocol": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "no status": b"HTTP/1.1 OK\r\n\r\n",
+    "status 42": b"HTTP/1.1 042 Odd\r\nContent-Length: 5\r\n\r\nhello",
+    "a new protocol": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nhello",
+    "bare line ends": b"HTTP/1.1 200 OK\nContent-Length: 5\n\nhello",
+    "a NUL in a header": OK + b"X-A: \0\r\n\r\n",
+    "a header that goes on": OK + b"X-A: 1\r\n 2\r\nContent-Length: 5\r\n\r\nhello",
+    "two lengths": OK + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+    "a length and chunks": OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + HELLO + b"0\r\n\r\n",
+    "a senseless length": OK + b"Content-Length: -5\r\n\r\nhello",
+    "an endless length": OK + b"Content-Length: 99999999999999999999\r\n\r\nhello",
+    "an encoding nobody asked for": OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + HELLO + b"0\r\n\r\n",
+    "a chunk without a size": CHUNKED + b"no number\r\nhello\r\n",
+    "a chunk too long": CHUNKED + HELLO + b"5\r\nhello world",
+    "an endless chunk": CHUNKED + b"fffffffffffffffff\r\n",
+    "too many headers": OK + b"X-A: 1\r\n" * (wire.HEADERS_MAX + 1) + b"\r\n",
+    "an endless reason": b"HTTP/1.1 200 " + b"o" * 2 * wire.HEAD_BYTES_MAX,
+    "an endless name": OK + b"X" * 2 * wire.HEAD_BYTES_MAX,
+    "an endless header": OK + b"X-A: " + b"a" * 2 * wire.HEAD_BYTES_MAX,
+    "an endless trailer": CHUNKED + HELLO + b"0\r\nX-A: " + b"a" * 2 * wire.HEAD_BYTES_MAX,
+    "an endless chunk extension": CHUNKED + b"5;name=" + b"a" * 2 * wire.HEAD_BYTES_MAX,
+    "endless hints": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 3000,
+}
+
+
+class Transport(asyncio.Transport):
+    """Notes what is done to it; what is written stays in its buffer until it is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[bytes] = []
+        self.unsent = 0
+        self.is_reading_now = True
+        self.is_aborted = False
+
+    def write(self, data: Any) -> None:
+        self.sent.append(bytes(data))
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def pause_reading(self) -> None:
+        self.is_reading_now = False
+
+    def resume_reading(self) -> None:
+        self.is_reading_now = True
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+class Wire:
+    """One connection, and a request that was sent over it."""
+
+    def __init__(self, *, is_head: bool = False) -> None:
+        self.idle = 0
+        self.lost = 0
+        self.transport = Transport()
+        self.connection = Connection("x:1", asyncio.get_running_loop(), self._count_idle, self._count_lost)
+        self.connection.connection_made(self.transport)
+        self.ask(is_head=is_head)
+
+    def ask(self, *, is_head: bool = False) -> None:
+        self.response = Response(asyncio.get_running_loop())
+        self.connection.send(self.response, b"GET / HTTP/1.1\r\n\r\n", b"", is_head=is_head)
+
+    def feed(self, content: bytes, step: int = 1 << 20) -> None:
+        """As data_received does: not over an aborted transport."""
+        for at in range(0, len(content), step):
+            if not self.transport.is_aborted:
+                self.connection.data_received(content[at : at + step])
+
+    async def read_all(self) -> bytes:
+        async with asyncio.timeout(1):
+            await self.response.head()
+            content = b""
+            while more := await self.response.read():
+                content += more
+        assert self.response.at_end
+        return content
+
+    def _count_idle(self, _: Connection) -> None:
+        self.idle += 1
+
+    def _count_lost(self, _: Connection) -> None:
+        self.lost += 1
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+@pytest.mark.parametrize("how", [*KEPT, *CLOSED, *UNTIL_CLOSE])
+async def test_a_response_ends_as_it_says(how: str, step: int) -> None:
+    content, on = (KEPT | CLOSED | UNTIL_CLOSE)[how], Wire()
+    on.feed(content, step)
+    if how in UNTIL_CLOSE:
+        assert not on.response.ended
+        on.connection.eof_received()
+    assert await on.read_all() == (b"hello" if content.find(b"llo") > 0 else b"")
+    assert str(on.response.status) == (how if how.isdigit() else "200")
+    assert (on.idle, on.lost) == ((1, 0) if how in KEPT else (0, 1))
+    assert on.transport.is_aborted == (how not in KEPT)
+    if how in KEPT:
+        on.ask()
+        on.feed(LENGTH, step)
+        assert await on.read_all() == b"hello"
+
+
+@pytest.mark.parametrize("how", [*KEPT, *CLOSED, *UNTIL_CLOSE])
+async def test_no_part_of_a_response_is_taken_for_the_whole(how: str) -> None:
+    content = (KEPT | CLOSED | UNTIL_CLOSE)[how]
+    until_close = content.index(b"\r\n\r\n") + 4 if how in UNTIL_CLOSE else len(content)
+    for length in range(until_close):
+        on = Wire()
+        on.feed(content[:length])
+        on.connection.eof_received()
+        with pytest.raises(Disconnected):
+            await on.read_all()
+        assert (on.idle, on.lost, on.response.is_heard) == (0, 1, length > 0)
+
+
+@pytest.mark.parametrize("content", UNTIL_CLOSE.values(), ids=UNTIL_CLOSE)
+async def test_a_reset_is_no_end(content: bytes) -> None:
+    on = Wire()
+    on.feed(content)
+    on.connection.connection_lost(ConnectionResetError(104, "Connection reset by peer"))
+    with pytest.raises(Disconnected, match="reset by peer"):
+        await on.read_all()
+
+
+@pytest.mark.parametrize("step", [1, 1 << 20])
+@pytest.mark.parametrize("how", GARBAGE)
+async def test_garbage_fails_at_once(how: str, step: int) -> None:
+    on = Wire()
+    on.feed(GARBAGE[how], step if len(GARBAGE[how]) < 1000 else min(max(step, 1000), 32_000))
+    with pytest.raises(Malformed):
+        await on.read_all()
+    assert (on.idle, on.lost, on.transport.is_aborted) == (0, 1, True)
+
+
+@pytest.mark.parametrize("surplus", [b"x", b"HTTP/1.1 200 OK\r\n", LENGTH])
+@pytest.mark.parametrize("first", [KEPT["content length"], KEPT["chunked"], CLOSED["closed"]])
+async def test_what_nobody_asked_for_ends_the_connection_and_not_the_response(first: bytes, surplus: bytes) -> None:
+    on = Wire()
+    on.feed(first + surplus)
+    assert await on.read_all() == b"hello"
+    assert (on.idle, on.lost) == (0, 1)
+    on = Wire()
+    on.feed(LENGTH)
+    on.feed(surplus)  # while it is idle
+    assert (on.idle, on.lost, on.transport.is_aborted) == (1, 1, True)
+
+
+async def test_the_answer_to_a_head_has_no_body() -> None:
+    on = Wire(is_head=True)
+    on.feed(LENGTH[:-5])
+    assert await on.read_all() == b""
+    assert (on.response.headers["content-length"], on.idle) == ("5", 1)
+    on.ask(is_head=True)
+    on.feed(LENGTH)  # but here it has
+    assert await on.read_all() == b""
+    assert (on.idle, on.lost) == (1, 1)
+
+
+async def test_head_and_headers_are_as_they_came() -> None:
+    on = Wire()
+    on.feed(b"HTTP/1.1 418 I'm a teapot\r\nX-A: caf\xe9 \r\nx-a: caf\xc3\xa9\r\nX-B:\r\nContent-Length: 0\r\n\r\n")
+    assert await on.read_all() == b""
+    assert (on.response.status, on.response.reason) == (418, "I'm a teapot")
+    assert on.response.headers.getall("X-A") == ["caf\udce9", "café"]
+    assert on.response.headers["X-B"] == ""
+
+
+async def test_what_came_before_a_failure_is_read_first() -> None:
+    on = Wire()
+    on.feed(CHUNKED + HELLO + b"no number\r\n")
+    assert await on.response.read() == b"hello"
+    with pytest.raises(Malformed):
+        await on.response.read()
+
+
+async def test_who_waits_is_told() -> None:
+    on = Wire()
+    waiting = asyncio.ensure_future(on.read_all())
+    for part in (CHUNKED, b"2\r\nhe\r\n", b"3\r\nllo\r\n", b"0\r\n\r\n"):
+        await asyncio.sleep(0)
+        on.feed(part)
+    assert await waiting == b"hello"
+    for when in (b"", CHUNKED, CHUNKED + HELLO):
+        on = Wire()
+        waiting = asyncio.ensure_future(on.read_all())
+        on.feed(when)
+        await asyncio.sleep(0)
+        on.response.fail(WireError("too late"))
+        on.feed(HELLO)
+        with pytest.raises(WireError, match="too late"):
+            await waiting
+        assert (on.idle, on.lost, on.transport.is_aborted) == (0, 1, True)
+
+
+async def test_the_first_failure_counts_and_none_after_the_end() -> None:
+    on = Wire()
+    on.feed(LENGTH)
+    on.response.fail(WireError("too late"))
+    assert await on.read_all() == b"hello"
+    on.ask()
+    on.response.fail(WireError("first"))
+    on.response.fail(WireError("second"))
+    with pytest.raises(WireError, match="first"):
+        await on.read_all()
+
+
+async def test_a_response_that_is_left_takes_its_connection_with_it() -> None:
+    on = Wire()
+    on.feed(LENGTH[:-1])
+    on.response.close()
+    on.response.close()
+    assert (on.idle, on.lost, on.transport.is_aborted) == (0, 1, True)
+    on = Wire()
+    on.feed(LENGTH)
+    on.response.close()  # it is whole: the connection is not its any more
+    assert (on.idle, on.lost) == (1, 0)
+
+
+async def test_what_is_held_is_bounded() -> None:
+    on = Wire()
+    piece = b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
+    on.feed(CHUNKED)
+    fed = 0
+    while on.transport.is_reading_now:
+        on.feed(piece)
+        fed += 0x8000
+    assert fed <= wire.HELD_BYTES_MAX + 0x8000
+    assert len(await on.response.read()) == fed
+    assert on.transport.is_reading_now
+    on.feed(piece * 8 + b"0\r\n\r\n")  # the last of it: nothing is left to hold back
+    assert (on.idle, on.transport.is_reading_now) == (1, True)
+    assert len(await on.read_all()) == 8 * 0x8000
+
+
+async def test_a_large_request_goes_in_pieces() -> None:
+    on = Wire()
+    on.feed(LENGTH)
+    body = bytes(range(256)) * (5 * wire.PIECE_BYTES // 512)  # two and a half
+    on.transport.sent.clear()
+    response = on.response = Response(asyncio.get_running_loop())
+    on.connection.send(response, b"head", body)
+    assert len(on.transport.sent) == 2  # the head, and one piece
+    on.connection.pause_writing()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(on.transport.sent) == 2
+    on.connection.resume_writing()
+    assert len(on.transport.sent) == 3
+    await asyncio.sleep(0)
+    assert b"".join(on.transport.sent) == b"head" + body
+    on.feed(LENGTH)
+    assert await on.read_all() == b"hello"
+    assert on.idle == 2
+
+
+@pytest.mark.parametrize("unsent", [0, 1])
+async def test_an_answer_before_all_was_sent_is_the_last_over_its_connection(unsent: int) -> None:
+    on = Wire()
+    if unsent:
+        on.transport.unsent = unsent
+    else:
+        on.feed(LENGTH)
+        on.idle = 0
+        on.response = Response(asyncio.get_running_loop())
+        on.connection.send(on.response, b"head", bytes(2 * wire.PIECE_BYTES))
+    on.feed(LENGTH)
+    assert await on.read_all() == b"hello"
+    assert (on.idle, on.lost) == (0, 1)
+    sent = len(on.transport.sent)
+    await asyncio.sleep(0)
+    assert len(on.transport.sent) == sent
+
+
+def test_a_request_has_host_and_length_and_nothing_else() -> None:
+    assert request_head("GET", "/a?b=c", "[::1]:80", {}, 0) == b"GET /a?b=c HTTP/1.1\r\nHost: [::1]:80\r\n\r\n"
+    lines = request_head("POST", "/", "h:1", {"X-A": "é", "x-b": ""}, 0).split(b"\r\n")
+    assert lines[1:] == [b"Host: h:1", "X-A: é".encode(), b"x-b: ", b"Content-Length: 0", b"", b""]
+    assert b"Content-Length: 3\r\n" in request_head("GET", "/", "h:1", {}, 3)
+
+
+@pytest.mark.parametrize("bad", ["a\r\nX-B: c", "a\nb", "a\rb", "\r\n", "a\0b"])
+def test_nothing_smuggles_a_line_into_a_request(bad: str) -> None:
+    for method, target, host, headers in (
+        ("GET", "/", "h:1", {"X-A": bad}),
+        ("GET", "/", "h:1", {bad: "a"}),
+        ("GET", "/" + bad, "h:1", {}),
+        ("GET", "/a b", "h:1", {}),
+        ("GET", "/", "h:1" + bad, {}),
+        (bad, "/", "h:1", {}),
+    ):
+        with pytest.raises(ValueError, match="line break"):
+            request_head(method, target, host, headers, 0)
