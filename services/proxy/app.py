@@ -157,6 +157,8 @@ class Proxy:
         return await self._serve(request, generates=True)
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
+        if ".." in request.path.split("/"):  # what stands between proxy and engine may follow it, out of /v1
+            raise BadRequest(400, "the path has a .. in it, which leads elsewhere")
         return await self._serve(request, generates=False)
 
     @web.middleware

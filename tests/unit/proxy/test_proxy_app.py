@@ -196,6 +196,15 @@ async def test_other_paths_go_to_a_decode_engine_untouched(cluster: Any) -> None
     assert cluster.decodes[0].legs[1].headers["Content-Type"] == "a/b"
 
 
+@pytest.mark.parametrize("path", ["/v1/../sleep", "/v1/%2e%2E/sleep", "/v1/x/..", "/v1/x/%2E./../sleep"])
+async def test_no_path_leads_out_of_v1(cluster: Any, path: str) -> None:
+    """An engine behind a server that resolves such paths would be told to sleep."""
+    async with cluster.client.post(URL(f"{cluster.url}{path}", encoded=True)) as response:
+        assert response.status == 400
+        assert "leads elsewhere" in (await response.json())["error"]["message"]
+    assert cluster.legs == []
+
+
 async def test_a_head_has_the_length_and_no_body(cluster: Any) -> None:
     async def act(_: web.Request) -> web.StreamResponse:
         return web.Response(body=b"x" * 1000, headers={"X-Odd": "kept"})
