@@ -267,9 +267,11 @@ StartCluster = Callable[..., Awaitable[Cluster]]
 
 
 def check_nothing_is_left(proxy: Proxy, upstream: Upstream) -> None:
-    """After a proxy's end, and so after every test: no leg, no connection in use, no load."""
+    """After a proxy's end, and so after every test: no leg, no connection in use, no load, no turn, no body."""
     proxy.fleet.check()
     assert not upstream.legs
+    admission = proxy._admission
+    assert (admission.running, admission.waiting, admission._buffered) == (0, 0, 0)
     assert not upstream.pool.busy
     assert not any(engine.requests for role in Role for engine in proxy.fleet.engines(role))
 

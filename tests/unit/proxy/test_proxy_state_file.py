@@ -135,6 +135,19 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / ".state.json.new").exists()
 
 
+def test_it_is_replaced_whole_once_the_new_one_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.json"
+    file = StateFile(path)
+    file.begin(GIVEN)
+    before = path.read_text()
+    is_old = []
+    monkeypatch.setattr(os, "fsync", lambda _: is_old.append(path.read_text() == before))
+    with path.open() as held:
+        file.update(lambda _: {Role.DECODE: {C: Wish.ACTIVE}})
+        assert held.read() == before  # never half of each
+    assert is_old == [True, False]  # the new file, then its name
+
+
 def test_changes_made_at_once_are_all_kept(tmp_path: Path) -> None:
     StateFile(tmp_path / "state.json").begin(GIVEN)
 
