@@ -19,6 +19,8 @@ from larder.transports import Move
 from services.master.core.adoption import Adoption
 from services.master.core.allocator import Allocator
 from services.master.core.calls import Calls
+from services.master.core.eviction import SOFT_ROW, Residents
+from services.master.core.expiry import Expiry
 from services.master.core.messages import Pin
 from services.master.core.puts import Puts
 from services.master.core.reads import Reads
@@ -166,6 +168,35 @@ def repair_into_free_space_only(put: Put) -> None:
 @breaks("2, 11")
 def displace_what_is_wanted_more(put: Put) -> None:
     put(Space, "_worth", lambda self, obj: (Pin.HARD, 0.0))
+
+
+@breaks("2, 12")
+def evict_what_is_pinned_hard(put: Put) -> None:
+    original = Residents.add
+
+    def add(self: Residents, obj: Any, returns: int) -> None:
+        original(self, obj, returns)
+        if self._pinned.pop(obj, self) is None:
+            self._rows[0][obj] = obj.used
+
+    put(Residents, "add", add)
+
+
+@breaks("2, 12")
+def evict_what_is_pinned_softly_first(put: Put) -> None:
+    original = Residents._next_row
+    put(Residents, "_next_row", lambda self: SOFT_ROW if self._rows[SOFT_ROW] else original(self))
+
+
+@breaks("2, 12")
+def never_expire(put: Put) -> None:
+    put(Expiry, "next_ms", lambda self: None)
+
+
+@breaks("2, 12, 14")
+def adopt_without_terms(put: Put) -> None:
+    original = Adoption._adopt
+    put(Adoption, "_adopt", lambda self, segment, claim: original(self, segment, claim._replace(ttl_ms=0, pin=0)))
 
 
 # ---- the storage node ----------------------------------------------------------------------------

@@ -12,25 +12,28 @@ from larder.copying import checksum_of
 from services.master.core import messages as m
 from services.master.core.check import check
 from services.master.core.master import Master
-from services.master.core.messages import Result
+from services.master.core.messages import Pin, Result
 from services.master.core.tables import Copy, Object, Phase
 from tests.sim.loop import Violation
 from tests.sim.memory import Pool
 from tests.sim.repairs import watch_displacing
 
+STRETCH_S = 1.5  # that a node is late to hear how long an object has left, and a new master to hear it from the node
 MUTATING = {m.PutStart: m.PutStarted, m.PutEnd: m.PutEnded, m.PutAbort: m.PutAborted, m.Remove: m.Removed}
 
 
 class Write:
     """A put that a master has begun."""
 
-    __slots__ = ("key", "slice_count", "stored_at", "value", "write_id")
+    __slots__ = ("end_asked_at", "key", "pin", "slice_count", "stored_at", "ttl_s", "value", "write_id")
 
-    def __init__(self, key: bytes, value: bytes, write_id: int, slice_count: int) -> None:
+    def __init__(self, key: bytes, value: bytes, write_id: int, slice_count: int, command: m.PutStart) -> None:
         self.key = key
         self.value = value
         self.write_id = write_id
         self.slice_count = slice_count
+        self.pin, self.ttl_s = command.pin, command.ttl_ms / 1000
+        self.end_asked_at: list[float] = []  # when its client said that it was written; again where nobody answered
         self.stored_at = math.inf  # when it was first acknowledged
 
 
@@ -80,6 +83,7 @@ class Oracle:
             return effects
 
         def watched_evict(obj: Object) -> None:
+            self._may_evict(core, obj)
             why, self._why = self._why, "evicted"
             evict(obj)
             self._why = why
@@ -111,6 +115,9 @@ class Oracle:
             commands[command.call] = command
         if isinstance(command, m.PutEnd):
             self.ended.update(command.write_ids)
+            for write_id in command.write_ids:
+                if write_id in self.writes:
+                    self.writes[write_id].end_asked_at.append(self.world.now)
         elif isinstance(command, m.Remove):
             for key in command.keys:
                 self.stored.pop(key, None)
@@ -155,7 +162,7 @@ class Oracle:
                     raise Violation(f"a put of {key!r} is told that it exists, and it cannot be read")
             if not write_id:
                 continue
-            self.writes.setdefault(write_id, Write(key, values[key], write_id, count))
+            self.writes.setdefault(write_id, Write(key, values[key], write_id, count, command))
             for _ in range(count):
                 for _ in range(places.copy_counts[part]):
                     segment = core.state.segments.get(places.segments[places.copy_segments[copy]])
@@ -210,6 +217,8 @@ class Oracle:
             write = self.writes.get(obj.write_id)
             if write is None or obj.write_id not in self.ended or write.key != key:
                 raise Violation(f"{key!r} is offered as of write {obj.write_id}, which never ended")
+            if write.ttl_s and self.world.now > write.end_asked_at[-1] + write.ttl_s + STRETCH_S:
+                raise Violation(f"{key!r} is offered after its time of {write.ttl_s} s")
             self.world.counts["hits"] += 1
             for number, part in enumerate(obj.slices):
                 for copy in part.copies:
@@ -251,6 +260,9 @@ class Oracle:
     def _may_miss(self, core: Master, key: bytes, what: str) -> None:
         """No miss of an acknowledged object while live nodes hold it (invariant 2)."""
         for write in self.stored.get(key, {}).values():
+            if write.ttl_s and self.world.now > write.end_asked_at[0] + write.ttl_s - 0.01:
+                self.world.counts["objects missed in time"] += 1
+                continue
             slices = {held.slice for _, held in self._truly_held(core, write)}
             if len(slices) == write.slice_count:
                 raise Violation(f"{key!r} {what}, and live nodes hold all of write {write.write_id}")
@@ -283,6 +295,18 @@ class Oracle:
         if write is not None:
             self._may_miss(core, obj.key, f"is dropped by {self._why}")
             del self.stored[obj.key][obj.write_id]
+
+    def _may_evict(self, core: Master, obj: Object) -> None:
+        """What is pinned hard stays; what is pinned softly goes where there is nothing else to go."""
+        write = self.writes[obj.write_id]
+        if write.pin == Pin.HARD:
+            raise Violation(f"{obj.key!r} is evicted, and is pinned hard")
+        if write.pin == Pin.SOFT:
+            self.world.counts["soft pins evicted"] += 1
+            holders = {copy.segment for part in obj.slices for copy in part.copies}
+            residents = [core.state.segments[number].residents for number in holders]
+            if all(any(not other.pin and not core.space.is_read(other) for other in each) for each in residents):
+                raise Violation(f"{obj.key!r} is evicted before what is not pinned")
 
     # ---- memory ----------------------------------------------------------------------------------
 

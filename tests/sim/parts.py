@@ -136,7 +136,7 @@ def monotonic() -> float:
 @contextmanager
 def installed(world: Any) -> Iterator[None]:
     """The product's modules see the simulation's clock, randomness, network and memory."""
-    clock = SimpleNamespace(monotonic=monotonic)
+    clock = SimpleNamespace(monotonic=monotonic, monotonic_ns=lambda: int(1e9 * monotonic()))
     rng = world.loop.rng
     names = {
         **dict.fromkeys(
@@ -148,6 +148,7 @@ def installed(world: Any) -> Iterator[None]:
                 "larder.background.time",
                 "larder.copying.time",
                 "larder.transports.shm.time",
+                "services.storage_node.agent.time",
                 "services.storage_node.fetcher.time",
             ),
             clock,

@@ -14,7 +14,7 @@ TRACED = range(7, 207, 20)
 HAPPENS = [
     "kill_node", "pause_node", "leave", "cut_stream", "part_node", "part_client", "part_transfer", "part_nodes",
     "kill_master", "pause_master", "pause_client", "kill_client", "flip", "drain", "drained copies", "put", "get",
-    "displaced objects",
+    "displaced objects", "expired objects", "refused pins", "soft pins evicted",
     "get_into", "remove", "ask",
     "hits", "failovers", "adopted copies", "calls that land after their retry", "corrupt copies", "degraded puts",
     "dropped claims", "evicted objects", "expired writes", "failed repairs", "failed transfers", "late writes",
