@@ -9,7 +9,9 @@ consecutive puts; random keys are the worst case, where every key is far from th
 import gc
 import hashlib
 import itertools
+import os
 import random
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -23,7 +25,9 @@ from larder.v1 import master_pb2 as pb
 from larder.v1 import master_pb2_grpc
 from larder.wire import pack_keys
 
+from bench.bare_rpc import METHOD
 from demo.cluster import Cluster
+from demo.processes import Process
 from services.master.core import messages as m
 from services.master.core.allocator import ALIGN_BYTES
 from services.master.core.master import Master
@@ -169,6 +173,38 @@ class Served:
         status = Path(f"/proc/{self._pid}/status").read_text()
         kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:"))
         return int(kib) * 1024
+
+
+class BareCall:
+    """No master, and nothing asked: what the call itself costs, with as many bytes."""
+
+    name = "bare gRPC"
+    ops = ("match",)
+
+    def __init__(self, objects: int, log_dir: Path) -> None:
+        self.objects = objects
+        argv: list[str | Path] = [sys.executable, Path(__file__).with_name("bare_rpc.py")]
+        self._process = Process(f"bare-rpc-{objects}", argv, log_dir=log_dir, env=os.environ)
+        ready = self._process.wait_line(r"bare gRPC ready: (\S+)", RPC_DEADLINE_S)
+        self._channel = grpc.insecure_channel(ready[1])
+        self._call = self._channel.unary_unary(METHOD)
+
+    def put(self, keys: Sequence[bytes]) -> None:
+        """It keeps nothing."""
+
+    def match(self, keys: Sequence[bytes]) -> int:
+        self._call(b"".join(keys), timeout=RPC_DEADLINE_S)
+        return len(keys)
+
+    def lookup(self, keys: Sequence[bytes]) -> int:
+        raise NotImplementedError
+
+    def remove(self, keys: Sequence[bytes]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self._channel.close()
+        self._process.stop()
 
 
 class PlainDict:

@@ -30,9 +30,9 @@ the storage node's acknowledgement. Buffers to get into are registered for the e
 All use the same warm buffers. A batch has 256 MiB unless told otherwise: the KV of a prompt of 2,048 tokens at 128 KiB
 each, as an 8B model with grouped-query attention has in 16 bits.
 gRPC: a master and a storage node, real processes; Match by the client, put and Lookup by the generated stubs. A put is
-PutStart and PutEnd without bytes. core: the master's core alone, in this process. plain dict: a Python dict of the same
-keys, asked for each: what reading memory costs as it grows. Keys are consecutive, as they were put, unless it says
-random."""
+PutStart and PutEnd without bytes. bare gRPC: a call with a Match's bytes, to a server that answers at once. core: the
+master's core alone, in this process. plain dict: a Python dict of the same keys, asked for each: what reading memory
+costs as it grows. Keys are consecutive, as they were put, unless it says random."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,17 @@ def main() -> None:
 def _measure_master(plan: Plan, work_dir: Path, say: Callable[[str], None]) -> tuple[metadata.Times, float]:
     """Times, and the real master's memory for each of many objects."""
     with ExitStack() as ending:
-        served = []
+        served: list[metadata.Served] = []
         for objects in (plan.small, plan.large):
             cluster = ending.enter_context(Cluster(work_dir / f"master-{objects}"))
             served.append(metadata.Served(objects, cluster))
             ending.callback(served[-1].close)
             metadata.fill(served[-1], say)
         bytes_per_object = served[-1].bytes_per_object
-        times = metadata.measure(served, plan.rounds, say)
+        bare = [metadata.BareCall(objects, work_dir) for objects in (plan.small, plan.large)]
+        for each in bare:
+            ending.callback(each.close)
+        times = metadata.measure([*served, *bare], plan.rounds, say)
     gc.freeze()  # this and the next line: as in the master's own process
     gc.set_threshold(50_000, 50, 1_000_000)
     alone = [kind(objects) for kind in (metadata.Core, metadata.PlainDict) for objects in (plan.small, plan.large)]

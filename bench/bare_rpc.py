@@ -1,0 +1,30 @@
+"""What a call costs in gRPC itself: a server that answers at once and knows nothing of Larder, as a process of its own.
+
+Started by bench.metadata. Says on one line where it listens, and serves until it is ended. Same library, same loop and
+as many bytes as a Match has, without reading them.
+"""
+
+import asyncio
+
+import grpc
+import uvloop
+
+METHOD = "/bare/Call"
+
+
+async def serve() -> None:
+    async def answer(request: bytes, context: object) -> bytes:
+        return b"done"
+
+    server = grpc.aio.server()
+    service, _, method = METHOD[1:].partition("/")
+    handlers = {method: grpc.unary_unary_rpc_method_handler(answer)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(f"bare gRPC ready: 127.0.0.1:{port}", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve())
