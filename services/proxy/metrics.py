@@ -21,7 +21,6 @@ _GAP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 
 
 class Metrics:
     def __init__(self, registry: CollectorRegistry, fleet: Fleet) -> None:
-        self.registry = registry
         ProcessCollector(registry=registry)
         registry.register(_FleetCollector(fleet))
         self.requests = Counter(

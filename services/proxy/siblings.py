@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from services.proxy.sums import Family, Samples, exposition, kept, merged
 
 ANSWER_S: Final = 1.0
+_WORKERS: Final = "larder_proxy_workers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,11 @@ class Siblings:
         return await self._ask_all("GET", "/instances")
 
     async def metrics(self) -> bytes:
-        """Those of all workers together, in Prometheus's text format."""
+        """Those of all workers together, in Prometheus's text format; of who is silent, what was last shown."""
         heard = await self._ask_all("GET", "/samples")
-        parts: list[list[Family]] = [self._samples.take()]
+        samples = [[_WORKERS, {}, 1 + len(heard.answers) - heard.silent]]
+        workers = [_WORKERS, "gauge", "Workers that answered; gauges of others are missing", samples]
+        parts: list[list[Family]] = [[workers], self._samples.take()]
         for index in self._others():
             answer = heard.answers.get(index)
             parts.append(kept(self._kept(index)) if answer is None else answer)

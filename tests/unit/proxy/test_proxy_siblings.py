@@ -38,6 +38,15 @@ async def test_who_is_there_is_told_and_who_cannot_be_told_is_silent(tmp_path: P
     assert await one.reload() == 0
 
 
+async def test_metrics_say_how_many_workers_they_are_of(tmp_path: Path) -> None:
+    one, other = worker(tmp_path, 0), worker(tmp_path, 1)
+    assert b"\nlarder_proxy_workers 1.0\n" in await one.metrics()
+    await other.serve(reload=lambda: None, instances=list)
+    assert b"\nlarder_proxy_workers 2.0\n" in await one.metrics()
+    await other.close()
+    assert b"\nlarder_proxy_workers 1.0\n" in await one.metrics()
+
+
 async def test_who_answers_with_an_error_is_silent(tmp_path: Path) -> None:
     one, other = worker(tmp_path, 0), worker(tmp_path, 1)
 
