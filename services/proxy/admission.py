@@ -20,7 +20,7 @@ class Admission:
 
     def check(self) -> None:
         """Raises Overloaded if enter() would, at once."""
-        if self._slots.locked() and self.waiting >= self._waiting_max:
+        if self.waiting >= self._waiting_max and self._slots.locked():
             raise Overloaded(f"{self._running_max} requests are being served and {self.waiting} wait; retry later")
 
     async def enter(self) -> None:

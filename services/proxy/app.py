@@ -10,10 +10,11 @@ import re
 import time
 from collections.abc import Callable
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from multidict import CIMultiDict
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from services.common.logs import FIELDS
@@ -35,7 +36,8 @@ from services.proxy.models import merged_models
 from services.proxy.siblings import Siblings
 from services.proxy.story import STORY, Story
 from services.proxy.tracing import make_tracing
-from services.proxy.upstream import Upstream, end_to_end, is_text
+from services.proxy.upstream import Upstream, end_to_end
+from services.proxy.wire import header_lines
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +147,7 @@ class Proxy:
         return web.json_response({"version": VERSION})
 
     async def _get_models(self, request: web.Request) -> web.Response:
-        headers = self._headers(request, reads=True)
+        headers, _ = self._headers(request, reads=True)
         engines = self.fleet.candidates(Role.DECODE, time.monotonic())
         models = await merged_models(self._upstream, [engine.address for engine in engines], headers)
         if models is None:
@@ -223,11 +225,11 @@ class Proxy:
 
     async def _serve(self, request: web.Request, *, generates: bool) -> web.StreamResponse:
         self._admission.check()
-        headers = self._headers(request, reads=generates)
+        headers, lines = self._headers(request, reads=generates)
         body = await self._read(request)
         try:
             repeatable = generates or request.method in _SAFE_METHODS or request.path in _REPEATABLE
-            call = Call(request, request[STORY], body, headers, repeatable)
+            call = Call(request, request[STORY], body, headers, lines, repeatable)
             self._understand(call, generates=generates)
             await self._admission.enter()
             try:
@@ -247,8 +249,9 @@ class Proxy:
         elif _may_name_params(call):
             _refuse_params(call.body)
 
-    def _headers(self, request: web.Request, *, reads: bool) -> Any:
-        """What the engines get of a request's headers. Reads: the proxy looks into the answers, so none is packed."""
+    def _headers(self, request: web.Request, *, reads: bool) -> tuple[CIMultiDict[str], bytes]:
+        """What the engines get of a request's headers, and the same as it is sent. Reads: the proxy looks into the
+        answers, so none is packed."""
         headers = end_to_end(request.headers)
         for name in ("Host", "Content-Length", "Expect"):
             headers.popall(name, None)
@@ -257,9 +260,11 @@ class Proxy:
         headers["X-Request-Id"] = request[ID]
         if self._settings.admin_api_key is not None:
             headers.popall("X-API-Key", None)  # the operators', which is no engine's business
-        if not is_text("".join(headers.values())):
-            raise BadRequest(400, "a header is not UTF-8 text")
-        return headers
+        self._upstream.authorize(headers)
+        try:
+            return headers, header_lines(headers)
+        except UnicodeEncodeError as error:
+            raise BadRequest(400, "a header is not UTF-8 text") from error
 
     async def _read(self, request: web.Request) -> bytes:
         """The body, whole; its bytes are noted in the admission."""

@@ -28,6 +28,7 @@ from services.proxy.errors import ID, OUTCOME, error_object, error_response
 from services.proxy.metrics import Metrics
 from services.proxy.story import LegNote, Story
 from services.proxy.upstream import Answer, Leg, LegFailed, Upstream
+from services.proxy.wire import header_lines
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Call:
     story: Story
     body: bytes
     headers: CIMultiDict[str]
+    lines: bytes  # the headers, as they are sent
     repeatable: bool
     asked: legs.Fields | None = None  # None: it is passed on untouched
     ask: Ask = field(default_factory=Ask)
@@ -83,6 +85,7 @@ class Exchange:
     ) -> None:
         self._call = call
         self._upstream = upstream
+        self._within = upstream.deadlines.within
         self._metrics = metrics
         self._settings = settings
         self._router = router
@@ -95,7 +98,7 @@ class Exchange:
     async def run(self) -> web.StreamResponse:
         limit_s = self._settings.request_timeout
         try:
-            async with asyncio.timeout(limit_s - (time.monotonic() - self._call.story.began)):
+            with self._within(limit_s - (time.monotonic() - self._call.story.began)):
                 return await self._follow()
         except TimeoutError:
             return await self._fail(504, f"the request was not answered within {limit_s:g} s", outcome="timed_out")
@@ -216,7 +219,7 @@ class Exchange:
         return await leg.send(
             method=self._call.request.method,
             target=self._call.request.rel_url.raw_path_qs,
-            headers=headers,
+            lines=self._call.lines if headers is self._call.headers else header_lines(headers),
             body=body,
             repeatable=self._call.repeatable,
         )
@@ -252,6 +255,7 @@ class Exchange:
         if call.streamed:
             self._metrics.ttft_seconds.observe(call.story.first_byte_at - call.story.began)
         response = await self._begin(answer.status, answer.reason, answer.headers)
+        writer = cast(StreamWriter, await response.prepare(call.request))  # the one it has, at once
         chunk = first
         while chunk:
             call.story.bytes += len(chunk)
@@ -260,7 +264,7 @@ class Exchange:
                 self._metrics.gap_seconds.observe(gap)
             if answer.at_end:
                 break
-            await self._write(response, chunk)
+            await self._write(writer, chunk)
             chunk = await answer.read()
         await self._end(response, chunk)
 
@@ -278,13 +282,12 @@ class Exchange:
             raise _ClientGone from error
         return response
 
-    async def _write(self, response: web.StreamResponse, chunk: bytes) -> None:
+    async def _write(self, writer: StreamWriter, chunk: bytes) -> None:
         """Returns when the client has taken so much that the rest may wait in the kernel and a small buffer."""
-        writer = cast(StreamWriter, await response.prepare(self._call.request))  # the one it has, at once
         try:
             await writer.write(chunk, drain=False)
             if self._call.request.protocol.writing_paused:
-                async with asyncio.timeout(self._settings.slow_client_timeout):
+                with self._within(self._settings.slow_client_timeout):
                     await writer.drain()
         except TimeoutError as error:
             taken_s = self._settings.slow_client_timeout
@@ -296,7 +299,7 @@ class Exchange:
     async def _end(self, response: web.StreamResponse, last: bytes) -> None:
         """In one packet with the last bytes."""
         try:
-            async with asyncio.timeout(self._settings.slow_client_timeout):
+            with self._within(self._settings.slow_client_timeout):
                 await response.write_eof(last)
         except (TimeoutError, ConnectionError) as error:
             raise _ClientGone from error
@@ -325,11 +328,10 @@ class Exchange:
         reads = not request.protocol.writing_paused  # a client that does not read has no need of an event
         if reads and response.content_type == "text/event-stream" and response.content_length is None:
             event = json.dumps(error_object(status, message))
-            with contextlib.suppress(TimeoutError, ConnectionError):
-                async with asyncio.timeout(_LAST_WORD_S):
-                    await response.write(f"\n\ndata: {event}\n\n".encode())  # the blank line ends what was cut
-                    await response.write_eof()
-                    return response
+            with contextlib.suppress(TimeoutError, ConnectionError), self._within(_LAST_WORD_S):
+                await response.write(f"\n\ndata: {event}\n\n".encode())  # the blank line ends what was cut
+                await response.write_eof()
+                return response
         self._abort()
         return response
 

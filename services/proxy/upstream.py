@@ -15,10 +15,18 @@ from multidict import CIMultiDict, MultiMapping
 from services.proxy.core.fleet import Address
 from services.proxy.core.legs import first_data
 from services.proxy.core.routing import Outcome
+from services.proxy.deadlines import Deadlines
 from services.proxy.pool import Pool
-from services.proxy.wire import ConnectTimeout, Disconnected, Response, Unconnected, WireError, request_head
+from services.proxy.wire import (
+    ConnectTimeout,
+    Disconnected,
+    Response,
+    Unconnected,
+    WireError,
+    header_lines,
+    request_head,
+)
 
-_TICK_S: Final = 0.05  # how late a deadline may be noticed: one timer for all costs less than one for each
 _STALE_S: Final = 0.5  # an idle connection that was closed is found out within a round trip
 _STALE_MAX: Final = 3  # in a row; more are the engine's doing
 _EVENT_BYTES_MAX: Final = 64 << 10
@@ -57,8 +65,8 @@ class Answer:
 
     @property
     def is_text(self) -> bool:
-        """Whether its head can be passed on: status line and headers are UTF-8."""
-        return is_text("".join((self.reason, *self._response.headers.values())))
+        """Whether its head can be passed on: aiohttp does not write what came as other bytes than UTF-8's."""
+        return self._response.is_text
 
     @property
     def at_end(self) -> bool:
@@ -103,33 +111,26 @@ class Leg:
         self.deadline = None if seconds is None else self._loop.time() + seconds
 
     def __enter__(self) -> Self:
-        self._upstream.begins(self)
+        self._upstream.legs.setdefault(self.to, set()).add(self)
+        self._upstream.deadlines.watch(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._upstream.ended(self)
+        self._upstream.deadlines.forget(self)
+        legs = self._upstream.legs[self.to]
+        legs.discard(self)
+        if not legs:
+            del self._upstream.legs[self.to]
         if self._response is not None:
             self._response.close()
         if isinstance(error, WireError):
             raise _leg_failed(error) from error
 
-    async def send(
-        self,
-        *,
-        method: str,
-        target: str,
-        headers: Mapping[str, str],
-        body: bytes,
-        repeatable: bool,
-        with_key: bool = True,
-    ) -> Answer:
-        """The answer, once its status line and headers are there. With key: the engines' own, if the proxy has it."""
-        if with_key and self._upstream.authorization is not None:
-            headers = CIMultiDict(headers)
-            headers["Authorization"] = self._upstream.authorization
-        head = request_head(method, target, self.to, headers, len(body))
+    async def send(self, *, method: str, target: str, lines: bytes, body: bytes, repeatable: bool) -> Answer:
+        """The answer, once its status line and headers are there. Lines: the headers, as header_lines makes them."""
+        head = request_head(method, target, self.to, lines, len(body))
         stale = 0
         while self._failed is None:
             started = self._loop.time()
@@ -162,10 +163,8 @@ class Leg:
         if self._response is not None:
             self._response.fail(self._failed)
 
-    def check(self, now: float) -> None:
-        """Ends it if its deadline is over."""
-        if self.deadline is not None and now >= self.deadline:
-            self.cut(self._why)
+    def expire(self) -> None:
+        self.cut(self._why)
 
     def heard(self) -> float:
         """Notes that bytes came; returns the seconds since the last ones, 0 at first."""
@@ -179,15 +178,14 @@ class Upstream:
     """Make it where an event loop runs."""
 
     def __init__(self, *, connect_timeout_s: float, api_key: str | None = None) -> None:
-        self.authorization = None if api_key is None else f"Bearer {api_key}"
+        self._authorization = None if api_key is None else f"Bearer {api_key}"
         self.loop = asyncio.get_running_loop()
         self.legs: dict[Address, set[Leg]] = {}
         self.pool = Pool(connect_timeout_s=connect_timeout_s)
-        self._ticking: asyncio.TimerHandle | None = None
+        self.deadlines = Deadlines()
 
     async def close(self) -> None:
-        if self._ticking is not None:
-            self._ticking.cancel()
+        self.deadlines.close()
         await self.pool.close()
 
     def leg(self, to: Address, seconds: float | None) -> Leg:
@@ -199,22 +197,10 @@ class Upstream:
             if leg.heard_at is None or self.loop.time() - leg.heard_at >= silent_s:
                 leg.cut(why)
 
-    def begins(self, leg: Leg) -> None:
-        self.legs.setdefault(leg.to, set()).add(leg)
-        if self._ticking is None:
-            self._ticking = self.loop.call_later(_TICK_S, self._tick)
-
-    def ended(self, leg: Leg) -> None:
-        legs = self.legs[leg.to]
-        legs.discard(leg)
-        if not legs:
-            del self.legs[leg.to]
-
-    def _tick(self) -> None:
-        now = self.loop.time()
-        for leg in [leg for legs in self.legs.values() for leg in legs]:
-            leg.check(now)
-        self._ticking = self.loop.call_later(_TICK_S, self._tick) if self.legs else None
+    def authorize(self, headers: CIMultiDict[str]) -> None:
+        """Puts the engines' own key in, if the proxy has it."""
+        if self._authorization is not None:
+            headers["Authorization"] = self._authorization
 
     async def get(
         self,
@@ -227,10 +213,11 @@ class Upstream:
         with_key: bool = True,
     ) -> tuple[int, bytes]:
         """Status and body of a GET of the proxy's own; raises LegFailed. With key: only where an engine listens."""
+        sent = CIMultiDict(headers)
+        if with_key:
+            self.authorize(sent)
         with Leg(self, to, seconds) as leg:
-            answer = await leg.send(
-                method="GET", target=target, headers=headers, body=b"", repeatable=True, with_key=with_key
-            )
+            answer = await leg.send(method="GET", target=target, lines=header_lines(sent), body=b"", repeatable=True)
             return answer.status, await answer.read_all(bytes_max)
 
 
@@ -243,11 +230,6 @@ def end_to_end(headers: MultiMapping[str]) -> CIMultiDict[str]:
     for name in _HOP_BY_HOP:
         kept.popall(name, None)
     return kept
-
-
-def is_text(value: str) -> bool:
-    """False for what came as other bytes than UTF-8's, which aiohttp reads as lone surrogates, and does not write."""
-    return value.isascii() or not any("\udc80" <= character <= "\udcff" for character in value)
 
 
 def _leg_failed(error: WireError) -> LegFailed:

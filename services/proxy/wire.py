@@ -7,6 +7,7 @@ Content-Length. Knows nothing of engines or legs; `pool` has the connections. Ke
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from typing import Final, cast
 
@@ -18,6 +19,7 @@ HEAD_BYTES_MAX: Final = 64 << 10  # of status line and headers; of trailers, and
 HEADERS_MAX: Final = 128
 PIECE_BYTES: Final = 1 << 20
 _CHUNK_BYTES: Final = 64  # what a chunk takes besides its bytes
+_LONE: Final = re.compile("[\udc80-\udcff]")  # surrogates: bytes that are no UTF-8
 _WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -41,17 +43,27 @@ class Malformed(WireError):
     """What came is no HTTP, or too much of it."""
 
 
-def request_head(method: str, target: str, host: str, headers: Mapping[str, str], body_bytes: int) -> bytes:
-    """Raises ValueError where a part of it would be read as more than itself."""
-    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
+def header_lines(headers: Mapping[str, str]) -> bytes:
+    """As they are sent. Raises ValueError where one would be read as more than itself, or is no UTF-8."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    _check_lines(lines, len(headers))
+    return lines.encode()
+
+
+def request_head(method: str, target: str, host: str, lines: bytes, body_bytes: int) -> bytes:
+    """Lines: of its other headers. Raises as header_lines() does."""
+    first = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n"
+    _check_lines(first, 2)
+    if first.count(" ") != 3:
+        raise ValueError("a space in a method, a target or a host")
     if body_bytes or method not in _WITHOUT_BODY:
-        lines.append(f"Content-Length: {body_bytes}")
-    head = "\r\n".join(lines)
-    ends = len(lines) - 1
-    if head.count("\n") != ends or head.count("\r") != ends or "\0" in head or " " in target:
-        raise ValueError("a line break, a NUL, or a space in the target: no head of a request")
-    return head.encode() + b"\r\n\r\n"
+        return b"%b%bContent-Length: %d\r\n\r\n" % (first.encode(), lines, body_bytes)
+    return b"%b%b\r\n" % (first.encode(), lines)
+
+
+def _check_lines(lines: str, count: int) -> None:
+    if lines.count("\n") != count or lines.count("\r") != count or "\0" in lines:
+        raise ValueError("a line break or a NUL within a header")
 
 
 class Response:
@@ -94,8 +106,16 @@ class Response:
     def headers(self) -> CIMultiDict[str]:
         """Bytes that are no UTF-8 are lone surrogates."""
         if self._headers is None:
-            self._headers = CIMultiDict((_text(name), _text(value).strip(" \t")) for name, value in self.raw_headers)
+            self._headers = CIMultiDict(
+                [(name.decode(), _text(value).strip(" \t")) for name, value in self.raw_headers]
+            )
         return self._headers
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its status line and headers are UTF-8."""
+        raw = b"".join([value for _, value in self.raw_headers])
+        return (raw.isascii() or not _LONE.search(_text(raw))) and not _LONE.search(self.reason)
 
     @property
     def at_end(self) -> bool:
