@@ -26,7 +26,7 @@ _ANSWER_BYTES_MAX: Final = 1 << 20
 
 
 class HealthChecks:
-    """One task for each engine, from follow() to its removal from the fleet."""
+    """One task for each engine, from begin() or follow() to its removal from the fleet."""
 
     def __init__(self, settings: ProxySettings, upstream: Upstream, registry: CollectorRegistry) -> None:
         self.fleet = Fleet(self._changed)
@@ -34,17 +34,21 @@ class HealthChecks:
         self._upstream = upstream
         self._port = settings.mooncake_bootstrap_port
         self._pushes = settings.handover in ("auto", Handover.PUSH)
+        self._begun = False
         self._tasks: dict[Engine, asyncio.Task[None]] = {}
         self._soon: dict[Engine, asyncio.Event] = {}
 
     async def begin(self) -> None:
-        """Returns when each engine was asked once."""
+        """Returns when each engine was asked once. Until it is called, nobody is."""
+        self._begun = True
         engines = [engine for role in Role for engine in self.fleet.engines(role)]
         await asyncio.gather(*(self._check(engine) for engine in engines))
         self.follow(asked=True)
 
     def follow(self, *, asked: bool = False) -> None:
         """Begins with engines that are new in the fleet, and lets go of those that are not in it any more."""
+        if not self._begun:
+            return
         here = [engine for role in Role for engine in self.fleet.engines(role)]
         for engine in here:
             if engine not in self._tasks:

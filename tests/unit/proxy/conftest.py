@@ -46,6 +46,7 @@ class Engine:
     def __init__(self, name: str) -> None:
         self.name = name
         self.legs: list[Leg] = []
+        self.probes = 0
         self.act: Callable[[web.Request], Awaitable[web.StreamResponse]] = self.answer
         self.models = ["tiny"]
         self.healthy = True
@@ -75,6 +76,7 @@ class Engine:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/health":
+            self.probes += 1
             if self.frozen:
                 await self.hang(request)
             return web.Response(status=200 if self.healthy else 503)

@@ -1,5 +1,6 @@
 """--state-file: what operators changed survives the proxy; a file that cannot be trusted is refused."""
 
+import asyncio
 import json
 import os
 import threading
@@ -7,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from services.proxy.app import Proxy
+from services.proxy.config import ProxySettings
 from services.proxy.core.fleet import Address, Fleet, Role
 from services.proxy.core.membership import AlreadyThere, Membership, NotThere, TooMany, Wish
 from services.proxy.state_file import StateFile, StateFileError
+from services.proxy.upstream import Upstream
+from tests.unit.proxy.conftest import Engine
 
 A, B, C = Address("10.0.0.1:1"), Address("10.0.0.2:2"), Address("[fd00::3]:3")
 GIVEN = Membership({Role.PREFILL: (A,), Role.DECODE: (B,)})
@@ -206,3 +212,20 @@ async def test_what_was_added_where_none_may_be_any_more_stops_the_start(
     path.write_text(content(decode={address: "active"}))
     with pytest.raises(StateFileError, match=f"{address}, which --instance-allow does not allow"):
         await start_cluster(state_file=path, instance_allow=("127.0.0.0/8",))
+
+
+async def test_nobody_is_called_before_it_is_known_that_it_may_be(tmp_path: Path) -> None:
+    """Of the start of a worker, which takes up the file again before it listens."""
+    path = tmp_path / "state.json"
+    async with Engine("added").serving() as engine:
+        path.write_text(content(decode={engine.address: "active"}))
+        settings = ProxySettings(decode=("127.0.0.1:9",), state_file=path, instance_allow=("10.0.0.0/8",))
+        upstream = Upstream(connect_timeout_s=1)
+        proxy = Proxy(settings, upstream, CollectorRegistry(), accepting=lambda: True)
+        proxy.members.reload()
+        await asyncio.sleep(0.2)
+        with pytest.raises(StateFileError, match="does not allow"):
+            await proxy.admin.check()
+        assert engine.probes == 0
+        await proxy.health.close()
+        await upstream.close()
