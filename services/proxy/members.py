@@ -5,12 +5,14 @@ what was answered is kept, and the workers agree.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from functools import partial
 
 from services.proxy.addresses import AllowList
 from services.proxy.config import ProxySettings
 from services.proxy.core.fleet import Address, Role
-from services.proxy.core.membership import Membership, Wish
+from services.proxy.core.membership import Membership, NotThere, Wish
 from services.proxy.health import HealthChecks
 from services.proxy.siblings import Siblings
 from services.proxy.state_file import StateFile, StateFileError
@@ -36,15 +38,20 @@ class Members:
         self._changing: set[asyncio.Task[int]] = set()
 
     async def check(self, allowed: AllowList) -> None:
-        """Raises StateFileError if an engine was added where none may be any more."""
+        """Raises StateFileError if an engine was added where none may be any more. One that drains there is forgotten:
+        as a rule the command line gave it, and gives its successor now."""
         for role in Role:
             for address, wish in self._membership.changes.get(role, {}).items():
                 given = address in self._membership.given[role]
-                if not given and wish is not Wish.REMOVED and not await allowed.allows(address):
+                if given or wish is Wish.REMOVED or await allowed.allows(address):
+                    continue
+                if wish is not Wish.DRAINING:
                     raise StateFileError(
                         f"the state file has the {role.value} engine {address}, which --instance-allow does not allow: "
                         "allow its network, or take it out of the file"
                     )
+                with contextlib.suppress(NotThere):  # another worker was faster
+                    await self.change(partial(Membership.removed, role=role, address=address))
 
     async def change(self, change: Change) -> int:
         """Raises Unchanged if it cannot be made, StateFileError if it cannot be kept. Once it returns, no new leg goes

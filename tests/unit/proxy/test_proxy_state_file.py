@@ -229,3 +229,16 @@ async def test_nobody_is_called_before_it_is_known_that_it_may_be(tmp_path: Path
         assert engine.probes == 0
         await proxy.health.close()
         await upstream.close()
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:1", "example.com:1"])
+async def test_what_was_draining_where_none_may_be_any_more_is_forgotten(
+    start_cluster: Any, tmp_path: Path, address: str
+) -> None:
+    """As a rule the command line gave it, by its name, and does not any more: it has been replaced."""
+    path = tmp_path / "state.json"
+    path.write_text(content(decode={address: "draining"}))
+    cluster = await start_cluster(0, 1, state_file=path, instance_allow=("127.0.0.0/8",))
+    async with cluster.client.get("/status") as response:
+        assert (await response.json())["decode_nodes"] == [cluster.decodes[0].address]
+    assert json.loads(path.read_text()) == json.loads(content())
