@@ -102,6 +102,7 @@ class Pool:
                 )
         except (OSError, RuntimeError) as error:  # uvloop's for a socket that it has not let go of
             response.check()
+            error.__traceback__ = None  # aiohappyeyeballs' frames refer to the error
             if response.connecting is not None and response.connecting.expired():
                 raise ConnectTimeout(f"no connection to {to} within {self._connect_timeout_s:g} s") from error
             raise Unconnected(f"no connection to {to}: {error}") from error

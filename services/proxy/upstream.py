@@ -125,6 +125,7 @@ class Leg:
             del self._upstream.legs[self.to]
         if self._response is not None:
             self._response.close()
+        self._failed = None
         if isinstance(error, WireError):
             raise _leg_failed(error) from error
 
@@ -150,6 +151,7 @@ class Leg:
                 is_old = self._loop.time() - started > _STALE_S
                 if response.is_new or response.is_heard or not repeatable or is_old or stale > _STALE_MAX:
                     raise
+                response.close()
         raise self._failed
 
     def limit(self, seconds: float | None, why: str = "no answer in time") -> None:
@@ -164,6 +166,7 @@ class Leg:
             self._response.fail(self._failed)
 
     def expire(self) -> None:
+        self.deadline = None
         self.cut(self._why)
 
     def heard(self) -> float:

@@ -159,13 +159,17 @@ class Response:
         """Nothing more comes: who waits for it, or will, is told."""
         if self._error is None and not self.ended:
             self._error = error
-            self.close()
+            self._leave()
             if self.connecting is not None and not self.connecting.expired():
                 self.connecting.reschedule(0)
             self.wake()
 
     def close(self) -> None:
-        """Gives it up; before its end that takes the connection with it."""
+        """Gives it up; before its end that takes the connection with it. It is not read any more."""
+        self._leave()
+        self._error = None  # its traceback refers to what refers to it: else only the garbage collector would see
+
+    def _leave(self) -> None:
         if self._connection is not None:
             self._connection.drop()
 
@@ -272,8 +276,7 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, Malformed) as error:
             self._keeps = False
             if not response.ended:
-                cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
-                response.fail(Malformed(f"no HTTP: {cause}"))
+                response.fail(Malformed(f"no HTTP: {error.__context__ or error}"))  # what a callback raised, if one did
                 return
         if response.ended:
             self._finish()
