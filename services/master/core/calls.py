@@ -79,14 +79,15 @@ class Calls:
         if count > limit:
             raise Invalid(f"batch of {count}: the limit is {limit}, split it")
 
-    def check_keys(self, keys: Sequence[bytes]) -> None:
+    def check_keys(self, keys: Sequence[bytes]) -> int:
+        """Their length, 0 where they have several; raises Invalid."""
         config = self.state.config
         self.check_batch(len(keys))
-        if all(0 < length <= config.key_bytes_max for length in set(map(len, keys))):
-            return
-        for index, key in enumerate(keys):
-            if not 0 < len(key) <= config.key_bytes_max:
-                raise Invalid(f"key {index} has {len(key)} bytes: give 1 to {config.key_bytes_max}")
+        lengths = set(map(len, keys))
+        if not all(0 < length <= config.key_bytes_max for length in lengths):
+            index, key = next((i, key) for i, key in enumerate(keys) if not 0 < len(key) <= config.key_bytes_max)
+            raise Invalid(f"key {index} has {len(key)} bytes: give 1 to {config.key_bytes_max}")
+        return lengths.pop() if len(lengths) == 1 else 0
 
     def check_column(self, name: str, column: Sequence[object], count: int) -> None:
         if len(column) != count:

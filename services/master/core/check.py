@@ -5,6 +5,7 @@ from collections import Counter
 from services.master.core.allocator import aligned
 from services.master.core.master import Master
 from services.master.core.messages import Pin
+from services.master.core.runs import Run
 from services.master.core.tables import Copy, Object, Phase, Segment, Slice
 
 
@@ -22,6 +23,7 @@ def check(master: Master) -> None:
     )
     assert state.pinned_writes == {w.write_id: w for w in state.writes.values() if w.terms.pin == Pin.HARD}
     _check_objects(master)
+    _check_runs(state.objects)
     _check_writes(master)
     for segment in state.segments.values():
         if not segment.gone:
@@ -56,6 +58,21 @@ def _check_objects(master: Master) -> None:
         for obj in segment.residents:
             assert state.objects.get(obj.key) is obj or state.partial.get(obj.key) is obj, obj.key
             assert any(copy.segment == segment.number for part in obj.slices for copy in part.copies)
+
+
+def _check_runs(objects: dict[bytes, Object]) -> None:
+    """Of every run the objects before its end are there, in its order, and it is worth its bytes."""
+    runs: dict[Run, list[Object]] = {}
+    for obj in objects.values():
+        if obj.run is not None:
+            runs.setdefault(obj.run, []).append(obj)
+    for run, members in runs.items():
+        assert run.left == len(members) == len({obj.place for obj in members})
+        assert len(run.keys) in (0, run.count * run.width)
+        assert len(run.keys) <= 2 * run.left * run.width
+        for place in range(run.end):
+            obj = objects[run.keys[place * run.width : (place + 1) * run.width]]
+            assert (obj.run, obj.place) == (run, place), obj.key
 
 
 def _check_writes(master: Master) -> None:

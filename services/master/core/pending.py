@@ -6,7 +6,7 @@ from services.master.core import messages as m
 from services.master.core.messages import Result
 
 if TYPE_CHECKING:
-    from services.master.core.tables import Terms
+    from services.master.core.tables import Object, Terms
 
 
 class PendingStart:
@@ -37,13 +37,14 @@ class PendingStart:
 class PendingEnd:
     """A PutEnd whose answer waits for the nodes."""
 
-    __slots__ = ("copies", "remaining", "request_id", "results", "until")
+    __slots__ = ("copies", "objects", "remaining", "request_id", "results", "until")
 
     def __init__(self, request_id: bytes, count: int, until: int) -> None:
         self.request_id = request_id
         self.until = until  # so long it may wait for copies that are made elsewhere
         self.results = [Result.UNKNOWN_WRITE] * count
         self.copies = [0] * count
+        self.objects: list[Object | None] = [None] * count  # what became of the writes
         self.remaining = count
 
 

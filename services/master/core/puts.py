@@ -17,6 +17,7 @@ from services.master.core.messages import HeldCopy, Pin, Result
 from services.master.core.pending import PendingEnd, PendingStart
 from services.master.core.placing import make_places
 from services.master.core.repair import Repair
+from services.master.core.runs import link
 from services.master.core.space import Space
 from services.master.core.tables import Copy, Near, Node, Object, Slice, State, Terms, Write
 
@@ -294,7 +295,7 @@ class Puts:
         assert pending is not None
         copies = _fewest(write.slices)
         if copies and not self._exists(write.key):
-            obj = self._become_object(write)
+            obj = pending.objects[index] = self._become_object(write)
             self._close(write)
             if self.state.draining:
                 self.repair.want(obj)  # the node may be to go since the put began
@@ -350,6 +351,8 @@ class Puts:
         pending.copies[index] = copies
         pending.remaining -= 1
         if not pending.remaining:
+            objects = self.state.objects
+            link([obj for obj in pending.objects if obj is not None and objects.get(obj.key) is obj])
             self.calls.finish(pending.request_id, m.PutEnded(pending.results, pending.copies))
 
     # ---- abort and expiry ------------------------------------------------------------------------

@@ -6,7 +6,6 @@ anything alive.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
@@ -14,6 +13,7 @@ from services.master.core.messages import Fault, Result
 from services.master.core.pending import PendingRemove
 from services.master.core.placing import make_places
 from services.master.core.repair import Repair
+from services.master.core.runs import leading
 from services.master.core.space import Space
 from services.master.core.tables import Copy, Node, Object, Slice, State
 
@@ -24,11 +24,12 @@ LIST_LIMIT_MAX = 10_000
 class PendingMatch:
     """A Match that waits for the write of the first key it missed."""
 
-    __slots__ = ("answered", "call", "deadline", "keys", "matched")
+    __slots__ = ("answered", "call", "deadline", "keys", "matched", "width")
 
-    def __init__(self, call: int, keys: Sequence[bytes], matched: int, deadline: int) -> None:
+    def __init__(self, call: int, keys: Sequence[bytes], width: int, matched: int, deadline: int) -> None:
         self.call = call
         self.keys = keys
+        self.width = width
         self.matched = matched
         self.deadline = deadline
         self.answered = False
@@ -91,20 +92,20 @@ class Reads:
     # ---- match -----------------------------------------------------------------------------------
 
     def match(self, command: m.Match) -> None:
-        self.calls.check_keys(command.keys)
-        matched = self._matched(command.keys, 0)
+        width = self.calls.check_keys(command.keys)
+        matched = self._matched(command.keys, width, 0)
         wait_ms = min(command.wait_ms, self.state.config.wait_ms_max)
-        pending = PendingMatch(command.call, command.keys, matched, self.state.now + wait_ms)
+        pending = PendingMatch(command.call, command.keys, width, matched, self.state.now + wait_ms)
         if not wait_ms or not self._wait_for_write(pending):
             self.calls.reply(command.call, m.Matched(matched))
             return
         self.state.at(pending.deadline, lambda: self._answer_match(pending))
 
-    def _matched(self, keys: Sequence[bytes], start: int) -> int:
+    def _matched(self, keys: Sequence[bytes], width: int, start: int) -> int:
         """How many leading keys are readable, given that the first `start` are."""
         objects, readable = self.state.objects, self.state.readable
         if not self.state.overdue and all(segment.live for segment in self.state.segments.values()):
-            return start + len(list(takewhile(objects.__contains__, keys[start:])))
+            return leading(objects, keys, start, width)
         for index in range(start, len(keys)):
             obj = objects.get(keys[index])
             if obj is None or not readable(obj):
@@ -130,7 +131,7 @@ class Reads:
                 self._waiting -= 1
                 if pending.answered:
                     continue
-                pending.matched = self._matched(pending.keys, pending.matched)
+                pending.matched = self._matched(pending.keys, pending.width, pending.matched)
                 if not self._wait_for_write(pending):
                     self._answer_match(pending)
 
@@ -139,7 +140,7 @@ class Reads:
             return
         pending.answered = True
         # What matched before the wait may have been evicted meanwhile.
-        self.calls.reply(pending.call, m.Matched(self._matched(pending.keys, 0)))
+        self.calls.reply(pending.call, m.Matched(self._matched(pending.keys, pending.width, 0)))
 
     # ---- the rest --------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from services.master.core.calls import Calls
 from services.master.core.eviction import Worth
 from services.master.core.messages import Forget, Pin
 from services.master.core.placing import Placing
+from services.master.core.runs import unlink
 from services.master.core.tables import Copy, Node, Object, Phase, Quarantined, Segment, Slice, State
 
 _HARD = Pin.HARD  # members of an enum are slow to look up
@@ -155,6 +156,7 @@ class Space(Placing):
         """Drop an object and all its copies. Its space returns once leases ended and nodes forgot it."""
         if self.state.objects.get(obj.key) is obj:
             del self.state.objects[obj.key]
+            unlink(obj)
             self.state.names.remove(obj.key)
             self.state.object_bytes -= obj.size
             if obj.expires_at:

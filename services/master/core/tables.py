@@ -17,6 +17,7 @@ from services.master.core.allocator import Allocator
 from services.master.core.eviction import Residents, Traffic
 from services.master.core.messages import Effect, HeldCopy, SegmentInfo
 from services.master.core.pending import PendingEnd, PendingRemove
+from services.master.core.runs import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,10 @@ class Slice:
 class Object:
     """Bytes under a key: readable when every slice has a copy on a live node."""
 
-    __slots__ = ("depth", "expires_at", "key", "lease_until", "pin", "size", "slices", "used", "wanted", "write_id")
+    __slots__ = (
+        "depth", "expires_at", "key", "lease_until", "pin", "place", "run", "size", "slices", "used", "wanted",
+        "write_id",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -102,6 +106,8 @@ class Object:
         self.wanted = wanted  # copies
         self.expires_at = expires_at  # 0: never
         self.pin = pin
+        self.run: Run | None = None  # of what was put with it
+        self.place = 0  # there
 
 
 class Terms(NamedTuple):
