@@ -290,11 +290,14 @@ class Puts:
             self._complete(write)
 
     def _complete(self, write: Write) -> None:
-        """Every holder has answered, or none is left: make the object readable, or give its extents back."""
+        """Every holder has answered, or none is left: make the object readable, or give its extents back.
+
+        Holders that fell silent after they had recorded it are not enough: the client puts it again, elsewhere.
+        """
         pending, index, wanted = write.end, write.end_index, write.terms.wanted
         assert pending is not None
         copies = _fewest(write.slices)
-        if copies and not self._exists(write.key):
+        if copies and self.state.at_hand(write.slices) and not self._exists(write.key):
             obj = pending.objects[index] = self._become_object(write)
             self._close(write)
             if self.state.draining:

@@ -5,7 +5,7 @@ Objects are lean on purpose (slots, tuples, one list a slice): a master holds mi
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -317,10 +317,12 @@ class State:
 
     def readable(self, obj: Object) -> bool:
         """Whether it has not expired and every slice has a copy on a live node."""
-        if obj.expires_at and obj.expires_at <= self.now:
-            return False
+        return not 0 < obj.expires_at <= self.now and self.at_hand(obj.slices)
+
+    def at_hand(self, slices: Sequence[Slice]) -> bool:
+        """Whether each has a copy on a live node."""
         segments = self.segments
-        for part in obj.slices:
+        for part in slices:
             for copy in part.copies:
                 segment = segments.get(copy.segment)
                 if segment is not None and segment.live:

@@ -231,6 +231,26 @@ def test_a_node_that_recorded_and_left_is_no_copy_of_a_put_that_others_record() 
     assert cluster.found(b"k")
 
 
+def test_a_put_whose_only_holder_fell_silent_before_the_others_answered_is_to_be_put_again() -> None:
+    cluster = Cluster(nodes=3)
+    started = cluster.start(b"k", KIB, copies=2)
+    assert started is not None
+    cluster.hold = True
+    call = cluster.end(started)
+    first, second = cluster.held
+    cluster.step(m.Ack(first.stream, 7, [first.command_id]))
+    cluster.step(m.Broken(first.stream))
+    assert call not in cluster.answers
+    cluster.step(m.Broken(second.stream))
+    assert cluster.answers[call] == m.PutEnded([Result.LOST], [0])
+    cluster.hold, cluster.held = False, []
+    cluster.put(b"k", KIB)
+    assert cluster.found(b"k")
+    assert isinstance(first, m.Record)
+    cluster.attach(first.stream - 1, stream=9, held=tuple(first.copies), epoch=7)
+    assert any(isinstance(effect, m.Forget) and effect.stream == 9 for effect in cluster.sent)
+
+
 def test_write_ids_of_reigns_that_share_an_epoch_differ() -> None:
     ids = []
     for salt in (3, 900):
