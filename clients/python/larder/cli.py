@@ -181,7 +181,7 @@ async def _drained(client: MasterClient, node_id: str, deadline: float) -> None:
             state, left = found.state, found.drain_objects
             if not found.draining:
                 raise LarderError(f"the drain of {node_id} was called off")
-            is_stuck = 0 < left == found.drain_without_room
+            is_stuck = 0 < left == found.drain_without_room and left == said  # else room is being made, bit by bit
             stuck_since = (stuck_since or now) if is_stuck else None
             if stuck_since is not None and now - stuck_since > STUCK_S:
                 raise LarderError(
