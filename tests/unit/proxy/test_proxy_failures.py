@@ -55,7 +55,7 @@ async def test_a_prefill_that_hangs_is_given_up(start_cluster: Any) -> None:
     act(cluster.prefills[0], "hang")
     started = time.monotonic()
     assert (await cluster.complete())[0] == 200
-    assert 0.3 <= time.monotonic() - started < 3
+    assert 0.29 <= time.monotonic() - started < 3  # the loop counts whole milliseconds
     await asyncio.wait_for(cluster.prefills[0].legs[0].ended.wait(), 5)
     assert cluster.prefills[0].legs[0].cancelled
     assert cluster.metric("retries_total", phase="prefill", reason="timed_out") == 1

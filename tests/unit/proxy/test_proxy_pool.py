@@ -171,7 +171,7 @@ async def test_a_connection_that_does_not_come_about_is_given_up(stack: AsyncExi
     began = time.monotonic()
     with pytest.raises(ConnectTimeout, match=r"within 0\.2 s"):
         await ask(pool, full_port)
-    assert 0.2 <= time.monotonic() - began < 2
+    assert 0.19 <= time.monotonic() - began < 2  # the loop counts whole milliseconds
 
 
 @pytest.mark.parametrize("how", ["fail", "cancel"])

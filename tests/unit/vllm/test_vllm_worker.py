@@ -151,8 +151,9 @@ def test_an_unreachable_store_fails_loads_at_once_and_drops_saves(
 
 
 def test_a_step_ends_when_the_master_knows_of_its_puts_not_when_the_bytes_are_there(
-    new_rig: Callable[..., Rig], store: Any
+    new_rig: Callable[..., Rig], store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("larder.vllm.worker.ANNOUNCE_S", 10)
     rig = new_rig()
     rig.on_loop(store.hold.clear)
     rig.on_loop(store.hold_start.clear)
@@ -160,7 +161,7 @@ def test_a_step_ends_when_the_master_knows_of_its_puts_not_when_the_bytes_are_th
     release.start()
     started = time.monotonic()
     rig.worker.save([job(chunk("x", (1, 2), ()))])
-    assert 0.02 < time.monotonic() - started < 0.095
+    assert 0.02 < time.monotonic() - started < 5
     assert rig.worker.take_report() is None
     rig.on_loop(store.hold.set)
     assert until(rig.worker.take_report).saves_done == {7: 1}
