@@ -5,6 +5,7 @@ A LarderError or OSError out of main (a port taken, a pool that does not fit) is
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -39,6 +40,13 @@ def run(
             logger.critical("unexpected end: %r", cause, exc_info=error)
         return 1
     return 0
+
+
+def collect_rarely() -> None:
+    """For a process of millions of small live objects and hardly any cycles: full collections would stop its loop for
+    seconds. Call it before the first of them."""
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 1_000_000)
 
 
 def announce(line: str) -> None:

@@ -1,7 +1,6 @@
 """The `master` command: settings in, a serving master out, drained on SIGTERM."""
 
 import asyncio
-import gc
 import secrets
 import sys
 import time
@@ -11,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common.ops import Ops
 from services.common.rpc import RpcServer
-from services.common.service import announce, run
+from services.common.service import announce, collect_rarely, run
 from services.common.settings import load
 from services.master.config import MasterSettings
 from services.master.core.master import Master
@@ -25,9 +24,7 @@ DRAIN_S = 3.0
 
 def main() -> None:
     settings = load(MasterSettings, prog="master")
-    # Millions of small live objects and hardly any cycles: full collections would only stop the loop for seconds.
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 1_000_000)
+    collect_rarely()
     status = run(
         lambda stop: serve(settings, stop),
         prog="master",

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import AfterValidator, Field
 
 from services.common.ops import Ops
-from services.common.service import announce, run
+from services.common.service import announce, collect_rarely, run
 from services.common.settings import HostPorts, Names, Port, ServiceSettings, Size, load
 from services.storage_node.agent import Agent
 from services.storage_node.core.index import Index
@@ -60,6 +60,7 @@ class Settings(ServiceSettings):
 
 def main() -> int:
     settings = load(Settings, prog=PROG)
+    collect_rarely()
     return run(
         lambda stop: serve(settings, stop), prog=PROG, log_level=settings.log_level, log_format=settings.log_format
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from larder.errors import InvalidArgument
 
+_UINT8: Final = np.dtype(np.uint8)
 _PYBUF_READ: Final = 0x100
 _PYBUF_WRITE: Final = 0x200
 
@@ -97,9 +98,12 @@ def _memory(buffer: Any, *, writable: bool) -> Memory:
 def _piece(buffer: Any, writable: bool) -> tuple[Piece, Any]:
     if type(buffer) is bytes and not writable:
         return (_bytes_address(buffer), len(buffer)), buffer
-    if hasattr(buffer, "data_ptr"):
+    if isinstance(buffer, np.ndarray):
+        array = _flat(buffer)
+    elif hasattr(buffer, "data_ptr"):
         return _tensor_piece(buffer)
-    array = _flat(buffer) if isinstance(buffer, np.ndarray) else _array(buffer)
+    else:
+        array = _array(buffer)
     try:  # takes a quarter of what numpy's own answer takes
         address, readonly = ctypes.addressof(ctypes.c_char.from_buffer(array)), False  # type: ignore[arg-type]
     except (TypeError, ValueError):  # read-only, or empty
@@ -126,6 +130,8 @@ def _flat(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """By numpy's own means: types beyond the buffer protocol, such as bfloat16, have no memoryview."""
     if not array.flags.c_contiguous:
         raise InvalidArgument(f"array of shape {array.shape} and strides {array.strides} is not contiguous: copy it")
+    if array.dtype is _UINT8 and array.ndim == 1:
+        return array
     if array.dtype.hasobject:
         raise InvalidArgument("array of Python objects: an array of plain numbers is wanted")
     return array.reshape(-1).view(np.uint8)

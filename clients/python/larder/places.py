@@ -1,9 +1,9 @@
 """Where slices lie, as values: the wire's columns unpacked. No I/O, no clock."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
+from operator import add, gt
 from typing import NamedTuple, TypeVar
 
 from larder.errors import LarderError
@@ -59,25 +59,26 @@ def unpack(places: types_pb2.Places) -> list[list[Slice]]:
     A loop a column: a put or a get of thousands of keys spends its time here.
     """
     segments = [_segment(message) for message in places.segments]
-    lengths, counts, offsets = list(places.slice_lengths), places.copy_counts, places.copy_offsets
+    lengths, counts, offsets = list(places.slice_lengths), list(places.copy_counts), list(places.copy_offsets)
     try:
         if not (len(lengths) == len(places.checksums) == len(counts) and len(offsets) == len(places.copy_segments)):
             raise ValueError("columns of different lengths")
-        copies = list(map(Copy, [segments[index] for index in places.copy_segments], offsets))
-        held = _cut(copies, counts)
-        for length, part in zip(lengths, held, strict=True):
-            for segment, offset in part:
-                if offset + length > segment.capacity_bytes:  # never let a wrong answer reach outside the pool
-                    raise ValueError("a copy beyond its segment")
-        return _cut(list(map(Slice, lengths, places.checksums, held)), places.slice_counts)
+        holders = [segments[index] for index in places.copy_segments]
+        held = _cut(list(map(Copy, holders, offsets)), counts)
+        ends = map(add, offsets, chain.from_iterable(map(repeat, lengths, counts)))
+        if any(map(gt, ends, [segment.capacity_bytes for segment in holders])):  # outside the pool is not ours
+            raise ValueError("a copy beyond its segment")
+        return _cut(list(map(Slice, lengths, places.checksums, held)), list(places.slice_counts))
     except (IndexError, ValueError) as error:
         raise LarderError("the master's answer contradicts itself: its columns of places do not agree") from error
 
 
-def _cut(items: list[T], counts: Sequence[int]) -> list[list[T]]:
+def _cut(items: list[T], counts: list[int]) -> list[list[T]]:
     """The items in runs of so many each; ValueError where they are more or fewer."""
     if sum(counts) != len(items):
         raise ValueError(f"{len(items)} items, {sum(counts)} are due")
+    if counts.count(1) == len(counts):  # the usual case
+        return [[item] for item in items]
     return [items[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]
 
 

@@ -107,6 +107,8 @@ class Puts:
         keys, sizes = pending.command.keys, pending.command.sizes
         first, size = pending.next, pending.size
         stop = min(len(keys), first + max(1, self.state.config.slice_bytes // aligned(size)))
+        if sizes[first:stop].count(size) == stop - first and self.state.objects.keys().isdisjoint(keys[first:stop]):
+            return stop - first  # as for most, at a tenth of the time
         following = range(first + 1, stop)
         return next((i for i in following if sizes[i] != size or self._exists(keys[i])), stop) - first
 
@@ -177,8 +179,7 @@ class Puts:
         failed = {(index, part, copy) for index, part, copy in command.failed}
         wait_ms = min(command.wait_ms, self.state.config.wait_ms_max)
         pending = PendingEnd(command.request_id, len(command.write_ids), self.state.now + wait_ms)
-        records: dict[str, list[Write]] = {}
-        copies: dict[str, list[HeldCopy]] = {}
+        records: dict[Node, tuple[list[Write], list[HeldCopy]]] = {}
         starts = [0, *accumulate(command.slice_counts)]
         live = {number for number, segment in self.state.segments.items() if segment.live}
         for index, write_id in enumerate(command.write_ids):
@@ -191,13 +192,12 @@ class Puts:
                 part.checksum = command.checksums[starts[index] + number]
                 if failed or not live.issuperset([copy[0] for copy in part.copies]):
                     self._keep_written(write, part, [(index, number, c) in failed for c in range(len(part.copies))])
-            self._record(write, records, copies)
-        for node_id, writes in records.items():
-            node = self.state.nodes[node_id]
+            self._record(write, records)
+        for node, (writes, copies) in records.items():
             assert node.stream is not None
             command_id = self.state.number()
             node.recording[command_id] = writes
-            self.state.effects.append(m.Record(node.stream, command_id, copies[node_id]))
+            self.state.effects.append(m.Record(node.stream, command_id, copies))
             self._give_up_later(node, command_id)
         if not command.write_ids:
             self.calls.finish(command.request_id, m.PutEnded([], []))
@@ -233,19 +233,22 @@ class Puts:
             self.space.release(copy, part.length, write.write_id, not_before=not_before, recorded=False)
         part.copies = kept
 
-    def _record(self, write: Write, records: dict[str, list[Write]], copies: dict[str, list[HeldCopy]]) -> None:
+    def _record(self, write: Write, records: dict[Node, tuple[list[Write], list[HeldCopy]]]) -> None:
         slices, terms, segments = write.slices, write.terms, self.state.segments
         if self._exists(write.key) or not _fewest(slices):
             self._complete(write)  # nothing to record: another was first, or it is lost
             return
         for number, part in enumerate(slices):
             for segment, offset in part.copies:
-                node_id = segments[segment].node.node_id
-                writes = records.setdefault(node_id, [])
+                node = segments[segment].node
+                told = records.get(node)
+                if told is None:
+                    told = records[node] = ([], [])
+                writes, copies = told
                 if not writes or writes[-1] is not write:
                     writes.append(write)
                     write.awaiting += 1
-                copies.setdefault(node_id, []).append(
+                copies.append(
                     HeldCopy(
                         write.key, write.write_id, write.size, len(slices), number,
                         segment, offset, part.length, part.checksum, write.depth, terms.wanted,
@@ -256,7 +259,9 @@ class Puts:
     def recorded(self, node: Node, command_id: int) -> None:
         """A node acknowledged a Record. Leaves of a chain before its root: in this order they leave again."""
         for write in reversed(node.recording.pop(command_id, ())):
-            self._acknowledged(write)
+            write.awaiting -= 1
+            if not write.awaiting:
+                self._complete(write)
 
     def _give_up_later(self, node: Node, command_id: int) -> None:
         due = self.state.now + self.state.config.record_timeout_ms
@@ -270,7 +275,9 @@ class Puts:
                     for copy in [c for c in part.copies if self._is_on(c, node)]:
                         part.copies.remove(copy)
                         self.space.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
-                self._acknowledged(write)
+                write.awaiting -= 1
+                if not write.awaiting:
+                    self._complete(write)
 
     def given_up(self, node: Node) -> None:
         """What the node had recorded is lost with it, while others are still recording."""
@@ -283,26 +290,20 @@ class Puts:
         segment = self.state.segments.get(copy.segment)
         return segment is None or segment.node is node
 
-    def _acknowledged(self, write: Write) -> None:
-        write.awaiting -= 1
-        assert write.awaiting >= 0
-        if not write.awaiting:
-            self._complete(write)
-
     def _complete(self, write: Write) -> None:
         """Every holder has answered, or none is left: make the object readable, or give its extents back.
 
         Holders that fell silent after they had recorded it are not enough: the client puts it again, elsewhere.
         """
-        pending, index, wanted = write.end, write.end_index, write.terms.wanted
+        pending, index = write.end, write.end_index
         assert pending is not None
-        copies = _fewest(write.slices)
-        if copies and self.state.at_hand(write.slices) and not self._exists(write.key):
+        if self.state.at_hand(write.slices) and not self._exists(write.key):
             obj = pending.objects[index] = self._become_object(write)
             self._close(write)
             if self.state.draining:
                 self.repair.want(obj)  # the node may be to go since the put began
-            if copies >= wanted:
+            copies = _fewest(write.slices)
+            if copies >= write.terms.wanted:
                 self._resolve(pending, index, _OK, copies)
             else:
                 self.state.counters.degraded_puts += 1
@@ -328,12 +329,13 @@ class Puts:
             self.repair.want(obj)
 
     def _become_object(self, write: Write) -> Object:
+        key = write.key
         for table in (self.state.objects, self.state.partial):
-            if write.key in table:
-                self.space.discard(table[write.key])
+            if key in table:
+                self.space.discard(table[key])
         wanted, ttl_ms, pin, _ = write.terms
         expires_at = write.ended_at + ttl_ms if ttl_ms else 0
-        obj = Object(write.key, write.write_id, write.size, write.depth, write.slices, 0, wanted, expires_at, pin)
+        obj = Object(key, write.write_id, write.size, write.depth, write.slices, 0, wanted, expires_at, pin)
         self.space.settle_all(obj)
         self.space.show(obj)
         return obj
