@@ -148,8 +148,12 @@ class Proxy:
 
     async def _get_models(self, request: web.Request) -> web.Response:
         headers, _ = self._headers(request, reads=True)
-        engines = self.fleet.candidates(Role.DECODE, time.monotonic())
-        models = await merged_models(self._upstream, [engine.address for engine in engines], headers)
+        await self._admission.enter()  # each asks all decode engines
+        try:
+            engines = self.fleet.candidates(Role.DECODE, time.monotonic())
+            models = await merged_models(self._upstream, [engine.address for engine in engines], headers)
+        finally:
+            self._admission.leave()
         if models is None:
             request[OUTCOME] = "unserved"
             return error_response(request, 503, "no decode engine lists its models")

@@ -296,6 +296,8 @@ async def test_above_the_bounds_is_429_and_who_waits_has_its_turn(start_cluster:
     async with cluster.client.post("/v1/completions", json={}) as response:
         assert (response.status, response.headers["Retry-After"]) == (429, "1")
         assert "retry later" in (await response.json())["error"]["message"]
+    async with cluster.client.get("/v1/models") as response:
+        assert response.status == 429
     async with cluster.client.get("/health") as response:
         assert response.status == 200
     assert len(engine.legs) == 1
