@@ -235,6 +235,7 @@ SETTINGS = settings(
 MUTANT_SETTINGS = settings(SETTINGS, max_examples=4000, database=None, derandomize=True, phases=[Phase.generate])
 
 
+@pytest.mark.timeout(300)
 def test_the_core_keeps_its_invariants() -> None:
     run_state_machine_as_test(MasterMachine, settings=SETTINGS)
 
