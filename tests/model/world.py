@@ -28,6 +28,7 @@ CONFIG = Config(
     record_timeout_ms=500,
     waiting_max=8,
     remembered_max=64,
+    adopted_per_step_max=2,
 )
 
 

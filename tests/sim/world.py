@@ -38,6 +38,7 @@ CONFIG = {
     "partial_ms": 2000,
     "waiting_max": 16,
     "remembered_max": 4096,
+    "adopted_per_step_max": 2,
 }
 FAULTS_S = 4.0  # how long things go wrong
 HEALED_S = 12.0  # by then everything is well again

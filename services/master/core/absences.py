@@ -44,12 +44,16 @@ class Absences:
         for oldest in list(islice(self._away, max(0, len(self._away) - AWAY_MAX))):
             del self._away[oldest]
 
-    def end(self, node_id: str, incarnation: int) -> Away | None:
-        """A node tells what it has. None where that life of it was not away."""
-        away = self._away.pop(node_id, None)
+    def of(self, node_id: str, incarnation: int) -> Away | None:
+        """None where that life of the node was not away."""
+        away = self._away.get(node_id)
+        return away if away is not None and away.incarnation == incarnation else None
+
+    def end(self, node_id: str) -> None:
+        """What the node has is known again."""
+        self._away.pop(node_id, None)
         if not self._away:
             self._removed = {}
-        return away if away is not None and away.incarnation == incarnation else None
 
     def note_removed(self, keys: Iterable[bytes], newest_write_id: int) -> None:
         """These keys were removed; puts up to `newest_write_id` had begun."""

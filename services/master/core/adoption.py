@@ -1,10 +1,14 @@
 """What a node says it holds, against what the master knows: agreed, adopted, or to be forgotten (invariant 8).
 
-Runs once an inventory is complete and before anything is placed on the node. Claims that contradict each other or the
-master are dropped, never served.
+Begins once an inventory is complete and ends before anything is placed on the node. Claims that contradict each other
+or the master are dropped, never served. A step does a bounded part of it: others are served meanwhile, so that what is
+known may have changed from one part to the next.
 """
 
-from bisect import bisect_right
+from collections import deque
+from collections.abc import Generator
+from heapq import merge
+from itertools import islice
 
 from services.master.core.absences import Away
 from services.master.core.allocator import Allocator, aligned
@@ -13,30 +17,61 @@ from services.master.core.space import Space
 from services.master.core.tables import Copy, Node, Object, Segment, Slice, State
 
 Claims = dict[int, HeldCopy]  # by offset
+Extent = tuple[int, int]  # offset and size
+Work = Generator[None, None, None]
 PINS = frozenset(Pin)
+SORTED_MAX = 1_024  # objects put into order at a time
 
 
 class Adoption:
-    def __init__(self, state: State, space: Space, node: Node, away: Away | None) -> None:
+    """Of one node, which is ATTACHING until it has ended, or its stream breaks: then end() must be called."""
+
+    def __init__(self, state: State, space: Space, node: Node, away: Away | None, inventory: list[HeldCopy]) -> None:
         """`away`: what the node missed, where it had been given up."""
         self.state = state
         self.space = space
         self.node = node
         self.away = away
+        self.began = state.now
         # Readers that an earlier master sent here may still be reading.
         self.leases_end = state.now + state.config.lease_ms
+        # By segment, in order: what was free and may yet turn out to be held. Nobody else sees it meanwhile.
+        self.unclaimed: dict[int, deque[Extent]] = {}
+        self._work = self._run(inventory)
 
-    def run(self, inventory: list[HeldCopy]) -> None:
+    def advance(self, budget: int) -> bool:
+        """Do so much of it, in copies looked at; True once it is done."""
+        return sum(1 for _ in islice(self._work, budget)) < budget
+
+    def end(self) -> None:
+        """Give it up where it is. What is not adopted yet the node will claim again."""
+        self._work.close()
+        for number, extents in self.unclaimed.items():
+            for offset, size in extents:
+                self.state.segments[number].allocator.free(offset, size)
+        self.unclaimed = {}
+
+    def _run(self, inventory: list[HeldCopy]) -> Work:
+        """Each yield is a place where a step may end."""
         claims: dict[int, Claims] = {segment.number: {} for segment in self.node.segments}
-        for claim in inventory:
+        while inventory:
+            claim = inventory.pop()
             if claim.segment in claims and self._plausible(claim, self.state.segments[claim.segment]):
                 claims[claim.segment][claim.offset] = claim
             else:
                 self.state.counters.dropped_claims += 1
+            yield
+        # At once, for from now on what is dropped is to be forgotten here as elsewhere.
+        self.node.to_forget, self.node.strays = [], []
+        known = {segment.number: list(segment.residents) for segment in self.node.segments}
         for segment in self.node.segments:
-            self._agree(segment, claims[segment.number])
-            self._adopt_all(segment, claims[segment.number])
-            self._rebuild(segment)
+            self._pass_over_writes(segment, claims[segment.number])
+            self._settle_quarantine(segment, claims[segment.number])
+        for segment in self.node.segments:
+            for obj in known[segment.number]:
+                self._agree(obj, segment, claims[segment.number])
+                yield
+            yield from self._adopt_all(segment, claims[segment.number])
 
     def _plausible(self, claim: HeldCopy, segment: Segment) -> bool:
         return (
@@ -50,26 +85,16 @@ class Adoption:
             and claim.pin in PINS
         )
 
-    def _agree(self, segment: Segment, claims: Claims) -> None:
-        """Strike out the claims the master knows of; drop copies the node no longer has."""
-        for obj in list(segment.residents):
-            for part in obj.slices:
-                for copy in [copy for copy in part.copies if copy.segment == segment.number]:
-                    claim = claims.get(copy.offset)
-                    if claim is not None and (claim.write_id, claim.length) == (obj.write_id, part.length):
-                        del claims[copy.offset]
-                        continue
-                    self.state.counters.lost_copies += 1
-                    self.space.drop_copy(obj, part, copy)
-            if not all(part.copies for part in obj.slices) and obj.key not in self.state.partial:
-                self.state.counters.lost_objects += 1
-                self.space.discard(obj)
-        for write in self.state.writes.values():  # recorded here, and still being recorded by others
+    def _pass_over_writes(self, segment: Segment, claims: Claims) -> None:
+        """Recorded here, and still being recorded by others."""
+        for write in self.state.writes.values():
             for part in write.slices:
                 for copy in part.copies:
                     claim = claims.get(copy.offset) if copy.segment == segment.number else None
                     if claim is not None and claim.write_id == write.write_id:
                         del claims[copy.offset]
+
+    def _settle_quarantine(self, segment: Segment, claims: Claims) -> None:
         for entry in list(segment.quarantine.values()):
             if not entry.forgetting:
                 continue
@@ -82,37 +107,88 @@ class Adoption:
             else:
                 self.space.forgotten(entry)
 
-    def _adopt_all(self, segment: Segment, claims: Claims) -> None:
-        taken = sorted(self._taken(segment))
-        starts = [offset for offset, _ in taken]
-        end = 0  # of the claim adopted last
-        for offset, claim in sorted(claims.items()):
-            after = bisect_right(starts, offset)
-            stop = offset + aligned(claim.length)
-            free = (
-                offset >= end
-                and (after == 0 or sum(taken[after - 1]) <= offset)
-                and (after == len(starts) or stop <= starts[after])
-            )
-            if not free:
+    def _agree(self, obj: Object, segment: Segment, claims: Claims) -> None:
+        """Strike out the claims to an object that the master knows of; drop copies the node no longer has."""
+        state = self.state
+        if state.objects.get(obj.key) is not obj and state.partial.get(obj.key) is not obj:
+            return  # it went meanwhile
+        for part in obj.slices:
+            for copy in [copy for copy in part.copies if copy.segment == segment.number]:
+                claim = claims.get(copy.offset)
+                if claim is not None and (claim.write_id, claim.length) == (obj.write_id, part.length):
+                    del claims[copy.offset]
+                    continue
+                state.counters.lost_copies += 1
+                self.space.drop_copy(obj, part, copy)
+        if not all(part.copies for part in obj.slices) and obj.key not in state.partial:
+            state.counters.lost_objects += 1
+            self.space.discard(obj)
+
+    # ---- what the master did not know ------------------------------------------------------------
+
+    def _adopt_all(self, segment: Segment, claims: Claims) -> Work:
+        self.unclaimed[segment.number] = deque(segment.allocator.extents())
+        segment.allocator = Allocator(segment.capacity, [(0, segment.capacity)])
+        adopted: list[list[Object]] = [[]]
+        for offset in sorted(claims):
+            claim = claims.pop(offset)  # to free a million of them at once takes a while, too
+            yield from self._pass_over(segment, offset)
+            if self._take(segment, offset, aligned(claim.length)):
+                obj = self._adopt(segment, claim)
+                if obj is not None:
+                    adopted[-1].append(obj)
+                if len(adopted[-1]) == SORTED_MAX:
+                    adopted[-1].sort(key=_put_order)
+                    adopted.append([])
+            else:
                 self.state.counters.dropped_claims += 1
                 self.node.strays.append((segment.number, offset, claim.write_id))  # the extent is somebody else's
-                continue
-            end = stop
-            self._adopt(segment, claim)
-        segment.residents.sort_adopted()
+            yield
+        yield from self._pass_over(segment, segment.capacity)
+        segment.fenced = False
+        adopted[-1].sort(key=_put_order)
+        for obj in merge(*adopted, key=_put_order):
+            segment.residents.put_last(obj)
+            yield
 
-    def _adopt(self, segment: Segment, claim: HeldCopy) -> None:
+    def _pass_over(self, segment: Segment, end: int) -> Work:
+        """Nobody holds what is before `end`: it is free, after a while where an earlier master may have promised it."""
+        config, extents = self.state.config, self.unclaimed[segment.number]
+        not_before = self.began + config.write_ttl_ms + config.late_write_ms
+        piece = aligned(config.slice_bytes)  # a writer that was stopped holds up no more than the pieces it is in
+        while extents and extents[0][0] < end:
+            begin, size = extents.popleft()
+            length = min(size, end - begin, piece if segment.fenced else size)
+            if length < size:
+                extents.appendleft((begin + length, size - length))
+            if segment.fenced:
+                self.space.quarantine(segment, begin, length, 0, not_before=not_before, recorded=False)
+            else:
+                segment.allocator.free(begin, length)
+            yield
+
+    def _take(self, segment: Segment, offset: int, size: int) -> bool:
+        """Whether these bytes were free; then they are the claim's. What is before them was passed over."""
+        extents = self.unclaimed[segment.number]
+        if not extents or extents[0][0] != offset or extents[0][1] < size:
+            return False
+        _, length = extents.popleft()
+        if length > size:
+            extents.appendleft((offset + size, length - size))
+        return True
+
+    def _adopt(self, segment: Segment, claim: HeldCopy) -> Object | None:
+        """The object that it is a copy of; None where it was dropped."""
         obj = self.state.objects.get(claim.key) or self.state.partial.get(claim.key)
         if self.away is not None and self.away.is_stale(claim):
             self._drop(segment, claim)
-            return
+            return None
         if obj is not None and obj.write_id < claim.write_id and self.state.partial.get(claim.key) is obj:
             self.space.discard(obj)  # of an older put, and not readable
             obj = None
         if obj is None:
             slices = [Slice(0, 0, []) for _ in range(claim.slice_count)]
-            expires_at = self.state.now + claim.ttl_ms if claim.ttl_ms else 0
+            expires_at = self.began + claim.ttl_ms if claim.ttl_ms else 0
             obj = Object(
                 claim.key, claim.write_id, claim.object_size, claim.depth, slices, self.leases_end, claim.wanted,
                 expires_at, claim.pin,
@@ -122,7 +198,7 @@ class Adoption:
             self.state.at(self.state.now + self.state.config.partial_ms, lambda: self._give_up(obj))
         if not self._fits(obj, claim):
             self._drop(segment, claim)
-            return
+            return None
         part = obj.slices[claim.slice_index]
         part.length, part.checksum = claim.length, claim.checksum
         part.copies.append(Copy(segment.number, claim.offset))
@@ -134,6 +210,7 @@ class Adoption:
         if obj.key in self.state.partial and all(each.copies for each in obj.slices):
             del self.state.partial[obj.key]
             self.space.show(obj)
+        return obj
 
     def _drop(self, segment: Segment, claim: HeldCopy) -> None:
         self.state.counters.dropped_claims += 1
@@ -155,29 +232,7 @@ class Adoption:
         if self.state.partial.get(obj.key) is obj:
             self.space.discard(obj)
 
-    def _taken(self, segment: Segment) -> list[tuple[int, int]]:
-        """(offset, size) of every extent of the segment that is live, reserved or quarantined."""
-        taken = [(entry.offset, aligned(entry.length)) for entry in segment.quarantine.values()]
-        for obj in segment.residents:
-            for part in obj.slices:
-                taken += [(copy.offset, aligned(part.length)) for copy in part.copies if copy.segment == segment.number]
-        for write in self.state.writes.values():
-            for part in write.slices:
-                taken += [(copy.offset, aligned(part.length)) for copy in part.copies if copy.segment == segment.number]
-        return taken
 
-    def _rebuild(self, segment: Segment) -> None:
-        taken = self._taken(segment)
-        segment.allocator = Allocator(segment.capacity, taken)
-        if not segment.fenced:
-            return
-        segment.fenced = False
-        config = self.state.config
-        not_before = self.state.now + config.write_ttl_ms + config.late_write_ms
-        free = segment.allocator.extents()
-        segment.allocator = Allocator(segment.capacity, [*taken, *free])
-        piece = aligned(config.slice_bytes)  # a writer that was stopped holds up no more than the pieces it is in
-        for begin, size in free:
-            for offset in range(begin, begin + size, piece):
-                length = min(piece, begin + size - offset)
-                self.space.quarantine(segment, offset, length, 0, not_before=not_before, recorded=False)
+def _put_order(obj: Object) -> tuple[int, int]:
+    """The leaves of a chain before its root."""
+    return obj.write_id - obj.depth, -obj.depth

@@ -31,6 +31,7 @@ def check(master: Master) -> None:
             assert state.nodes[segment.node.node_id] is segment.node
     assert state.draining == sum(node.draining for node in state.nodes.values())
     for node in state.nodes.values():
+        assert node.adoption is None or node.phase is Phase.ATTACHING
         assert (node.stream is None) <= (node.phase is Phase.SUSPECT)
         assert all(segment.live == (node.phase is Phase.LIVE) for segment in node.segments)
         assert node.stream is None or state.streams[node.stream] is node
@@ -128,8 +129,10 @@ def _check_extents(master: Master, segment: Segment) -> None:
     assert sum(size for _, size in quarantined) == segment.quarantined_bytes
     assert sum(size for _, size in free) == segment.allocator.free_bytes
     assert len(live) == segment.copies
+    adoption = segment.node.adoption
+    unclaimed = () if adoption is None else adoption.unclaimed.get(segment.number, ())
     position = 0
-    for offset, size in sorted([*live, *reserved, *quarantined, *free]):
+    for offset, size in sorted([*live, *reserved, *quarantined, *free, *unclaimed]):
         assert offset == position, f"segment {segment.number}: extent at {offset}, expected {position}"
         position = offset + size
     assert position == segment.capacity

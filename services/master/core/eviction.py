@@ -141,11 +141,10 @@ class Residents:
         """How often a resident was seen to come back."""
         return next((returns for returns, row in enumerate(self._rows) if obj in row), None)
 
-    def sort_adopted(self) -> None:
-        """An inventory comes by offset: in the order of their puts instead, the leaves of a chain before its root."""
-        row = self._rows[0].items()
-        ordered = sorted(row, key=lambda item: (item[1], item[0].write_id - item[0].depth, -item[0].depth))
-        self._rows[0] = OrderedDict(ordered)
+    def put_last(self, obj: "Object") -> None:
+        """Among those that were not seen to come back; nothing where it is not one of them."""
+        if obj in self._rows[0]:
+            self._rows[0].move_to_end(obj)
 
     def __contains__(self, obj: "Object") -> bool:
         return obj in self._pinned or self.returns(obj) is not None

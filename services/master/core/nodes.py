@@ -61,6 +61,7 @@ class Nodes:
         node.host_id = command.host_id
         node.zone = command.zone
         node.phase = Phase.ATTACHING
+        state.absences.begin(node.node_id, node.incarnation, ())  # of what it holds nobody knows until it has said it
         node.heard_at = state.now
         node.probed_at = None
         node.inventory = []
@@ -93,12 +94,21 @@ class Nodes:
 
     def inventory_end(self, command: m.InventoryEnd) -> None:
         node = self._speaker(command.stream)
-        if node is None or node.phase is not Phase.ATTACHING:
+        if node is None or node.phase is not Phase.ATTACHING or node.adoption is not None:
             return
         claims, node.inventory = node.inventory, []
-        node.to_forget, node.strays = [], []
-        away = self.state.absences.end(node.node_id, node.incarnation)
-        Adoption(self.state, self.space, node, away).run(claims)
+        away = self.state.absences.of(node.node_id, node.incarnation)
+        node.adoption = Adoption(self.state, self.space, node, away, claims)
+        self._adopt(node, node.adoption)
+
+    def _adopt(self, node: Node, adoption: Adoption) -> None:
+        if node.adoption is not adoption:
+            return  # its stream has ended meanwhile
+        if not adoption.advance(self.state.config.adopted_per_step_max):
+            self.state.at(self.state.now, lambda: self._adopt(node, adoption))
+            return
+        node.adoption = None
+        self.state.absences.end(node.node_id)
         self._live(node)
 
     def heartbeat(self, command: m.Heartbeat) -> None:
@@ -128,6 +138,7 @@ class Nodes:
     def _let_go(self, node: Node) -> None:
         assert node.stream is not None
         self.state.effects.append(m.Farewell(node.stream))
+        self.state.absences.end(node.node_id)  # it takes nothing with it
         self._detach(node)
         self._give_up(node)
 
@@ -235,6 +246,9 @@ class Nodes:
 
     def _suspect(self, node: Node) -> None:
         node.probed_at = None
+        if node.adoption is not None:
+            node.adoption.end()
+            node.adoption = None
         if node.phase is not Phase.SUSPECT:
             node.phase = Phase.SUSPECT
             node.suspect_since = self.state.now

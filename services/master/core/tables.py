@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sortedcontainers import SortedDict, SortedList
 
@@ -18,6 +18,9 @@ from services.master.core.eviction import Residents, Traffic
 from services.master.core.messages import Effect, HeldCopy, SegmentInfo
 from services.master.core.pending import PendingEnd, PendingRemove
 from services.master.core.runs import Run
+
+if TYPE_CHECKING:
+    from services.master.core.adoption import Adoption
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Config:
     writes_max: int = 1 << 20
     remembered_max: int = 1 << 18  # keys in the answers kept for retries
     evictions_per_step_max: int = 512
+    adopted_per_step_max: int = 2_048  # bits of work on an inventory, two or three a copy
 
 
 class Near(NamedTuple):
@@ -234,6 +238,7 @@ class Node:
         self.suspect_since = 0
         self.segments: list[Segment] = []
         self.inventory: list[HeldCopy] = []
+        self.adoption: Adoption | None = None  # of an inventory that is complete
         self.recording: dict[int, list[Write]] = {}  # command id -> writes, not acknowledged
         self.copying: dict[int, Transfer] = {}  # command id -> copy being fetched, not acknowledged
         self.forgetting: dict[int, list[Quarantined]] = {}  # command id -> extents, not acknowledged

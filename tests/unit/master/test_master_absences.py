@@ -130,12 +130,16 @@ def test_what_is_remembered_is_bounded_and_ends_with_the_absence(monkeypatch: py
     for node in ("a", "b", "c"):
         held.begin(node, 1, [])
     held.note_removed([b"k"], 5)
-    assert held.end("a", 1) is None
-    assert held.end("b", 2) is None  # another life of it
-    away = held.end("c", 1)
-    assert away is not None
-    assert away.removed == {b"k": 5}
+    assert held.of("a", 1) is None
+    assert held.of("b", 2) is None  # another life of it
+    for _ in range(2):  # until it is said to be over
+        away = held.of("c", 1)
+        assert away is not None
+        assert away.removed == {b"k": 5}
+    held.end("b")
+    held.end("c")
+    assert held.of("c", 1) is None
     held.begin("c", 1, [])
-    away = held.end("c", 1)
+    away = held.of("c", 1)
     assert away is not None
     assert away.removed == {}
