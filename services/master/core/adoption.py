@@ -179,13 +179,15 @@ class Adoption:
 
     def _adopt(self, segment: Segment, claim: HeldCopy) -> Object | None:
         """The object that it is a copy of; None where it was dropped."""
-        obj = self.state.objects.get(claim.key) or self.state.partial.get(claim.key)
+        state = self.state
+        obj = state.objects.get(claim.key) or state.partial.get(claim.key)
         if self.away is not None and self.away.is_stale(claim):
             self._drop(segment, claim)
             return None
-        if obj is not None and obj.write_id < claim.write_id and self.state.partial.get(claim.key) is obj:
+        if obj is not None and obj.write_id < claim.write_id and state.partial.get(claim.key) is obj:
             self.space.discard(obj)  # of an older put, and not readable
             obj = None
+        is_new = obj is None
         if obj is None:
             slices = [Slice(0, 0, []) for _ in range(claim.slice_count)]
             expires_at = self.began + claim.ttl_ms if claim.ttl_ms else 0
@@ -193,10 +195,8 @@ class Adoption:
                 claim.key, claim.write_id, claim.object_size, claim.depth, slices, self.leases_end, claim.wanted,
                 expires_at, claim.pin,
             )  # fmt: skip
-            obj.used = self.state.traffic.uses
-            self.state.partial[claim.key] = obj
-            self.state.at(self.state.now + self.state.config.partial_ms, lambda: self._give_up(obj))
-        if not self._fits(obj, claim):
+            obj.used = state.traffic.uses
+        elif not self._fits(obj, claim):
             self._drop(segment, claim)
             return None
         part = obj.slices[claim.slice_index]
@@ -206,9 +206,12 @@ class Adoption:
         segment.live_bytes += aligned(claim.length)
         segment.copies += 1
         self.space.house(obj, segment, claim.length)
-        self.state.counters.adopted_copies += 1
-        if obj.key in self.state.partial and all(each.copies for each in obj.slices):
-            del self.state.partial[obj.key]
+        state.counters.adopted_copies += 1
+        is_whole = all([each.copies for each in obj.slices])
+        if is_new and not is_whole:
+            state.partial[obj.key] = obj
+            state.at(state.now + state.config.partial_ms, lambda: self._give_up(obj))
+        elif is_new or (is_whole and state.partial.pop(obj.key, None) is not None):
             self.space.show(obj)
         return obj
 

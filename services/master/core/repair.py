@@ -8,13 +8,13 @@ for a copy that is lost for good (invariant 12: bounded work a step).
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from services.master.core import messages as m
 from services.master.core.allocator import aligned
 from services.master.core.space import Prospects, Space
-from services.master.core.tables import Copy, Node, Object, Phase, Slice, State, Transfer
+from services.master.core.tables import Copy, Node, Object, Phase, Segment, Slice, State, Transfer
 
 REVIEWS_PER_STEP = 1_024  # objects looked at, and as many begun, in one step: a step must stay short
 PROMISES_MAX = 65_536  # puts whose answer waits for repair
@@ -36,6 +36,7 @@ class Repair:
         self._retrying = False
         self._promises: dict[Object, Callable[[], None]] = {}  # puts to be answered when the copies are there
         self._reviews: OrderedDict[Object, None] = OrderedDict()
+        self._listed: dict[Segment, Iterator[Object]] = {}  # of these all objects, or those that are left
         self._transfers: dict[int, Transfer] = {}
         self._budget_bytes = state.config.repair_bytes_per_s / 4  # as in _refill
         self._budget_at = state.now
@@ -98,7 +99,7 @@ class Repair:
     def review(self, node: Node) -> None:
         """Look at every object of a node: it went, or it came back."""
         for segment in node.segments:
-            self._reviews.update(dict.fromkeys(reversed(list(segment.residents))))  # as a rule the last used first
+            self._listed[segment] = reversed(list(segment.residents))  # as a rule the last used first
 
     def node_is_live(self, node: Node) -> None:
         """Room for what had none; and what was made elsewhere meanwhile is surplus now."""
@@ -114,11 +115,10 @@ class Repair:
 
     def pump(self) -> None:
         """At the end of a step: look at some objects, begin the transfers the budget allows."""
-        for _ in range(min(len(self._reviews), REVIEWS_PER_STEP)):
-            obj, _ = self._reviews.popitem(last=False)
+        for obj in islice(self._to_review(), REVIEWS_PER_STEP):
             self.want(obj)
             self._trim(obj)
-        if self._reviews:
+        if self._reviews or self._listed:
             self._again_at(self.state.now)
         if not self._queue:
             return
@@ -131,6 +131,13 @@ class Repair:
         if self._queue and len(self._transfers) < TRANSFERS_MAX:
             rate = self.state.config.repair_bytes_per_s
             self._again_at(self.state.now + max(1, int(-self._budget_bytes * 1000 / rate) + 1))
+
+    def _to_review(self) -> Iterator[Object]:
+        while self._reviews:
+            yield self._reviews.popitem(last=False)[0]
+        for segment, objects in list(self._listed.items()):
+            yield from objects
+            del self._listed[segment]
 
     def _begin_some(self) -> None:
         self.space.displaceable = self.state.config.evictions_per_step_max

@@ -134,11 +134,12 @@ class Space(Placing):
         """One more copy of an object lies on the segment: it counts there for what it counts elsewhere."""
         if obj.pin == Pin.HARD:
             segment.pinned_bytes += aligned(length)
-        if obj in segment.residents:
-            return
         segments = self.state.segments
         holders = [segments[copy.segment] for part in obj.slices for copy in part.copies if copy.segment in segments]
-        segment.residents.add(obj, max(holder.residents.returns(obj) or 0 for holder in holders))
+        if holders == [segment]:  # it has this copy only, as nearly all that are adopted
+            segment.residents.add(obj, 0)
+        elif obj not in segment.residents:
+            segment.residents.add(obj, max(holder.residents.returns(obj) or 0 for holder in holders))
 
     def show(self, obj: Object) -> None:
         """From now on the object can be found."""

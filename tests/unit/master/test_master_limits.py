@@ -102,7 +102,7 @@ def test_an_inventory_of_more_than_fits_ends_the_stream() -> None:
     assert not cluster.core.state.nodes["n0"].inventory
 
 
-def test_a_node_that_comes_and_goes_is_reviewed_once() -> None:
+def test_a_node_that_comes_and_goes_is_reviewed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(nodes=1, capacity=4 << 20)
     keys = [b"%d" % i for i in range(3000)]
     call = cluster.call()
@@ -110,10 +110,16 @@ def test_a_node_that_comes_and_goes_is_reviewed_once() -> None:
     started = cluster.answers[call]
     assert isinstance(started, m.PutStarted)
     cluster.end(started)
-    node = cluster.core.state.nodes["n0"]
+    node, looked_at = cluster.core.state.nodes["n0"], []
+    monkeypatch.setattr(cluster.core.repair, "want", looked_at.append)
     for _ in range(20):
         cluster.core.repair.review(node)
-    assert len(cluster.core.repair._reviews) == len(keys)
+    while (seen := len(looked_at)) < len(keys):
+        assert not seen or cluster.core.next_deadline_ms() == cluster.now
+        cluster.step(m.Tick())
+        assert seen < len(looked_at) <= seen + repair.REVIEWS_PER_STEP
+    cluster.step(m.Tick())
+    assert [obj.key for obj in looked_at] == keys  # each once; the last used first
 
 
 def test_the_objects_of_a_lost_node_are_seen_to_a_few_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
