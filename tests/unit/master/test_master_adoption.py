@@ -164,3 +164,4 @@ def test_what_is_dropped_before_its_claim_is_looked_at_is_forgotten_there() -> N
     attaching.cluster.pass_time(SLOWLY.lease_ms)
     (segment,) = attaching.cluster.core.state.segments.values()
     assert segment.live_bytes == (COUNT - 2) * KIB
+    assert attaching.cluster.core.state.counters.lost_objects == 0
