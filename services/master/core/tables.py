@@ -56,7 +56,7 @@ class Config:
     writes_max: int = 1 << 20
     remembered_max: int = 1 << 18  # keys in the answers kept for retries
     evictions_per_step_max: int = 512
-    adopted_per_step_max: int = 2_048  # bits of work on an inventory, two or three a copy
+    adopted_per_step_max: int = 512  # bits of work on an inventory, two or three a copy
 
 
 class Near(NamedTuple):
