@@ -25,7 +25,7 @@ from services.storage_node.wire import Numbers, WireError, copies_from_wire, cop
 
 logger = logging.getLogger(__name__)
 
-INVENTORY_CHUNK_COPIES: Final = 10_000
+INVENTORY_CHUNK_COPIES: Final = 2_000
 _ACKS_WAITING_MAX: Final = 4096
 _HEARTBEAT_MS_MAX: Final = 60_000
 _SAID_APART: Final = (Outcome.DONE, Outcome.CORRUPT)  # in an acknowledgement; the rest has failed

@@ -16,6 +16,7 @@ from services.master.core.tables import Copy, Node, Object, Phase, Quarantined, 
 
 _HARD = Pin.HARD  # members of an enum are slow to look up
 HIGHEST: Worth = (Pin.HARD, float("inf"))  # there is nothing that could go
+EXTENTS_PER_FORGET = 8_192  # of either kind: a message has its bounds, and a node does other things, too
 WATCHED_PER_FORGET = 64  # a writer that was stopped holds up no more extents than these
 
 
@@ -340,7 +341,8 @@ class Space(Placing):
     # ---- messages to nodes -----------------------------------------------------------------------
 
     def flush_forgets(self) -> None:
-        """One Forget a node and step, and further ones for what may still be written: their answers can take long.
+        """One Forget a node and step if it is not too long, and others for what may still be written: their answers can
+        take long.
 
         A node without a stream is told when it attaches again.
         """
@@ -351,8 +353,9 @@ class Space(Placing):
             batch = [entry for entry in node.to_forget if entry.forgetting and not entry.segment.gone]
             node.to_forget = []
             recorded = [entry for entry in batch if not entry.watched]
-            if recorded or strays:
-                self._tell(node, recorded, strays, [])
+            for start in range(0, max(len(recorded), len(strays)), EXTENTS_PER_FORGET):
+                end = start + EXTENTS_PER_FORGET
+                self._tell(node, recorded[start:end], strays[start:end], [])
             watched = [entry for entry in batch if entry.watched]
             for start in range(0, len(watched), WATCHED_PER_FORGET):
                 part = watched[start : start + WATCHED_PER_FORGET]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from services.master.core import messages as m
-from services.master.core import nodes, repair
+from services.master.core import nodes, repair, space
 from services.master.core.calls import RETRY_MS
 from services.master.core.messages import Result
 from tests.unit.master.transcript import CONFIG, KIB, Cluster
@@ -150,3 +150,25 @@ def test_puts_that_wait_for_repair_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     for record in [effect for effect in cluster.held if isinstance(effect, m.Record)]:
         cluster.step(m.Ack(record.stream, 7, [record.command_id]))
     assert [call in cluster.answers for call in calls] == [False, True]
+
+
+def test_no_message_tells_a_node_to_forget_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(space, "EXTENTS_PER_FORGET", 3)
+    cluster = Cluster(nodes=0)
+    cluster.infos = [m.SegmentInfo(16 * KIB)]
+    held = [
+        m.HeldCopy(b"%d" % i, 1, 2 * KIB, 1, 0, 1, i * KIB, 2 * KIB, 9, 0) for i in range(10)
+    ]  # each overlaps the next
+    cluster.attach(0, held=tuple(held))
+
+    def forgotten() -> list[int]:
+        forgets = [effect.extents for effect in cluster.sent if isinstance(effect, m.Forget)]
+        cluster.sent.clear()
+        return [len(extents) for extents in forgets]
+
+    assert forgotten() == [3, 2]
+    keys = [b"%d" % i for i in range(0, 10, 2)]
+    call = cluster.call()
+    cluster.step(m.Remove(call, call.to_bytes(16, "big"), keys))
+    assert forgotten() == [3, 2]
+    assert cluster.answers[call] == m.Removed([Result.OK] * 5)
