@@ -81,13 +81,13 @@ def ignore_leases_in_reuse(put: Put) -> None:
 
 @breaks("7, 8")
 def no_rest_after_a_restart(put: Put) -> None:
-    original = Adoption._rebuild
+    original = Adoption._adopt_all
 
-    def rebuild(self: Adoption, segment: Any) -> None:
+    def adopt_all(self: Adoption, segment: Any, claims: Any) -> Any:
         segment.fenced = False
-        original(self, segment)
+        return original(self, segment, claims)
 
-    put(Adoption, "_rebuild", rebuild)
+    put(Adoption, "_adopt_all", adopt_all)
 
 
 @breaks("3")
@@ -147,7 +147,7 @@ def adopt_conflicting_claims(put: Put) -> None:
 
 @breaks("2, 8")
 def adopt_nothing(put: Put) -> None:
-    put(Adoption, "_adopt_all", lambda self, segment, claims: None)
+    put(Adoption, "_adopt_all", lambda self, segment, claims: iter(()))
 
 
 @breaks("2, 11")
