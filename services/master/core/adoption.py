@@ -11,7 +11,7 @@ from heapq import merge
 from itertools import islice
 
 from services.master.core.absences import Away
-from services.master.core.allocator import Allocator, aligned
+from services.master.core.allocator import ALIGN_BYTES, Allocator, aligned
 from services.master.core.messages import HeldCopy, Pin
 from services.master.core.space import Space
 from services.master.core.tables import Copy, Node, Object, Segment, Slice, State
@@ -76,6 +76,7 @@ class Adoption:
     def _plausible(self, claim: HeldCopy, segment: Segment) -> bool:
         return (
             claim.offset >= 0
+            and claim.offset % ALIGN_BYTES == 0
             and claim.length > 0
             and claim.offset + aligned(claim.length) <= segment.capacity
             and claim.object_size > 0

@@ -115,6 +115,14 @@ def test_what_lies_between_the_claims_is_free_after_writes_of_another_time() -> 
     assert (segment.allocator.free_bytes, segment.quarantined_bytes) == (free, 0)
 
 
+def test_a_claim_to_no_place_that_a_master_gives_is_dropped() -> None:
+    attaching = Attaching()
+    attaching.dial([m.HeldCopy(b"k", 1, KIB, 1, 0, 1, 100, KIB, 9, 0), *claims()[2:]])
+    attaching.go_on()
+    assert attaching.found() == list(range(2, COUNT))
+    assert attaching.cluster.core.state.counters.dropped_claims == 1
+
+
 @pytest.mark.parametrize("when", ["before", "during"])
 def test_a_key_that_is_removed_meanwhile_does_not_rise_again(when: str) -> None:
     """One copy is known already, and the remove is answered when that is gone; the other is claimed afterwards."""
