@@ -259,9 +259,7 @@ class Puts:
     def recorded(self, node: Node, command_id: int) -> None:
         """A node acknowledged a Record. Leaves of a chain before its root: in this order they leave again."""
         for write in reversed(node.recording.pop(command_id, ())):
-            write.awaiting -= 1
-            if not write.awaiting:
-                self._complete(write)
+            self._acknowledged(write)
 
     def _give_up_later(self, node: Node, command_id: int) -> None:
         due = self.state.now + self.state.config.record_timeout_ms
@@ -275,9 +273,7 @@ class Puts:
                     for copy in [c for c in part.copies if self._is_on(c, node)]:
                         part.copies.remove(copy)
                         self.space.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
-                write.awaiting -= 1
-                if not write.awaiting:
-                    self._complete(write)
+                self._acknowledged(write)
 
     def given_up(self, node: Node) -> None:
         """What the node had recorded is lost with it, while others are still recording."""
@@ -289,6 +285,12 @@ class Puts:
     def _is_on(self, copy: Copy, node: Node) -> bool:
         segment = self.state.segments.get(copy.segment)
         return segment is None or segment.node is node
+
+    def _acknowledged(self, write: Write) -> None:
+        write.awaiting -= 1
+        assert write.awaiting >= 0
+        if not write.awaiting:
+            self._complete(write)
 
     def _complete(self, write: Write) -> None:
         """Every holder has answered, or none is left: make the object readable, or give its extents back.
