@@ -201,15 +201,22 @@ def test_a_write_that_failed_makes_the_master_ask_its_node() -> None:
     assert pings(cluster) == 1
 
 
-def test_a_node_that_recorded_and_attached_again_keeps_the_copy_while_others_record() -> None:
-    cluster = Cluster(nodes=2)
+def one_of_two_recorded(nodes: int) -> tuple[Cluster, int, m.Record, m.Record]:
+    """A put of two copies that has ended: the first of its nodes has recorded it, the second has not."""
+    cluster = Cluster(nodes)
     started = cluster.start(b"k", KIB, copies=2)
     assert started is not None
     cluster.hold = True
     call = cluster.end(started)
     first, second = cluster.held
     assert isinstance(first, m.Record)
+    assert isinstance(second, m.Record)
     cluster.step(m.Ack(first.stream, 7, [first.command_id]))
+    return cluster, call, first, second
+
+
+def test_a_node_that_recorded_and_attached_again_keeps_the_copy_while_others_record() -> None:
+    cluster, call, first, second = one_of_two_recorded(nodes=2)
     node = cluster.core.state.streams[first.stream]
     cluster.attach(int(node.node_id[1:]), stream=9, held=tuple(first.copies), epoch=7)
     assert not any(isinstance(effect, m.Forget) for effect in cluster.sent)
@@ -218,13 +225,7 @@ def test_a_node_that_recorded_and_attached_again_keeps_the_copy_while_others_rec
 
 
 def test_a_node_that_recorded_and_left_is_no_copy_of_a_put_that_others_record() -> None:
-    cluster = Cluster(nodes=2)
-    started = cluster.start(b"k", KIB, copies=2)
-    assert started is not None
-    cluster.hold = True
-    call = cluster.end(started)
-    first, second = cluster.held
-    cluster.step(m.Ack(first.stream, 7, [first.command_id]))
+    cluster, call, first, second = one_of_two_recorded(nodes=2)
     cluster.step(m.Leave(first.stream))
     cluster.step(m.Ack(second.stream, 7, [second.command_id]))
     assert cluster.answers[call] == m.PutEnded([Result.OK], [1])
@@ -232,13 +233,7 @@ def test_a_node_that_recorded_and_left_is_no_copy_of_a_put_that_others_record() 
 
 
 def test_a_put_whose_only_holder_fell_silent_before_the_others_answered_is_to_be_put_again() -> None:
-    cluster = Cluster(nodes=3)
-    started = cluster.start(b"k", KIB, copies=2)
-    assert started is not None
-    cluster.hold = True
-    call = cluster.end(started)
-    first, second = cluster.held
-    cluster.step(m.Ack(first.stream, 7, [first.command_id]))
+    cluster, call, first, second = one_of_two_recorded(nodes=3)
     cluster.step(m.Broken(first.stream))
     assert call not in cluster.answers
     cluster.step(m.Broken(second.stream))
@@ -246,7 +241,6 @@ def test_a_put_whose_only_holder_fell_silent_before_the_others_answered_is_to_be
     cluster.hold, cluster.held = False, []
     cluster.put(b"k", KIB)
     assert cluster.found(b"k")
-    assert isinstance(first, m.Record)
     cluster.attach(first.stream - 1, stream=9, held=tuple(first.copies), epoch=7)
     assert any(isinstance(effect, m.Forget) and effect.stream == 9 for effect in cluster.sent)
 
