@@ -76,6 +76,7 @@ lock:  ## resolve locks/cpu.txt anew from pyproject.toml
 
 clean:  ## remove environments, caches and logs
 	rm -rf .venv .venv-proto .venv-peers .work .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -f clients/python/larder/_nontemporal.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- what setup is made of: each file stands for a step that is done -------------------------------------------------------
@@ -110,7 +111,9 @@ endef
 	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)+cpu\n' > "$$site/vllm-$(VLLM)+cpu.dist-info/METADATA"
 	touch $@
 
-.venv/.larder: pyproject.toml .venv/.packages
+NATIVE := clients/python/hatch_build.py clients/python/larder/nontemporal.c
+
+.venv/.larder: pyproject.toml $(NATIVE) .venv/.packages
 	@echo "setup: larder itself"
 	$(call install,.venv,--no-deps -e .)
 	touch $@
