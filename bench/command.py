@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,14 +19,14 @@ def make_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def make_say() -> Callable[[str], None]:
-    """Says what is done, and after how many seconds."""
-    begun = time.monotonic()
+class Say:
+    """Says what is done, and after how many seconds. Can be handed to another process of this machine."""
 
-    def say(what: str) -> None:
-        console.print(f"[dim]{time.monotonic() - begun:5.0f} s  {what}[/]")
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
 
-    return say
+    def __call__(self, what: str) -> None:
+        console.print(f"[dim]{time.monotonic() - self._begun:5.0f} s  {what}[/]")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import uvloop
 
 from bench import proxy_load, proxy_report, report
-from bench.command import make_parser, make_say, work_dir
+from bench.command import Say, make_parser, work_dir
 from bench.proxy_load import Shape
 from bench.proxy_report import Measured, Series
 from bench.proxy_subjects import Engines, Subject, started
@@ -61,7 +61,7 @@ def main() -> None:
         if not 1 <= arguments.rounds <= 15:
             parser.error("--rounds: 1 to 15 are possible")
         plan = Plan(plan.clients, plan.prompts, arguments.rounds, plan.seconds)
-    say, where = make_say(), report.machine(("larder-server", "aiohttp", "uvloop", "fastapi", "uvicorn"))
+    say, where = Say(), report.machine(("larder-server", "aiohttp", "uvloop", "fastapi", "uvicorn"))
     with work_dir("bench-proxy") as directory, started(directory, say) as (subjects, missing, engines):
         measured = uvloop.run(measure(plan, subjects, engines, say))
     for what, value in where.items():

@@ -1,6 +1,6 @@
 """Builds the client's one piece of C, larder/nontemporal.c, when the package is built or installed from its source.
 
-Without a C compiler the package is built all the same: it then copies by the C library's memmove (larder/nontemporal.py).
+Without a C compiler the package is built all the same, and copies by the C library's memmove (larder/nontemporal.py).
 CC names the compiler; it may have arguments.
 """
 
@@ -31,7 +31,9 @@ class NativeCopy(BuildHookInterface[Any]):
         except (OSError, subprocess.SubprocessError) as error:
             library.unlink(missing_ok=True)
             said = getattr(error, "stderr", None) or ""
-            self.app.display_warning(f"larder is built without its own copy loop, which needs a C compiler: {error}\n{said}")
+            self.app.display_warning(
+                f"larder is built without its own copy loop, which needs a C compiler: {error}\n{said}"
+            )
             return
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data |= {"pure_python": False, "tag": f"py3-none-{platform}"}

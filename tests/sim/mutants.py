@@ -110,7 +110,7 @@ def copies_on_one_node(put: Put) -> None:
 @breaks("9")
 def offer_the_dead(put: Put) -> None:
     put(State, "readable", lambda self, obj: True)
-    put(Reads, "_offered", lambda self, host_id: lambda part: part.copies)
+    put(Reads, "_offered", lambda self, command, parts: [part.copies for part in parts])
 
 
 @breaks("9, 11")

@@ -4,7 +4,8 @@ Keeps invariants 3 (extents disjoint) and 4 (copies on distinct nodes; in distin
 there are). Whether to wait or to evict where there is no room is decided elsewhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 
 from services.master.core import messages as m
 from services.master.core.allocator import aligned
@@ -190,19 +191,21 @@ class Placing:
                 room[number] += aligned(length)
 
 
-def make_places(keys: Sequence[Sequence[Slice]], copies_of: Callable[[Slice], Sequence[Copy]]) -> m.Places:
-    """The columns for each key's slices. A loop a column: a call with thousands of keys spends its time here."""
-    parts = [part for slices in keys for part in slices]
-    held = list(map(copies_of, parts))
-    copies = [copy for each in held for copy in each]
-    segments = list(dict.fromkeys([copy[0] for copy in copies]))
+def make_places(slice_counts: list[int], parts: Sequence[Slice], held: Sequence[Sequence[Copy]]) -> m.Places:
+    """The columns for slices, `slice_counts` of them a key, of which each has copies `held`.
+
+    A loop a column: a call with thousands of keys spends its time here.
+    """
+    copies = list(chain.from_iterable(held))
+    numbers = [copy[0] for copy in copies]
+    segments = list(dict.fromkeys(numbers))
     index_of = {number: index for index, number in enumerate(segments)}
     return m.Places(
         segments=segments,
-        slice_counts=list(map(len, keys)),
+        slice_counts=slice_counts,
         slice_lengths=[part.length for part in parts],
         checksums=[part.checksum for part in parts],
         copy_counts=list(map(len, held)),
-        copy_segments=[index_of[copy[0]] for copy in copies],
+        copy_segments=list(map(index_of.__getitem__, numbers)),
         copy_offsets=[copy[1] for copy in copies],
     )

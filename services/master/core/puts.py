@@ -7,7 +7,6 @@ Keeps invariants 1 and 2 (readable only once every slice is recorded by a holder
 from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate, chain
-from operator import attrgetter
 
 from services.master.core import messages as m
 from services.master.core.allocator import aligned
@@ -144,7 +143,9 @@ class Puts:
         if opened:
             self.state.at(self.state.now + ttl_ms, lambda: self._expire(opened))
         writes = [self.state.writes.get(write_id) for write_id in pending.write_ids]
-        places = make_places([write.slices if write else () for write in writes], attrgetter("copies"))
+        slices = [write.slices if write else () for write in writes]
+        parts = list(chain.from_iterable(slices))
+        places = make_places(list(map(len, slices)), parts, [part.copies for part in parts])
         answer = m.PutStarted(pending.results, pending.write_ids, places, self.state.now - pending.asked_at + ttl_ms)
         self.calls.finish(pending.command.request_id, answer)
 

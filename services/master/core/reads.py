@@ -6,6 +6,7 @@ anything alive.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
@@ -17,6 +18,7 @@ from services.master.core.runs import leading
 from services.master.core.space import Space
 from services.master.core.tables import Copy, Node, Object, Slice, State
 
+_OK, _MISS = Result.OK, Result.MISS  # members of an enum are slow to look up
 LIST_LIMIT_DEFAULT = 1_000
 LIST_LIMIT_MAX = 10_000
 
@@ -64,30 +66,30 @@ class Reads:
         for obj in found:
             obj.lease_until = lease_until
             obj.used = used
-        results = [Result.MISS if obj is None else Result.OK for obj in objects]
+        results = [_MISS if obj is None else _OK for obj in objects]
         sizes = [0 if obj is None else obj.size for obj in objects]
         state.counters.requested_keys += len(objects)
         state.counters.hit_keys += len(found)
         state.counters.hit_bytes += sum(sizes)
-        places = make_places([() if obj is None else obj.slices for obj in objects], self._offered(command))
+        slices = [() if obj is None else obj.slices for obj in objects]
+        parts = list(chain.from_iterable(slices))
+        places = make_places(list(map(len, slices)), parts, self._offered(command, parts))
         promised_ms = state.config.lease_ms - 1  # `now` is rounded down: the lease ends that much earlier
         self.calls.reply(command.call, m.Found(results, sizes, places, promised_ms))
 
-    def _offered(self, command: m.Lookup) -> Callable[[Slice], Sequence[Copy]]:
-        """For a slice its copies on live nodes: on the caller's host, in its zone, the rest."""
+    def _offered(self, command: m.Lookup, parts: Sequence[Slice]) -> list[Sequence[Copy]]:
+        """For each slice its copies on live nodes: on the caller's host, in its zone, the rest."""
         far = {
             number: (segment.node.host_id != command.host_id, not command.zone or segment.node.zone != command.zone)
             for number, segment in self.state.segments.items()
             if segment.live
         }
 
-        def offered(part: Slice) -> Sequence[Copy]:
-            copies = part.copies
-            if len(copies) == 1 and copies[0][0] in far:
-                return copies
+        def nearest_first(copies: Sequence[Copy]) -> list[Copy]:
             return sorted((copy for copy in copies if copy[0] in far), key=lambda copy: far[copy[0]])
 
-        return offered
+        every = [part.copies for part in parts]
+        return [copies if len(copies) == 1 and copies[0][0] in far else nearest_first(copies) for copies in every]
 
     # ---- match -----------------------------------------------------------------------------------
 
