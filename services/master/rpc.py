@@ -57,9 +57,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
         )
 
     async def Match(self, request: pb.MatchRequest, context: Context) -> pb.MatchReply:
-        answer: m.Matched = await self._ask(
-            lambda call: m.Match(call, unpack_keys(request.keys), request.wait_ms), context
-        )
+        answer: m.Matched = await self._ask(lambda call: wire.match(call, request), context)
         return pb.MatchReply(matched=answer.matched)
 
     async def Exists(self, request: pb.ExistsRequest, context: Context) -> pb.ExistsReply:

@@ -8,6 +8,7 @@ from larder.v1 import node_pb2, types_pb2
 from larder.wire import pack_keys, unpack_keys
 
 from services.master.core import messages as m
+from services.master.core.runs import PackedKeys
 from services.master.core.tables import Departed, Node
 
 CLIENT_ID_BYTES_MAX = 64
@@ -81,6 +82,13 @@ def put_start(call: int, request: pb.PutStartRequest, peer: str) -> m.PutStart:
         m.Pin(request.pin),
         request.client_id.hex() or peer,
     )
+
+
+def match(call: int, request: pb.MatchRequest) -> m.Match:
+    """Most keys are not made one by one: what was put together is compared as it came."""
+    keys = request.keys
+    packed = keys.width and not keys.lengths
+    return m.Match(call, PackedKeys(keys.data, keys.width) if packed else unpack_keys(keys), request.wait_ms)
 
 
 def put_end(call: int, request: pb.PutEndRequest) -> m.PutEnd:

@@ -14,7 +14,7 @@ from services.master.core.messages import Fault, Result
 from services.master.core.pending import PendingRemove
 from services.master.core.placing import make_places
 from services.master.core.repair import Repair
-from services.master.core.runs import leading
+from services.master.core.runs import PackedKeys, leading
 from services.master.core.space import Space
 from services.master.core.tables import Copy, Node, Object, Slice, State
 
@@ -26,12 +26,11 @@ LIST_LIMIT_MAX = 10_000
 class PendingMatch:
     """A Match that waits for the write of the first key it missed."""
 
-    __slots__ = ("answered", "call", "deadline", "keys", "matched", "width")
+    __slots__ = ("answered", "call", "deadline", "keys", "matched")
 
-    def __init__(self, call: int, keys: Sequence[bytes], width: int, matched: int, deadline: int) -> None:
+    def __init__(self, call: int, keys: Sequence[bytes], matched: int, deadline: int) -> None:
         self.call = call
         self.keys = keys
-        self.width = width
         self.matched = matched
         self.deadline = deadline
         self.answered = False
@@ -94,20 +93,22 @@ class Reads:
     # ---- match -----------------------------------------------------------------------------------
 
     def match(self, command: m.Match) -> None:
-        width = self.calls.check_keys(command.keys)
-        matched = self._matched(command.keys, width, 0)
+        width, keys = self.calls.check_keys(command.keys), command.keys
+        if width and not isinstance(keys, PackedKeys):
+            keys = PackedKeys(b"".join(keys), width)
+        matched = self._matched(keys, 0)
         wait_ms = min(command.wait_ms, self.state.config.wait_ms_max)
-        pending = PendingMatch(command.call, command.keys, width, matched, self.state.now + wait_ms)
+        pending = PendingMatch(command.call, keys, matched, self.state.now + wait_ms)
         if not wait_ms or not self._wait_for_write(pending):
             self.calls.reply(command.call, m.Matched(matched))
             return
         self.state.at(pending.deadline, lambda: self._answer_match(pending))
 
-    def _matched(self, keys: Sequence[bytes], width: int, start: int) -> int:
+    def _matched(self, keys: Sequence[bytes], start: int) -> int:
         """How many leading keys are readable, given that the first `start` are."""
         objects, readable = self.state.objects, self.state.readable
         if not self.state.overdue and all(segment.live for segment in self.state.segments.values()):
-            return leading(objects, keys, start, width)
+            return leading(objects, keys, start)
         for index in range(start, len(keys)):
             obj = objects.get(keys[index])
             if obj is None or not readable(obj):
@@ -133,7 +134,7 @@ class Reads:
                 self._waiting -= 1
                 if pending.answered:
                     continue
-                pending.matched = self._matched(pending.keys, pending.width, pending.matched)
+                pending.matched = self._matched(pending.keys, pending.matched)
                 if not self._wait_for_write(pending):
                     self._answer_match(pending)
 
@@ -142,7 +143,7 @@ class Reads:
             return
         pending.answered = True
         # What matched before the wait may have been evicted meanwhile.
-        self.calls.reply(pending.call, m.Matched(self._matched(pending.keys, pending.width, 0)))
+        self.calls.reply(pending.call, m.Matched(self._matched(pending.keys, 0)))
 
     # ---- the rest --------------------------------------------------------------------------------
 

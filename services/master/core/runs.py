@@ -5,15 +5,49 @@ object that goes cuts its run short; the rest is then looked up one by one. No r
 its bytes are bounded by theirs (invariant 12). Only for keys of one length, as hashes are.
 """
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
     from services.master.core.tables import Object
 
 RUN_MAX = 256  # objects; their places are small integers, which take no memory of their own
 ALONE_MAX = 8  # keys whose next one is another than in their run: these were not put so, and are looked up faster
+
+
+class PackedKeys(Sequence[bytes]):
+    """Keys of one width, end to end as they came: each is made only where somebody looks at it."""
+
+    __slots__ = ("_data", "width")
+
+    def __init__(self, data: bytes, width: int) -> None:
+        """ValueError where the data is no whole number of keys."""
+        if not width or len(data) % width:
+            raise ValueError(f"{len(data)} bytes are no whole number of keys of {width} bytes")
+        self._data = data
+        self.width = width
+
+    def __len__(self) -> int:
+        return len(self._data) // self.width
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return list(self)[index]
+        at = range(len(self))[index] * self.width
+        return self._data[at : at + self.width]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (key for (key,) in struct.iter_unpack(f"{self.width}s", self._data))
+
+    def joined(self, start: int, stop: int) -> bytes:
+        """Those keys, end to end."""
+        return self._data[start * self.width : stop * self.width]
 
 
 class Run:
@@ -24,12 +58,12 @@ class Run:
         self.width = width  # bytes of a key
         self.count = self.end = self.left = len(keys) // width
 
-    def length(self, place: int, keys: Sequence[bytes], start: int) -> int:
+    def length(self, place: int, keys: PackedKeys, start: int) -> int:
         """How many of the keys from `start` on, which is the one at `place`, are those of the run."""
         high, offset, width = min(self.end - place, len(keys) - start), place * self.width, self.width
-        if high < 2 or not self.keys.startswith(keys[start + 1], offset + width):
+        if high < 2 or not self.keys.startswith(keys.joined(start + 1, start + 2), offset + width):
             return min(high, 1)
-        wanted = b"".join(keys[start : start + high])
+        wanted = keys.joined(start, start + high)
         if self.keys.startswith(wanted, offset):
             return high
         low = 2
@@ -65,14 +99,14 @@ def unlink(obj: "Object") -> None:
         run.keys, run.end = b"", 0
 
 
-def leading(objects: "dict[bytes, Object]", keys: Sequence[bytes], start: int, width: int) -> int:
-    """How many leading keys are there, given that the first `start` are. Width: of all keys, 0 where they differ."""
+def leading(objects: "dict[bytes, Object]", keys: Sequence[bytes], start: int) -> int:
+    """How many leading keys are there, given that the first `start` are. Packed ones are compared with runs."""
     alone = 0
-    while width and start < len(keys) and alone < ALONE_MAX:
-        obj = objects.get(keys[start])
+    while isinstance(keys, PackedKeys) and start < len(keys) and alone < ALONE_MAX:
+        obj = objects.get(keys.joined(start, start + 1))
         if obj is None:
             return start
-        if obj.run is None or obj.run.width != width:
+        if obj.run is None or obj.run.width != keys.width:
             break
         length = obj.run.length(obj.place, keys, start)
         if length <= 0:

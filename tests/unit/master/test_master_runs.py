@@ -2,12 +2,13 @@
 
 from itertools import takewhile
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.master.core import messages as m
 from services.master.core.check import check
-from services.master.core.runs import RUN_MAX, leading, link, unlink
+from services.master.core.runs import RUN_MAX, PackedKeys, leading, link, unlink
 from services.master.core.tables import Object
 from tests.unit.master.transcript import KIB, Cluster
 
@@ -32,10 +33,24 @@ def test_the_answer_is_that_of_looking_every_key_up(data: st.DataObject) -> None
         asked = data.draw(names)
         lengths = set(map(len, asked))
         start = data.draw(st.integers(0, len(list(takewhile(objects.__contains__, asked)))))
-        found = leading(objects, asked, start, lengths.pop() if len(lengths) == 1 else 0)
+        keys = PackedKeys(b"".join(asked), lengths.pop()) if len(lengths) == 1 else asked
+        found = leading(objects, keys, start)
         assert found == len(list(takewhile(objects.__contains__, asked)))
         runs = {obj.run for obj in objects.values() if obj.run is not None}
         assert sum(len(run.keys) for run in runs) <= 2 * sum(map(len, objects))
+
+
+def test_packed_keys_are_those_that_were_packed() -> None:
+    names = [b"ab", b"cd", b"ef"]
+    packed = PackedKeys(b"".join(names), 2)
+    assert list(packed) == names
+    assert (len(packed), packed[0], packed[-1], packed[1:]) == (3, b"ab", b"ef", names[1:])
+    assert packed.joined(1, 3) == b"cdef"
+    with pytest.raises(IndexError):
+        packed[3]
+    for data, width in [(b"abc", 2), (b"abc", 0)]:
+        with pytest.raises(ValueError, match="no whole number of keys"):
+            PackedKeys(data, width)
 
 
 def put_many(cluster: Cluster, keys: list[bytes]) -> None:
