@@ -45,6 +45,9 @@ class PackedKeys(Sequence[bytes]):
     def __iter__(self) -> Iterator[bytes]:
         return (key for (key,) in struct.iter_unpack(f"{self.width}s", self._data))
 
+    def __repr__(self) -> str:
+        return f"PackedKeys({self._data!r}, {self.width})"
+
     def joined(self, start: int, stop: int) -> bytes:
         """Those keys, end to end."""
         return self._data[start * self.width : stop * self.width]

@@ -46,6 +46,7 @@ def test_packed_keys_are_those_that_were_packed() -> None:
     assert list(packed) == names
     assert (len(packed), packed[0], packed[-1], packed[1:]) == (3, b"ab", b"ef", names[1:])
     assert packed.joined(1, 3) == b"cdef"
+    assert repr(packed) == "PackedKeys(b'abcdef', 2)"  # as commands stand in traces, which must not differ
     with pytest.raises(IndexError):
         packed[3]
     for data, width in [(b"abc", 2), (b"abc", 0)]:
