@@ -84,7 +84,7 @@ class Calls:
         """Their length, 0 where they have several; raises Invalid."""
         config = self.state.config
         self.check_batch(len(keys))
-        lengths = {keys.width} if isinstance(keys, PackedKeys) else set(map(len, keys))
+        lengths = {keys.width} if isinstance(keys, PackedKeys) and keys else set(map(len, keys))
         if not all(0 < length <= config.key_bytes_max for length in lengths):
             index, key = next((i, key) for i, key in enumerate(keys) if not 0 < len(key) <= config.key_bytes_max)
             raise Invalid(f"key {index} has {len(key)} bytes: give 1 to {config.key_bytes_max}")

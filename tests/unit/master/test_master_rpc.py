@@ -137,6 +137,31 @@ async def test_bad_arguments_are_told_what_is_wrong(
     assert reason in (raised.value.details() or "")
 
 
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        (types_pb2.Keys(data=b"abc", width=2), "no whole number"),
+        (types_pb2.Keys(data=b"abc", width=3, lengths=[3]), "no whole number"),
+        (types_pb2.Keys(data=b"abc", lengths=[1]), "add up to 1"),
+        (types_pb2.Keys(data=b"k" * 2050, width=1025), "1025 bytes: give 1 to 1024"),
+        (types_pb2.Keys(data=b"k" * 20_000, width=1), "the limit is 16384"),
+    ],
+)
+async def test_match_is_told_what_is_wrong_with_its_keys(
+    channel: grpc.aio.Channel, keys: types_pb2.Keys, reason: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await master_pb2_grpc.MasterStub(channel).Match(pb.MatchRequest(keys=keys))
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert reason in (raised.value.details() or "")
+
+
+@pytest.mark.parametrize("width", [0, 1, 1025, 2**32 - 1])
+async def test_match_of_no_keys_is_none_whatever_their_width(channel: grpc.aio.Channel, width: int) -> None:
+    keys = types_pb2.Keys(width=width)
+    assert (await master_pb2_grpc.MasterStub(channel).Match(pb.MatchRequest(keys=keys))).matched == 0
+
+
 async def test_columns_of_failed_copies_must_agree(channel: grpc.aio.Channel) -> None:
     request = pb.PutEndRequest(request_id=ID, failed_writes=[0], failed_slices=[], failed_copies=[0])
     with pytest.raises(grpc.aio.AioRpcError) as raised:
