@@ -19,6 +19,15 @@ def test_a_broken_stream_hides_a_nodes_copies_at_once_and_its_return_shows_them(
     assert cluster.found(b"k")
 
 
+def test_of_two_copies_only_the_one_on_a_live_node_is_offered() -> None:
+    cluster = Cluster(nodes=2)
+    cluster.put(b"k", KIB, copies=2)
+    assert len(cluster.lookup(b"k").places.segments) == 2
+    cluster.step(m.Broken(1))
+    (left,) = cluster.lookup(b"k").places.segments
+    assert cluster.core.state.segments[left].live
+
+
 def test_silence_makes_suspect_and_a_word_ends_it() -> None:
     cluster = Cluster(nodes=2)
     cluster.put(b"k", KIB, copies=1)
