@@ -197,7 +197,7 @@ def make_places(slice_counts: list[int], parts: Sequence[Slice], held: Sequence[
     A loop a column: a call with thousands of keys spends its time here.
     """
     copies = list(chain.from_iterable(held))
-    numbers = [copy[0] for copy in copies]
+    numbers, offsets = zip(*copies, strict=True) if copies else ((), ())
     segments = list(dict.fromkeys(numbers))
     index_of = {number: index for index, number in enumerate(segments)}
     return m.Places(
@@ -207,5 +207,5 @@ def make_places(slice_counts: list[int], parts: Sequence[Slice], held: Sequence[
         checksums=[part.checksum for part in parts],
         copy_counts=list(map(len, held)),
         copy_segments=list(map(index_of.__getitem__, numbers)),
-        copy_offsets=[copy[1] for copy in copies],
+        copy_offsets=list(offsets),
     )

@@ -6,7 +6,7 @@ anything alive.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, repeat
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
@@ -52,43 +52,48 @@ class Reads:
         self.drain_report = drain_report
         self._matching: dict[bytes, list[PendingMatch]] = {}  # by the key waited for
         self._waiting = 0
+        self._absent = Object(b"", write_id=0, size=0, depth=0, slices=[], lease_until=0, wanted=0)
+        """Stands for what is not there, so that every column is read alike; only its own size and slices are true."""
 
     def lookup(self, command: m.Lookup) -> None:
+        """A loop a column: a call with thousands of keys spends its time here."""
         self.calls.check_keys(command.keys)
-        state = self.state
-        objects = list(map(state.objects.get, command.keys))
+        state, absent = self.state, self._absent
+        objects = list(map(state.objects.get, command.keys, repeat(absent)))
         if state.overdue or not all(segment.live for segment in state.segments.values()):
-            objects = [obj if obj is not None and state.readable(obj) else None for obj in objects]
-        found = [obj for obj in objects if obj is not None]
+            objects = [obj if state.readable(obj) else absent for obj in objects]
+        sizes = [obj.size for obj in objects]
+        missing = sizes.count(0)
+        results = [_OK if size else _MISS for size in sizes] if missing else [_OK] * len(sizes)
         lease_until = state.now + state.config.lease_ms
-        used = state.traffic.use(len(found))
-        for obj in found:
+        used = state.traffic.use(len(sizes) - missing)
+        for obj in objects:
             obj.lease_until = lease_until
             obj.used = used
-        results = [_MISS if obj is None else _OK for obj in objects]
-        sizes = [0 if obj is None else obj.size for obj in objects]
-        state.counters.requested_keys += len(objects)
-        state.counters.hit_keys += len(found)
+        state.counters.requested_keys += len(sizes)
+        state.counters.hit_keys += len(sizes) - missing
         state.counters.hit_bytes += sum(sizes)
-        slices = [() if obj is None else obj.slices for obj in objects]
+        slices = [obj.slices for obj in objects]
         parts = list(chain.from_iterable(slices))
         places = make_places(list(map(len, slices)), parts, self._offered(command, parts))
         promised_ms = state.config.lease_ms - 1  # `now` is rounded down: the lease ends that much earlier
         self.calls.reply(command.call, m.Found(results, sizes, places, promised_ms))
 
-    def _offered(self, command: m.Lookup, parts: Sequence[Slice]) -> list[Sequence[Copy]]:
+    def _offered(self, command: m.Lookup, parts: Sequence[Slice]) -> list[list[Copy]]:
         """For each slice its copies on live nodes: on the caller's host, in its zone, the rest."""
         far = {
             number: (segment.node.host_id != command.host_id, not command.zone or segment.node.zone != command.zone)
             for number, segment in self.state.segments.items()
             if segment.live
         }
+        every = [part.copies for part in parts]
+        if set(map(len, every)) == {1} and far.keys() >= {copy[0] for (copy,) in every}:
+            return every  # nothing to choose from, as in a store that keeps one copy
 
         def nearest_first(copies: Sequence[Copy]) -> list[Copy]:
             return sorted((copy for copy in copies if copy[0] in far), key=lambda copy: far[copy[0]])
 
-        every = [part.copies for part in parts]
-        return [copies if len(copies) == 1 and copies[0][0] in far else nearest_first(copies) for copies in every]
+        return list(map(nearest_first, every))
 
     # ---- match -----------------------------------------------------------------------------------
 
