@@ -47,6 +47,15 @@ def test_growth_is_judged_for_every_op_of_core_and_served_master() -> None:
     assert len(missed) == 1 + 2 * len(metadata.OPS)
 
 
+def test_calls_go_in_rows_and_the_first_of_each_is_kept_by_itself() -> None:
+    subject, rounds = metadata.PlainDict(metadata.KEYS + 1), 3
+    metadata.fill(subject, lambda text: None)
+    times = metadata.measure([subject], rounds, lambda text: None)
+    rows, first = (times[subject.name, subject.objects, "match" + which] for which in ("", metadata.FIRST))
+    assert len(rows) == rounds * metadata.ROW  # without the round that warms up
+    assert first == rows[:: metadata.ROW]
+
+
 def test_the_bench_notices_bytes_that_came_back_wrong() -> None:
     source = np.arange(64, dtype=np.uint8)
     good, bad = source.copy(), source.copy()
