@@ -34,9 +34,9 @@ each, as an 8B model with grouped-query attention has in 16 bits.
 gRPC: a master and a storage node, real processes; Match by the client, put and Lookup by the generated stubs. A put is
 PutStart and PutEnd without bytes. bare gRPC: a call with a Match's bytes, to a server that answers at once. core: the
 master's core alone, in this process. plain dict: a Python dict of the same keys, asked for each: what reading memory
-costs as it grows. Keys are consecutive, as they were put, unless it says random. Calls go in rows, one after another, as
-to a master that is in use; the first of a row, also shown by itself, is what a caller waits for after some 20 ms in which
-nobody asked, when a shared machine's caches hold others' memory."""
+costs as it grows. Keys are consecutive, as they were put, unless it says random. Calls go in rows, one after another,
+as to a master that is in use; the first of a row, also shown by itself, is what a caller waits for after some 20 ms in
+which nobody asked, when a shared machine's caches hold others' memory."""
 
 
 @dataclass(frozen=True)
