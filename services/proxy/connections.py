@@ -92,6 +92,11 @@ class _Connection(web.RequestHandler):
         if self._head_bytes > HEAD_BYTES_MAX:
             self._refuse(431, f"the request's head is over {HEAD_BYTES_MAX} bytes")
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """aiohttp asks for it with every body that was read, and would parse and poll anew where nothing is held up."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
     def close(self) -> None:
         """Asks for the connection's end. Of itself, aiohttp would leave an idle one open to the last, and unread what
         comes over it, and over another one the rest of a request's body."""
