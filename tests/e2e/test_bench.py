@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.metadata import OPS
+from bench.metadata import FIRST, OPS
 from bench.moving import LIMIT_OF
 from bench.proxy import QUICK
 from bench.proxy_subjects import DEMO, DIRECT, LARDER_PULL, LARDER_STORE, SGLANG_ROUTER, VLLM_ROUTER
@@ -33,7 +33,8 @@ def test_a_quick_run_measures_everything(tmp_path: Path) -> None:
     assert len(found["bytes"]) == len(movers) * 2 * 2  # sizes, directions
     assert all(entry["gbps"] > 0 and entry["p50_us"] > 0 for entry in found["bytes"])
     for subject in ("core", "gRPC"):
-        assert len([entry for entry in found["master"] if entry["subject"] == subject]) == 2 * len(OPS)
+        ops = [entry["op"] for entry in found["master"] if entry["subject"] == subject]
+        assert sorted(ops) == sorted(2 * [op + which for op in OPS for which in ("", FIRST)])
     assert all(entry["p50_s"] > 0 for entry in found["master"])
     assert found["targets"]
 
