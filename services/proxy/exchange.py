@@ -161,11 +161,7 @@ class Exchange:
                     self._router.fleet.learned(booking.engine, found)
         except LegFailed as failure:
             outcome, reason = failure.outcome, str(failure)
-        note.end(outcome.value, reason)
-        if outcome is Outcome.DONE:
-            self._upstream.loop.call_soon(self._account, note, outcome, reason)  # while the decode engine works
-        else:
-            self._account(note, outcome, reason)
+        self._leg_ended(note, outcome, reason)
         return outcome
 
     async def _pair(self, prefill: Booking, decode: Booking) -> tuple[Role, Outcome]:
@@ -345,11 +341,8 @@ class Exchange:
             self._call.request.transport.abort()
 
     def _leg_ended(self, note: LegNote, outcome: Outcome, reason: str) -> None:
-        note.end(outcome.value, reason)
-        self._account(note, outcome, reason)
-
-    def _account(self, note: LegNote, outcome: Outcome, reason: str) -> None:
         role, to = note.role, note.to
+        note.end(outcome.value, reason)
         self._metrics.leg(role, to, outcome.value).observe(note.ended - note.began)
         if outcome is not Outcome.DONE and self._call.response is None:
             self._metrics.retries.labels(role.value, to, outcome.value).inc()

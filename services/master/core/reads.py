@@ -87,8 +87,8 @@ class Reads:
             if segment.live
         }
         every = [part.copies for part in parts]
-        if set(map(len, every)) == {1} and far.keys() >= {copy[0] for (copy,) in every}:
-            return every  # nothing to choose from, as in a store that keeps one copy
+        if set(map(len, every)) == {1}:
+            return every  # nothing to choose from: what is readable has a copy on a live node
 
         def nearest_first(copies: Sequence[Copy]) -> list[Copy]:
             return sorted((copy for copy in copies if copy[0] in far), key=lambda copy: far[copy[0]])
