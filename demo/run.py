@@ -106,7 +106,7 @@ def start(cluster: Cluster, model: Path, *, plain: bool, master_port: int = 0, p
     cluster.start_engine("prefill", model, kv_role="kv_both")
     cluster.start_engine("decode", model, kv_role="kv_consumer")
     if plain:
-        cluster.start_engine("plain", model)
+        cluster.start_engine("plain", model, own_worker=False)
     cluster.wait_ready()
     cluster.start_proxy(prefill=["prefill"], decode=["decode"], port=proxy_port)
     cluster.wait_ready()

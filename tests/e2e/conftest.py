@@ -1,11 +1,13 @@
 """Real processes for the end-to-end tests: a store by itself (fast), and one with vLLM engines (a minute to start).
 
-Both are shared; a test that kills a part starts it again before it returns. Ports are free ones, pools and logs are the
-cluster's own, and everything ends with the fixture.
+Both are shared; a test that kills a part of the store starts it again before it returns. Ports are free ones, pools and
+logs are the cluster's own, and everything ends with the fixture. The engines live as long as the session: what needs
+them is in files that follow each other, test_vllm_*.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,21 +35,46 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Cluster]:
-    """Two storage nodes, a plain engine, a prefill engine that puts two copies, two decode engines, and the proxy.
-
-    The decode engine `trusting` does not verify checksums.
-    """
+@pytest.fixture(scope="session")
+def engines_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Master and two storage nodes, which outlive the modules that use the engines on it."""
     with Cluster(tmp_path_factory.mktemp("engines")) as cluster:
         cluster.start_master()
         for node in NODES:
             cluster.start_node(node)
-        cluster.start_engine("plain", model)
-        cluster.start_engine("prefill", model, kv_role="kv_producer", extra_config={"copies": 2})
-        cluster.start_engine("decode", model, kv_role="kv_consumer")
-        cluster.start_engine("trusting", model, kv_role="kv_consumer", extra_config={"verify": False})
-        cluster.wait_ready()
-        cluster.start_proxy(prefill=["prefill"], decode=["decode"])
         cluster.wait_ready()
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def engines(engines_store: Cluster, model: Path) -> Cluster:
+    """A plain engine, two prefill and two decode engines, whatever a module before has left of them.
+
+    The prefill engine `prefill` puts two copies; the decode engine `trusting` does not verify checksums.
+    """
+    consumer, producer = {"kv_role": "kv_consumer"}, {"kv_role": "kv_producer"}
+    all_of_them: dict[str, dict[str, Any]] = {
+        "plain": {"own_worker": False},
+        "prefill": {**producer, "extra_config": {"copies": 2}},
+        "decode": consumer,
+        "spare": {**producer, "own_worker": False},
+        "trusting": {**consumer, "extra_config": {"verify": False}, "own_worker": False},
+    }
+    for name, settings in all_of_them.items():
+        if name not in engines_store.processes or not engines_store.processes[name].running():
+            engines_store.start_engine(name, model, **settings)
+    engines_store.wait_ready()
+    return engines_store
+
+
+@pytest.fixture(scope="module")
+def serve(engines: Cluster) -> Callable[[list[str], list[str]], None]:
+    """Puts the proxy in front of these prefill and decode engines, in place of the one there may be."""
+
+    def start(prefill: list[str], decode: list[str]) -> None:
+        if former := engines.processes.get("proxy"):
+            former.stop()
+        engines.start_proxy(prefill=prefill, decode=decode)
+        engines.wait_ready()
+
+    return start

@@ -10,9 +10,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Client
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 class Engine:
-    """An engine in a process; every method of the driver is one here."""
+    """An engine in a process; every method of the driver is one here, once it is `ready`."""
 
     def __init__(self, name: str, work_dir: Path, model: Path, master: str, **settings: Any) -> None:
         role = settings.pop("kv_role", "kv_both")
@@ -53,14 +53,22 @@ class Engine:
                 "kv_connector_extra_config": {"master": master, "chunk_blocks": CHUNK // BLOCK, **settings},
             },
         }
-        socket = str(work_dir / f"{name}.sock")
-        argv = [sys.executable, DRIVER, socket, json.dumps(options)]
-        self.process = Process(name, argv, log_dir=work_dir, env={"PATH": "/usr/bin:/bin", "HOME": str(work_dir)})
+        self.master_port = int(master.rpartition(":")[2])
+        self._socket = str(work_dir / f"{name}.sock")
+        argv = [sys.executable, DRIVER, self._socket, json.dumps(options)]
+        # Under its user's HOME vLLM remembers what it found out about a model's class: half of a start.
+        env = {"PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
+        self.process = Process(name, argv, log_dir=work_dir, env=env)
+        self._connection: Connection | None = None
+
+    def ready(self) -> Self:
         self.process.wait_line("driver ready", START_DEADLINE_S)
-        self._connection = Client(socket, "AF_UNIX")
+        self._connection = Client(self._socket, "AF_UNIX")
+        return self
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(**arguments: Any) -> Any:
+            assert self._connection is not None, "ready() first"
             self._connection.send_bytes(json.dumps({"do": name, **arguments}).encode())
             if not self._connection.poll(REPLY_DEADLINE_S):
                 raise TimeoutError(f"no answer to {name}: {self.process.tail()}")
@@ -79,7 +87,8 @@ class Engine:
         return float(self.counts().get("larder_client_hit_tokens_total", 0))
 
     def close(self) -> None:
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
         self.process.stop(grace_s=20)
 
 
@@ -131,8 +140,33 @@ def engine(store_cluster: Cluster, model: Path, tmp_path_factory: pytest.TempPat
     """Puts and loads; what it has computed itself is what everything is compared with."""
     work_dir = tmp_path_factory.mktemp("engine")
     engine = Engine("engine", work_dir, model, store_cluster.master, load_timeout_ms=500)
-    yield engine
-    engine.close()
+    try:
+        yield engine.ready()
+    finally:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def others(
+    store_cluster: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Engine]]:
+    """Engines that one test each is about; they start together, which takes half as long as one by one.
+
+    `trusting` loads and does not verify, `sliding` has two kinds of KV cache, `alone` has no master yet.
+    """
+    work_dir = tmp_path_factory.mktemp("others")
+    make_sliding_model(work_dir / "model", tokenizer=model)
+    store, nobody = store_cluster.master, f"127.0.0.1:{free_port()}"
+    engines = {
+        "trusting": Engine("trusting", work_dir, model, store, kv_role="kv_consumer", verify=False),
+        "sliding": Engine("sliding", work_dir, work_dir / "model", store, kv_blocks=4 * KV_BLOCKS),
+        "alone": Engine("alone", work_dir, model, nobody, lookup_timeout_ms=500),
+    }
+    try:
+        yield {name: engine.ready() for name, engine in engines.items()}
+    finally:
+        for engine in engines.values():
+            engine.close()
 
 
 @pytest.mark.parametrize("tokens", [700, 640, 65, 31])
@@ -223,75 +257,66 @@ def test_corrupt_bytes_are_recomputed_and_put_anew(engine: Engine, store_cluster
 
 
 def test_another_engine_loads_them_and_shows_when_nobody_verifies(
-    engine: Engine, store_cluster: Cluster, model: Path, tmp_path: Path
+    engine: Engine, others: dict[str, Engine], store_cluster: Cluster
 ) -> None:
     """A consumer that does not verify: right tokens from good bytes, others from zeroes, or no test here could fail."""
+    trusting = others["trusting"]
     good, bad = prompt_of(500, seed=7), prompt_of(500, seed=8)
     computed = [engine.ask(prompt)["tokens"] for prompt in (good, bad)]
-    trusting = Engine("trusting", tmp_path, model, store_cluster.master, kv_role="kv_consumer", verify=False)
-    try:
-        loaded = trusting.ask(good)
-        assert loaded["tokens"] == computed[0]
-        assert loaded["cached"] == whole_blocks(500)
-        zero_pools(store_cluster)
-        assert trusting.ask(bad)["tokens"] != computed[1]
-        assert trusting.counts().get("larder_client_put_objects_total", 0) == 0
-    finally:
-        trusting.close()
+    loaded = trusting.ask(good)
+    assert loaded["tokens"] == computed[0]
+    assert loaded["cached"] == whole_blocks(500)
+    zero_pools(store_cluster)
+    assert trusting.ask(bad)["tokens"] != computed[1]
+    assert trusting.counts().get("larder_client_put_objects_total", 0) == 0
 
 
 def test_layers_with_a_sliding_window_load_what_they_still_read(
-    store_cluster: Cluster, model: Path, tmp_path: Path
+    others: dict[str, Engine], store_cluster: Cluster
 ) -> None:
     """Two kinds of KV cache in one model: all of the prompt for one, the last 128 tokens for the other."""
-    make_sliding_model(tmp_path / "model", tokenizer=model)
-    engine = Engine("sliding", tmp_path, tmp_path / "model", store_cluster.master, kv_blocks=4 * KV_BLOCKS)
-    try:
-        prompt = prompt_of(700, seed=9)
+    engine = others["sliding"]
+    prompt = prompt_of(700, seed=9)
+    computed = engine.ask(prompt)
+    put = engine.counts()["larder_client_put_objects_total"]
+    assert engine.reset()
+    loaded = engine.ask(prompt)
+    assert loaded["tokens"] == computed["tokens"]
+    assert loaded["cached"] == whole_blocks(700)
+    assert 0 < engine.counts()["larder_client_got_objects_total"] < put
+    assert engine.reset()
+    zero_pools(store_cluster)
+    assert engine.ask(prompt)["tokens"] == computed["tokens"]
+    assert engine.counts()["larder_client_failed_gets_total"] > 0
+    assert engine.used_blocks() == 0
+
+
+def test_an_engine_serves_before_its_store_is_there_and_after_it_has_gone(
+    others: dict[str, Engine], tmp_path: Path
+) -> None:
+    engine = others["alone"]
+    prompts = [prompt_of(300, seed=20 + i) for i in range(6)]
+    first = engine.ask(prompts[0])
+    started = time.monotonic()
+    answers = [engine.ask(prompt)["tokens"] for prompt in prompts]
+    assert answers[0] == first["tokens"]
+    assert time.monotonic() - started < 5.0  # a time-out each would be more
+    with Cluster(tmp_path / "store") as cluster:
+        cluster.start_master(port=engine.master_port)
+        cluster.start_node("node-1", dram="64MB")
+        cluster.wait_ready()
+        time.sleep(1.5)  # longer than the store is left alone
+        prompt = prompt_of(300, seed=30)
         computed = engine.ask(prompt)
-        put = engine.counts()["larder_client_put_objects_total"]
         assert engine.reset()
-        loaded = engine.ask(prompt)
+        deadline = time.monotonic() + 20
+        while (loaded := engine.ask(prompt))["cached"] != whole_blocks(300):
+            assert time.monotonic() < deadline, "the store is there and not used"
+            assert engine.reset()
+            time.sleep(0.5)
         assert loaded["tokens"] == computed["tokens"]
-        assert loaded["cached"] == whole_blocks(700)
-        assert 0 < engine.counts()["larder_client_got_objects_total"] < put
         assert engine.reset()
-        zero_pools(store_cluster)
+        cluster.processes["master"].kill()
         assert engine.ask(prompt)["tokens"] == computed["tokens"]
-        assert engine.counts()["larder_client_failed_gets_total"] > 0
-        assert engine.used_blocks() == 0
-    finally:
-        engine.close()
-
-
-def test_an_engine_serves_before_its_store_is_there_and_after_it_has_gone(model: Path, tmp_path: Path) -> None:
-    port = free_port()
-    engine = Engine("alone", tmp_path, model, f"127.0.0.1:{port}", lookup_timeout_ms=500)
-    try:
-        prompts = [prompt_of(300, seed=20 + i) for i in range(6)]
-        first = engine.ask(prompts[0])
-        started = time.monotonic()
-        answers = [engine.ask(prompt)["tokens"] for prompt in prompts]
-        assert answers[0] == first["tokens"]
-        assert time.monotonic() - started < 5.0  # a time-out each would be more
-        with Cluster(tmp_path / "store") as cluster:
-            cluster.start_master(port=port)
-            cluster.start_node("node-1", dram="64MB")
-            cluster.wait_ready()
-            time.sleep(1.5)  # longer than the store is left alone
-            prompt = prompt_of(300, seed=30)
-            computed = engine.ask(prompt)
-            assert engine.reset()
-            deadline = time.monotonic() + 20
-            while (loaded := engine.ask(prompt))["cached"] != whole_blocks(300):
-                assert time.monotonic() < deadline, "the store is there and not used"
-                assert engine.reset()
-                time.sleep(0.5)
-            assert loaded["tokens"] == computed["tokens"]
-            assert engine.reset()
-            cluster.processes["master"].kill()
-            assert engine.ask(prompt)["tokens"] == computed["tokens"]
-        assert [engine.ask(p)["tokens"] for p in prompts] == answers
-        assert engine.used_blocks() == 0
-    finally:
-        engine.close()
+    assert [engine.ask(p)["tokens"] for p in prompts] == answers
+    assert engine.used_blocks() == 0

@@ -6,7 +6,7 @@ pool files behind the store's back, and nodes die by SIGKILL.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -20,13 +20,18 @@ from demo.traffic import Answer, Prompt, ask, make_prompts, metric
 
 CHUNK_BLOCKS = 2  # blocks to an object: 256 tokens
 SETTLE_DEADLINE_S = 10.0
-pytestmark = pytest.mark.timeout(600)  # the first test waits for five engines' starts
+pytestmark = pytest.mark.timeout(600)  # the first test waits for the engines' starts
 
 
 @pytest.fixture(scope="module")
 def prompts(model: Path) -> Iterator[Prompt]:
     """A prompt nobody has seen, each time one is taken."""
     return iter(make_prompts(model, tokens=[700, 1100, 1500, 900, 1300, 600, 1700, 800], seed=42))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def proxy(serve: Callable[[list[str], list[str]], None]) -> None:
+    serve(["prefill"], ["decode"])
 
 
 def whole_blocks(answer: Answer) -> int:
