@@ -34,11 +34,11 @@ demo: setup  ## a whole cluster with real engines: run it, show what happened, t
 up: setup  ## the same cluster, running until Ctrl-C
 	@$(BIN)/python -m demo.run --up
 
-# The end-to-end tier has a run of its own, one test at a time: each of them has the whole machine. The others share it.
+# The end-to-end tier has a run of its own, one test at a time: each has the whole machine. Of the others many only wait.
 # With PYTEST_ARGS a tier may have nothing to do: status 5.
 test: setup  ## every test; PYTEST_ARGS='-k name' for some
 	@nothing=$(if $(strip $(PYTEST_ARGS)),5,0)
-	$(BIN)/pytest --durations=15 --numprocesses=logical --maxprocesses=4 --ignore=tests/e2e $(PYTEST_ARGS) || [ $$? -eq $$nothing ]
+	$(BIN)/pytest --durations=15 --numprocesses=3 --ignore=tests/e2e $(PYTEST_ARGS) || [ $$? -eq $$nothing ]
 	$(BIN)/pytest --durations=15 tests/e2e $(PYTEST_ARGS) || [ $$? -eq $$nothing ]
 
 lint: setup  ## ruff, mypy, import rules, stubs, lengths

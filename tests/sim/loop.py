@@ -169,6 +169,8 @@ class SimLoop(asyncio.BaseEventLoop):
             self.kill(process)
         self._enqueue = _ignore  # type: ignore[method-assign]
         unseen = []
+        outer = asyncio._get_running_loop()
+        asyncio._set_running_loop(self)  # what a coroutine begins while it is closed is a task of this loop, and closed
         for task in self.tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -176,6 +178,7 @@ class SimLoop(asyncio.BaseEventLoop):
                     task.get_coro().close()  # type: ignore[union-attr]
             elif task._log_traceback:  # type: ignore[attr-defined]
                 unseen.append(task.exception() or Violation("a task's error is gone"))
+        asyncio._set_running_loop(outer)
         self.tasks.clear()
         self._timers.clear()
         self.close()
