@@ -136,28 +136,18 @@ def zero_pools(cluster: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def engine(store_cluster: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """Puts and loads; what it has computed itself is what everything is compared with."""
-    work_dir = tmp_path_factory.mktemp("engine")
-    engine = Engine("engine", work_dir, model, store_cluster.master, load_timeout_ms=500)
-    try:
-        yield engine.ready()
-    finally:
-        engine.close()
-
-
-@pytest.fixture(scope="module")
-def others(
+def engines(
     store_cluster: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Engine]]:
-    """Engines that one test each is about; they start together, which takes half as long as one by one.
+    """Most tests need `engine` alone; all start together, which takes half as long as one by one.
 
     `trusting` loads and does not verify, `sliding` has two kinds of KV cache, `alone` has no master yet.
     """
-    work_dir = tmp_path_factory.mktemp("others")
+    work_dir = tmp_path_factory.mktemp("engines")
     make_sliding_model(work_dir / "model", tokenizer=model)
     store, nobody = store_cluster.master, f"127.0.0.1:{free_port()}"
     engines = {
+        "engine": Engine("engine", work_dir, model, store, load_timeout_ms=500),
         "trusting": Engine("trusting", work_dir, model, store, kv_role="kv_consumer", verify=False),
         "sliding": Engine("sliding", work_dir, work_dir / "model", store, kv_blocks=4 * KV_BLOCKS),
         "alone": Engine("alone", work_dir, model, nobody, lookup_timeout_ms=500),
@@ -167,6 +157,12 @@ def others(
     finally:
         for engine in engines.values():
             engine.close()
+
+
+@pytest.fixture
+def engine(engines: dict[str, Engine]) -> Engine:
+    """Puts and loads; what it has computed itself is what everything is compared with."""
+    return engines["engine"]
 
 
 @pytest.mark.parametrize("tokens", [700, 640, 65, 31])
@@ -257,10 +253,10 @@ def test_corrupt_bytes_are_recomputed_and_put_anew(engine: Engine, store_cluster
 
 
 def test_another_engine_loads_them_and_shows_when_nobody_verifies(
-    engine: Engine, others: dict[str, Engine], store_cluster: Cluster
+    engine: Engine, engines: dict[str, Engine], store_cluster: Cluster
 ) -> None:
     """A consumer that does not verify: right tokens from good bytes, others from zeroes, or no test here could fail."""
-    trusting = others["trusting"]
+    trusting = engines["trusting"]
     good, bad = prompt_of(500, seed=7), prompt_of(500, seed=8)
     computed = [engine.ask(prompt)["tokens"] for prompt in (good, bad)]
     loaded = trusting.ask(good)
@@ -272,10 +268,10 @@ def test_another_engine_loads_them_and_shows_when_nobody_verifies(
 
 
 def test_layers_with_a_sliding_window_load_what_they_still_read(
-    others: dict[str, Engine], store_cluster: Cluster
+    engines: dict[str, Engine], store_cluster: Cluster
 ) -> None:
     """Two kinds of KV cache in one model: all of the prompt for one, the last 128 tokens for the other."""
-    engine = others["sliding"]
+    engine = engines["sliding"]
     prompt = prompt_of(700, seed=9)
     computed = engine.ask(prompt)
     put = engine.counts()["larder_client_put_objects_total"]
@@ -292,9 +288,9 @@ def test_layers_with_a_sliding_window_load_what_they_still_read(
 
 
 def test_an_engine_serves_before_its_store_is_there_and_after_it_has_gone(
-    others: dict[str, Engine], tmp_path: Path
+    engines: dict[str, Engine], tmp_path: Path
 ) -> None:
-    engine = others["alone"]
+    engine = engines["alone"]
     prompts = [prompt_of(300, seed=20 + i) for i in range(6)]
     first = engine.ask(prompts[0])
     started = time.monotonic()

@@ -76,12 +76,13 @@ def run_many(first: int, seeds: int, *, jobs: int) -> Iterator[Runs]:
         yield from pool.map(run_range, starts, sizes)
 
 
-def seeds_to_catch(mutant: str, *, limit: int) -> tuple[int, str] | None:
-    """How many seeds, from 0, it takes until something breaks, and what does; None: more than `limit`."""
-    for seed in range(limit):
+def seeds_to_catch(mutant: str, *, limit: int, first: int = 0) -> tuple[int, str] | None:
+    """How many of the seeds 0 to `limit`, from `first` on and then from 0, it takes until something breaks, and what
+    does; None: nothing does."""
+    for number, seed in enumerate(chain(range(first, limit), range(first)), 1):
         _, broken = run_seed(seed, mutant=mutant)
         if broken:
-            return seed + 1, broken
+            return number, broken
     return None
 
 

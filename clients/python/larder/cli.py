@@ -30,6 +30,8 @@ DEFAULT_MASTER: Final = "127.0.0.1:50001"
 CALL_S: Final = 10.0
 PAGE_KEYS: Final = 10_000
 POLL_S: Final = 0.5
+ABSENT_S: Final = 60.0
+"""A node that a restarted master has not seen for so long has ended."""
 STUCK_S: Final = 3.0
 """A drain of which nothing finds room for so long is not going to end by itself."""
 
@@ -167,17 +169,25 @@ def drain(obj: tuple[str | None, str], node: str, cancel: bool, wait: bool, time
 
 async def _drained(client: MasterClient, node_id: str, deadline: float) -> None:
     """Returns when the node has gone; raises LarderError where it cannot go, or the time is over."""
-    epoch, state, said, stuck_since = None, "", None, None
+    epoch, state, said, stuck_since, absent_since = None, "", None, None, None
     while True:
         reply = await client.status(deadline=min(deadline, time.monotonic() + CALL_S))
         now = time.monotonic()
-        epoch = epoch or reply.epoch
         found = next((node for node in reply.nodes if node.node_id == node_id), None)
-        if found is None and state == "suspect":
-            raise LarderError(f"{node_id} was lost before it was empty; what had no other copy is lost with it")
+        if found is not None or epoch is None:
+            epoch, absent_since = reply.epoch, None
         if found is None and reply.epoch == epoch:
+            if state == "suspect":
+                raise LarderError(f"{node_id} was lost before it was empty; what had no other copy is lost with it")
             return
-        if found is not None:
+        if found is None:  # the master was restarted
+            absent_since = absent_since or now
+            if now - absent_since > ABSENT_S:
+                raise LarderError(
+                    f"{node_id} did not come back to the restarted master within {ABSENT_S:.0f} s: "
+                    "its log says whether it ended empty, or was lost before"
+                )
+        else:
             state, left = found.state, found.drain_objects
             if not found.draining:
                 raise LarderError(f"the drain of {node_id} was called off")

@@ -68,7 +68,25 @@ async def test_a_node_that_was_lost_is_not_called_drained(monkeypatch: pytest.Mo
         await drain(monkeypatch, left(2), left(2, state="suspect"), GONE)
 
 
+NEW = StatusReply(epoch=2, nodes=[OTHER])
+
+
+def on_new(reply: StatusReply) -> StatusReply:
+    """The same from the master's next life."""
+    return StatusReply(epoch=2, nodes=reply.nodes)
+
+
 async def test_a_new_master_that_does_not_know_the_node_yet_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    new = StatusReply(epoch=2, nodes=[OTHER])
     with pytest.raises(DeadlineExceeded):
-        await drain(monkeypatch, left(2), new)
+        await drain(monkeypatch, left(2), NEW, deadline=cli.ABSENT_S)
+
+
+async def test_a_drain_outlasts_the_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one whose node was silent when the master went; what counts is what its next life has seen."""
+    script = [left(2), left(2, state="suspect"), NEW, NEW, on_new(left(2)), on_new(left(0))]
+    assert await drain(monkeypatch, *script, NEW) == len(script) + 1
+
+
+async def test_a_node_that_never_comes_back_to_the_new_master_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LarderError, match="did not come back to the restarted master within 60 s: its log"):
+        await drain(monkeypatch, left(2), NEW)
