@@ -40,6 +40,21 @@ def test_the_callers_host_then_its_zone_are_written_and_read_first(host: str, zo
     assert placed(cluster, cluster.lookup(b"k", host, zone).places)[0] == first
 
 
+@pytest.mark.parametrize("copies", [2, 3])
+def test_whoever_asks_is_offered_the_nearest_copy_first(copies: int) -> None:
+    """Wherever the put was asked for."""
+    cluster = Cluster(nodes=3, zones=("a", "b", "b"))
+    cluster.put(b"k", KIB, copies=copies)
+    segments = cluster.core.state.segments
+    nodes = [segments[copy.segment].node for copy in cluster.core.state.objects[b"k"].slices[0].copies]
+    for node in nodes:
+        for host, zone in ((node.host_id, "a"), (node.host_id, "b"), (node.host_id, ""), ("elsewhere", node.zone)):
+            places = cluster.lookup(b"k", host, zone).places
+            first = segments[places.segments[places.copy_segments[0]]].node
+            assert first is node if host == node.host_id else first.zone == zone
+            assert len(places.copy_segments) == copies
+
+
 def test_without_a_zone_of_the_callers_none_is_nearer() -> None:
     cluster = Cluster(nodes=2, zones=("", "b"))
     started = cluster.start(b"k", KIB, copies=2)
