@@ -145,6 +145,9 @@ async def test_a_collector_that_hangs_or_is_gone_holds_nothing_up(
     began = time.monotonic()
     await cluster.stop()
     assert time.monotonic() - began < 6
+    sender = exporter._processor._batch_processor._worker_thread
+    await asyncio.to_thread(sender.join, 60)  # its retries draw from `random`, which a test after this one may watch
+    assert not sender.is_alive()
 
 
 def test_without_the_packages_the_reason_is_clear(monkeypatch: pytest.MonkeyPatch) -> None:
