@@ -92,7 +92,7 @@ class Reads:
             return every  # nothing to choose from: what is readable has a copy on a live node
 
         def nearest_first(copies: list[Copy]) -> list[Copy]:
-            if len(copies) == 2:  # as nearly always, and four times as fast
+            if len(copies) == 2:  # as nearly always; to sort two takes longer
                 one, two = copies
                 if one[0] in far and two[0] in far:
                     return copies if far[one[0]] <= far[two[0]] else [two, one]
