@@ -22,22 +22,21 @@ from services.common.version import VERSION
 from services.proxy.admin import Admin
 from services.proxy.admission import Admission, Overloaded
 from services.proxy.config import ProxySettings
-from services.proxy.core import legs
-from services.proxy.core.codec import NotAnObject, decode_fields
+from services.proxy.core import guard, legs
 from services.proxy.core.fleet import Handover, Role
 from services.proxy.core.legs import BadRequest
 from services.proxy.core.routing import Router
 from services.proxy.core.scheduling import make_policy
 from services.proxy.errors import ID, OUTCOME, error_response
 from services.proxy.exchange import Call, Exchange
+from services.proxy.heads import end_to_end, header_lines
 from services.proxy.health import HealthChecks
 from services.proxy.members import Members
 from services.proxy.models import merged_models
 from services.proxy.siblings import Siblings
 from services.proxy.story import STORY, Story
 from services.proxy.tracing import make_tracing
-from services.proxy.upstream import Upstream, end_to_end
-from services.proxy.wire import header_lines
+from services.proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,6 @@ DRAIN_S: Final = 25.0
 _BODY_S: Final = 60.0
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _REPEATABLE: Final = frozenset({"/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize"})
-_PERHAPS_PARAMS: Final = (legs.PARAMS.encode(), b"\\u")  # the name, or escapes that may spell it
 _REQUEST_ID: Final = re.compile("[!-~]{1,128}")  # others would break headers and logs, or fill them
 _UNTOLD: Final = frozenset({"/health", "/ready", "/metrics"})  # asked all the time
 _METRICS_TYPE: Final = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
@@ -232,6 +230,7 @@ class Proxy:
         headers, lines = self._headers(request, reads=generates)
         body = await self._read(request)
         try:
+            guard.check(body, headers.getall("Content-Type", ()), headers.getall("Content-Encoding", ()))
             repeatable = generates or request.method in _SAFE_METHODS or request.path in _REPEATABLE
             call = Call(request, request[STORY], body, headers, lines, repeatable)
             self._understand(call, generates=generates)
@@ -250,8 +249,6 @@ class Proxy:
             call.streamed = legs.is_streamed(call.asked)
             call.ask = legs.ask_of(call.asked, request.headers.get(self._settings.session_header, ""))
             call.story.prompt_tokens = call.ask.prompt_tokens
-        elif _may_name_params(call):
-            _refuse_params(call.body)
 
     def _headers(self, request: web.Request, *, reads: bool) -> tuple[CIMultiDict[str], bytes]:
         """What the engines get of a request's headers, and the same as it is sent. Reads: the proxy looks into the
@@ -265,10 +262,7 @@ class Proxy:
         if self._settings.admin_api_key is not None:
             headers.popall("X-API-Key", None)  # the operators', which is no engine's business
         self._upstream.authorize(headers)
-        try:
-            return headers, header_lines(headers)
-        except UnicodeEncodeError as error:
-            raise BadRequest(400, "a header is not UTF-8 text") from error
+        return headers, header_lines(headers)
 
     async def _read(self, request: web.Request) -> bytes:
         """The body, whole; its bytes are noted in the admission."""
@@ -297,20 +291,3 @@ class Proxy:
             if not whole:
                 self._admission.buffer(-len(content))
         return bytes(content)
-
-
-def _may_name_params(call: Call) -> bool:
-    """Whether an engine may read a body that is not looked at as JSON that says where KV is to be fetched."""
-    content_type = call.request.headers.get("Content-Type", "json")
-    signs = any(sign in call.body for sign in _PERHAPS_PARAMS) or b"\0" in call.body[:4]  # UTF-16, UTF-32
-    return signs and "json" in content_type.lower()
-
-
-def _refuse_params(body: bytes) -> None:
-    try:
-        fields = decode_fields(body)
-    except NotAnObject:
-        return
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(400, f"the request body is not valid JSON in UTF-8: {error}") from error
-    legs.refuse_params(fields)

@@ -9,10 +9,12 @@ Made from aiohttp 3's protocol class, hence the bound on its version. Keeps inva
 import asyncio
 import contextlib
 import json
+import re
 import resource
 from typing import Any, Final, cast
 
 from aiohttp import web
+from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import LineTooLong
 
 from services.proxy.errors import error_object
@@ -22,6 +24,7 @@ HEAD_BYTES_MAX: Final = 64 << 10  # of a head that is not whole yet
 IDLE_S: Final = 75.0
 CONNECTIONS_MAX: Final = 8192
 _LINGER_S: Final = 2.0  # for what the client is still sending: else its system throws the answer away
+_LONE: Final = re.compile("[\udc80-\udcff]")  # surrogates: bytes that are no UTF-8
 _REASONS: Final = {408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
 
 
@@ -166,3 +169,18 @@ class _LastAnswer(web.Response):
         await super().write_eof(data)
         self._connection.half_close()
         await asyncio.sleep(_LINGER_S)  # ends with the connection
+
+
+class PassedOn(web.StreamResponse):
+    """An engine's answer. Its head goes out with its first bytes, which are always there by then: one packet less, and
+    one system call. Header values keep bytes that are no UTF-8, which aiohttp would leave out."""
+
+    _send_headers_immediately = False
+
+    async def _write_headers(self) -> None:
+        await super()._write_headers()
+        text = "".join(self._headers.values()) + self._reason
+        if not text.isascii() and _LONE.search(text):
+            lines = "".join([f"{name}: {value}\r\n" for name, value in self._headers.items()])
+            head = f"HTTP/1.1 {self._status} {self._reason}\r\n{lines}\r\n"
+            cast(StreamWriter, self._payload_writer)._headers_buf = head.encode(errors="surrogateescape")

@@ -19,16 +19,17 @@ from aiohttp.http import StreamWriter
 from multidict import CIMultiDict
 
 from services.proxy.config import ProxySettings
+from services.proxy.connections import PassedOn
 from services.proxy.core import legs
 from services.proxy.core.codec import encode
 from services.proxy.core.fleet import Booking, Handover, Role
 from services.proxy.core.routing import Decision, Decode, Finished, Outcome, Pair, Prefill, Router, Unserved
 from services.proxy.core.scheduling import Ask
 from services.proxy.errors import ID, OUTCOME, error_object, error_response
+from services.proxy.heads import header_lines
 from services.proxy.metrics import Metrics
 from services.proxy.story import LegNote, Story
 from services.proxy.upstream import Answer, Leg, LegFailed, Upstream
-from services.proxy.wire import header_lines
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +68,6 @@ class Held:
 class _Failed(NamedTuple):
     outcome: Outcome
     reason: str
-
-
-class _Response(web.StreamResponse):
-    """Its head goes out with its first bytes, which are always there by then: one packet less, and one system call."""
-
-    _send_headers_immediately = False
 
 
 class _ClientGone(Exception):
@@ -231,8 +226,6 @@ class Exchange:
             self._held = Held(answer.status, answer.reason, answer.headers, body)
             outcome = Outcome.BUSY if answer.status in (429, 503) else Outcome.BROKEN
             return _Failed(outcome, f"it answered {answer.status}")
-        if not answer.is_text:
-            raise LegFailed(Outcome.BROKEN, "a header of its answer is not text")
         if not (answer.status == 200 and answer.is_events):
             first = await answer.read()
             if not first and answer.status == 200 and self._call.asked is not None:
@@ -272,7 +265,7 @@ class Exchange:
 
     async def _begin(self, status: int, reason: str | None, headers: CIMultiDict[str]) -> web.StreamResponse:
         call = self._call
-        response = _Response(status=status, reason=reason, headers=headers)
+        response = PassedOn(status=status, reason=reason, headers=headers)
         response.headers.setdefault("X-Request-Id", call.request[ID])
         call.request[OUTCOME] = "engine_error" if status >= 400 else "decode_alone" if self._alone else "ok"
         call.response = response

@@ -10,12 +10,13 @@ from collections.abc import Coroutine, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
-from multidict import CIMultiDict, MultiMapping
+from multidict import CIMultiDict
 
 from services.proxy.core.fleet import Address
 from services.proxy.core.legs import first_data
 from services.proxy.core.routing import Outcome
 from services.proxy.deadlines import Deadlines
+from services.proxy.heads import end_to_end, header_lines, request_head
 from services.proxy.pool import Pool
 from services.proxy.wire import (
     ConnectTimeout,
@@ -23,19 +24,12 @@ from services.proxy.wire import (
     Response,
     Unconnected,
     WireError,
-    header_lines,
-    request_head,
 )
 
 _STALE_S: Final = 0.5  # an idle connection that was closed is found out within a round trip
 _STALE_MAX: Final = 3  # in a row; more are the engine's doing
 _EVENT_BYTES_MAX: Final = 64 << 10
 _REASON_MAX: Final = 300  # characters
-_HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}) | {
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-}
 
 
 class LegFailed(Exception):
@@ -62,11 +56,6 @@ class Answer:
     def is_events(self) -> bool:
         kind = self._response.headers.get("Content-Type", "")
         return kind.partition(";")[0].strip().lower() == "text/event-stream"
-
-    @property
-    def is_text(self) -> bool:
-        """Whether its head can be passed on: aiohttp does not write what came as other bytes than UTF-8's."""
-        return self._response.is_text
 
     @property
     def at_end(self) -> bool:
@@ -222,17 +211,6 @@ class Upstream:
         with Leg(self, to, seconds) as leg:
             answer = await leg.send(method="GET", target=target, lines=header_lines(sent), body=b"", repeatable=True)
             return answer.status, await answer.read_all(bytes_max)
-
-
-def end_to_end(headers: MultiMapping[str]) -> CIMultiDict[str]:
-    """The headers without those that speak of one connection only (RFC 9110, 7.6.1)."""
-    kept = CIMultiDict(headers)
-    for listed in headers.getall("Connection", ()):
-        for name in listed.split(","):
-            kept.popall(name.strip(), None)
-    for name in _HOP_BY_HOP:
-        kept.popall(name, None)
-    return kept
 
 
 def _leg_failed(error: WireError) -> LegFailed:

@@ -2,13 +2,13 @@
 
 llhttp (httptools) reads what comes. A response is handed on as it arrives: what nobody has read yet is bounded, by not
 reading the socket, and so is what is no body. It ends as its framing says, or fails: half a response is never taken
-for a whole one. Nothing is done that was not asked for: no redirects, cookies, decompression, or headers but Host and
-Content-Length. Knows nothing of engines or legs; `pool` has the connections. Keeps invariant 12 for its part.
+for a whole one. Nothing is done that was not asked for: no redirects, cookies, decompression, or headers.
+Knows nothing of engines or legs; `pool` has the connections, `heads` makes the requests' heads. Keeps invariant 12 for
+its part.
 """
 
 import asyncio
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, cast
 
 import httptools
@@ -19,8 +19,6 @@ HEAD_BYTES_MAX: Final = 64 << 10  # of status line and headers; of trailers, and
 HEADERS_MAX: Final = 128
 PIECE_BYTES: Final = 1 << 20
 _CHUNK_BYTES: Final = 64  # what a chunk takes besides its bytes
-_LONE: Final = re.compile("[\udc80-\udcff]")  # surrogates: bytes that are no UTF-8
-_WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
 class WireError(Exception):
@@ -41,29 +39,6 @@ class Disconnected(WireError):
 
 class Malformed(WireError):
     """What came is no HTTP, or too much of it."""
-
-
-def header_lines(headers: Mapping[str, str]) -> bytes:
-    """As they are sent. Raises ValueError where one would be read as more than itself, or is no UTF-8."""
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    _check_lines(lines, len(headers))
-    return lines.encode()
-
-
-def request_head(method: str, target: str, host: str, lines: bytes, body_bytes: int) -> bytes:
-    """Lines: of its other headers. Raises as header_lines() does."""
-    first = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n"
-    _check_lines(first, 2)
-    if first.count(" ") != 3:
-        raise ValueError("a space in a method, a target or a host")
-    if body_bytes or method not in _WITHOUT_BODY:
-        return b"%b%bContent-Length: %d\r\n\r\n" % (first.encode(), lines, body_bytes)
-    return b"%b%b\r\n" % (first.encode(), lines)
-
-
-def _check_lines(lines: str, count: int) -> None:
-    if lines.count("\n") != count or lines.count("\r") != count or "\0" in lines:
-        raise ValueError("a line break or a NUL within a header")
 
 
 class Response:
@@ -110,12 +85,6 @@ class Response:
                 [(name.decode(), _text(value).strip(" \t")) for name, value in self.raw_headers]
             )
         return self._headers
-
-    @property
-    def is_text(self) -> bool:
-        """Whether its status line and headers are UTF-8."""
-        raw = b"".join([value for _, value in self.raw_headers])
-        return (raw.isascii() or not _LONE.search(_text(raw))) and not _LONE.search(self.reason)
 
     @property
     def at_end(self) -> bool:

@@ -68,14 +68,7 @@ def parse_request(content_type: str, body: bytes) -> Fields:
         raise BadRequest(400, f"the request body must be a JSON object, not {_json_type(body)}") from error
     except (ValueError, RecursionError) as error:  # not JSON, 100,000 brackets
         raise BadRequest(400, f"the request body is not valid JSON: {error}") from error
-    refuse_params(request)
     return request
-
-
-def refuse_params(request: Fields) -> None:
-    """Raises BadRequest if a client says where KV is to be fetched: engines would connect to wherever it points."""
-    if PARAMS in request and bytes(request[PARAMS]) != b"null":
-        raise BadRequest(400, f"{PARAMS} is between the proxy and its engines: leave it out")
 
 
 def is_streamed(request: Fields) -> bool:

@@ -156,8 +156,8 @@ class Engine:
     async def garbage(self, request: web.Request) -> web.StreamResponse:
         return await self._raw(request, b"\x00\x01 what is this\r\n\r\n")
 
-    async def garbage_header(self, request: web.Request) -> web.StreamResponse:
-        return await self._raw(request, b"HTTP/1.1 200 OK\r\nX-Odd: caf\xe9\r\nContent-Length: 2\r\n\r\n{}")
+    async def latin_1_header(self, request: web.Request) -> web.StreamResponse:
+        return await self._raw(request, b"HTTP/1.1 200 Tr\xe8s bien\r\nX-Odd: caf\xe9\r\nContent-Length: 2\r\n\r\n{}")
 
     async def garbage_chunk(self, request: web.Request) -> web.StreamResponse:
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

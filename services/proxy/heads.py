@@ -1,0 +1,54 @@
+"""Heads of requests and answers: which headers go on, and the bytes that they are sent as. No I/O.
+
+A header's value is text in which bytes that are no UTF-8 are lone surrogates, so that they leave as they came.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from multidict import CIMultiDict, MultiMapping
+
+_HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}) | {
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+}
+_CONTENT: Final = frozenset({"content-type", "content-encoding", "content-language", "content-disposition"})
+"""They say how a body is to be read: no Connection header takes them from it (RFC 9110, 7.6.1)."""
+_WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+
+def end_to_end(headers: MultiMapping[str]) -> CIMultiDict[str]:
+    """The headers without those that speak of one connection only (RFC 9110, 7.6.1)."""
+    kept = CIMultiDict(headers)
+    for listed in headers.getall("Connection", ()):
+        for name in listed.split(","):
+            if name.strip().lower() not in _CONTENT:
+                kept.popall(name.strip(), None)
+    for name in _HOP_BY_HOP:
+        kept.popall(name, None)
+    return kept
+
+
+def header_lines(headers: Mapping[str, str]) -> bytes:
+    """As they are sent, bytes that are no UTF-8 as they came. Raises ValueError where one would be read as more than
+    itself."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    _check_lines(lines, len(headers))
+    return lines.encode(errors="surrogateescape")
+
+
+def request_head(method: str, target: str, host: str, lines: bytes, body_bytes: int) -> bytes:
+    """Lines: of its other headers. Raises as header_lines() does."""
+    first = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n"
+    _check_lines(first, 2)
+    if first.count(" ") != 3:
+        raise ValueError("a space in a method, a target or a host")
+    if body_bytes or method not in _WITHOUT_BODY:
+        return b"%b%bContent-Length: %d\r\n\r\n" % (first.encode(), lines, body_bytes)
+    return b"%b%b\r\n" % (first.encode(), lines)
+
+
+def _check_lines(lines: str, count: int) -> None:
+    if lines.count("\n") != count or lines.count("\r") != count or "\0" in lines:
+        raise ValueError("a line break or a NUL within a header")
