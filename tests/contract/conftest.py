@@ -5,8 +5,11 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import larder
 import pytest
+from larder.testing import FakeStore
 
 from demo.cluster import Cluster
 from tests.contract.peers import Peer
@@ -23,6 +26,17 @@ def store_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
             cluster.start_node(node, dram="256MB")
         cluster.wait_ready()
         yield cluster
+
+
+@pytest.fixture(params=["fake", "shm", "engine"])
+def store(request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param == "fake":
+        with FakeStore() as fake:
+            yield fake
+        return
+    cluster: Cluster = request.getfixturevalue("store_cluster")
+    with larder.connect(cluster.master, transports=[request.param], timeout_s=20) as real:
+        yield real
 
 
 @contextlib.contextmanager

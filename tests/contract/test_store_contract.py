@@ -6,29 +6,17 @@ What only a real store can do (fail over, run out of leases, lose its master) is
 import os
 import threading
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import larder
 import numpy as np
 import pytest
-from larder.testing import AsyncFakeStore, FakeStore
+from larder.testing import AsyncFakeStore
 
 from demo.cluster import Cluster
 
 MIB = 2**20
-
-
-@pytest.fixture(params=["fake", "shm", "engine"])
-def store(request: pytest.FixtureRequest) -> Iterator[Any]:
-    if request.param == "fake":
-        with FakeStore() as fake:
-            yield fake
-        return
-    cluster: Cluster = request.getfixturevalue("store_cluster")
-    with larder.connect(cluster.master, transports=[request.param], timeout_s=20) as real:
-        yield real
 
 
 @pytest.fixture(params=["fake", "shm"])

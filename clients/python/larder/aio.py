@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from larder import tensors
-from larder.arguments import Pin, check_get_into, check_length, check_put, or_raise
+from larder.arguments import WAIT_S_MAX, Pin, check_get_into, check_length, check_put, or_raise, seconds
 from larder.background import Background
 from larder.errors import InvalidArgument, LarderError, LeaseExpired, StoreClosed, Unavailable
 from larder.gets import Getter, Landing
@@ -43,7 +43,7 @@ def connect(
     master: HOST:PORT, or several with commas between them. timeout_s: of every call (default 5). verify: checksums are
     made and checked (default True). transports: which of "shm" and "engine" may be used (default both). zone: the
     storage nodes with that --zone are the nearest after those of this host. What is not given is taken from the file
-    that LARDER_CONFIG_FILE names; the master also from MOONCAKE_CONFIG_PATH's.
+    that LARDER_CONFIG_FILE names; the master first from LARDER_MASTER, and last from MOONCAKE_CONFIG_PATH's file.
     Raises InvalidArgument.
     """
     return Store(resolve(master, timeout_s=timeout_s, verify=verify, transports=transports, zone=zone))
@@ -73,7 +73,8 @@ class Store:
     async def put(
         self, key: Key, buffer: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None
     ) -> PutResult:
-        """Stores the bytes of a bytes-like object or a CPU tensor. A key that exists stays as it is.
+        """Stores the bytes of a bytes-like object or a CPU tensor. A key that exists stays as it is,
+        with the pin and the time to live that it has.
 
         Raises NoSpace, TooLarge, PinRefused, WriteFailed, DeadlineExceeded, Unavailable, InvalidArgument.
         """
@@ -98,17 +99,16 @@ class Store:
         depths: each block's position in its prompt's chain, for eviction. started: called once, when the master knows
         of all keys as being written. Answers per key a PutResult, or the error.
         """
-        names, memories, terms = check_put(keys, buffers, copies=copies, depths=depths, pin=pin, ttl_s=ttl_s)
-        parts = self._open()
-        return await parts.putter.put(
-            names, memories, terms=terms, depths=depths or (), started=started, deadline=self._deadline()
+        put = check_put(keys, buffers, copies=copies, depths=depths, pin=pin, ttl_s=ttl_s, started=started)
+        return await self._open().putter.put(
+            put.names, put.memories, terms=put.terms, depths=put.depths, started=started, deadline=self._deadline()
         )
 
     async def put_tensor(
         self, key: Key, tensor: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None
     ) -> PutResult:
         """Stores a CPU torch tensor with its dtype and shape."""
-        return await self.put(key, [tensors.header(tensor), tensor], copies=copies, pin=pin, ttl_s=ttl_s)
+        return await self.put(key, tensors.parts(tensor), copies=copies, pin=pin, ttl_s=ttl_s)
 
     # ---- get -------------------------------------------------------------------------------------
 
@@ -183,7 +183,8 @@ class Store:
 
     async def match(self, keys: Sequence[Key], wait_s: float = 0.0) -> int:
         """How many leading keys are present. Where the run ends at a key that is being written, waits up to wait_s."""
-        names, master = encode_keys(keys), self._open().master
+        names, wait_s = encode_keys(keys), seconds(wait_s, "wait_s", 0, WAIT_S_MAX)
+        master = self._open().master
         until = time.monotonic() + wait_s
         deadline = self._deadline() + wait_s
         matched = 0

@@ -1,16 +1,19 @@
 """What callers hand in, checked before anything is done with it. Shared by the store and its reference model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Final, Literal, TypeVar
 
 from larder.errors import InvalidArgument, LarderError
-from larder.keys import Key, encode_keys
+from larder.keys import Key, encode_keys, listed
 from larder.memory import Memory, destination, source
 
 T = TypeVar("T")
 COPIES_MAX: Final = 16
 TTL_S_MAX: Final = 366 * 86_400
+WAIT_S_MAX: Final = 3600.0
+_DEPTH_MAX: Final = 2**32 - 1
 PINS: Final = ("soft", "hard")
 Pin = Literal["soft", "hard"] | None
 
@@ -24,36 +27,63 @@ class Terms:
     ttl_ms: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Put:
+    """The checked arguments of put_many: columns of one entry a key; `depths` may be empty."""
+
+    names: list[bytes]
+    memories: list[Memory]
+    terms: Terms
+    depths: Sequence[int]
+
+
 def check_put(
-    keys: Sequence[Key],
-    buffers: Sequence[Any],
+    keys: Iterable[Key],
+    buffers: Iterable[Any],
     *,
     copies: int,
-    depths: Sequence[int] | None,
+    depths: Iterable[int] | None,
     pin: Pin,
     ttl_s: float | None,
-) -> tuple[list[bytes], list[Memory], Terms]:
+    started: Callable[[], None] | None,
+) -> Put:
     """The arguments of put_many; raises InvalidArgument."""
     names, memories = _check(keys, buffers, source)
     for name, memory in zip(names, memories, strict=True):
         if not memory.length:
             raise InvalidArgument("buffer of 0 bytes: an object has at least one", key=name)
-    if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= COPIES_MAX:
-        raise InvalidArgument(f"copies is {copies!r}: 1 to {COPIES_MAX} are wanted")
-    if depths is not None and len(depths) != len(names):
-        raise InvalidArgument(f"{len(depths)} depths for {len(names)} keys: one each is wanted")
-    if depths and not 0 <= min(depths) <= max(depths) < 2**32:
-        raise InvalidArgument(f"depths from {min(depths)} to {max(depths)}: 0 to {2**32 - 1} are wanted")
-    if pin is not None and pin not in PINS:
+    copies = _whole(copies, "copies", 1, COPIES_MAX)
+    chain = [] if depths is None else _depths(listed(depths, "depths"))
+    if depths is not None and len(chain) != len(names):
+        raise InvalidArgument(f"{len(chain)} depths for {len(names)} keys: one each is wanted")
+    if not (pin is None or isinstance(pin, str) and pin in PINS):
         raise InvalidArgument(f"pin is {pin!r}: None, 'soft' or 'hard' is wanted")
-    if ttl_s is not None and (
-        isinstance(ttl_s, bool) or not isinstance(ttl_s, int | float) or not 0.001 <= ttl_s <= TTL_S_MAX
-    ):
-        raise InvalidArgument(f"ttl_s is {ttl_s!r}: None, or seconds from 0.001 to {TTL_S_MAX} are wanted")
-    return names, memories, Terms(copies, pin, int(ttl_s * 1000) if ttl_s is not None else 0)
+    if started is not None and not callable(started):
+        raise InvalidArgument(f"started is {started!r}: None, or something to call is wanted")
+    ttl_ms = 0 if ttl_s is None else int(1000 * seconds(ttl_s, "ttl_s", 0.001, TTL_S_MAX))
+    return Put(names, memories, Terms(copies, pin, ttl_ms), chain)
 
 
-def check_get_into(keys: Sequence[Key], buffers: Sequence[Any]) -> tuple[list[bytes], list[Memory]]:
+def seconds(value: Any, name: str, low: float, high: float) -> float:
+    """A number of seconds within bounds, numpy's numbers too; raises InvalidArgument."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        raise InvalidArgument(f"{name} is {value!r}: seconds from {low:g} to {high:g} are wanted")
+    return float(value)
+
+
+def _depths(depths: Sequence[int]) -> Sequence[int]:
+    if set(map(type, depths)) == {int} and 0 <= min(depths) and max(depths) <= _DEPTH_MAX:
+        return depths  # as a prompt's are: a call for each costs more
+    return [_whole(depth, "a depth", 0, _DEPTH_MAX) for depth in depths]
+
+
+def _whole(value: Any, name: str, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+        raise InvalidArgument(f"{name} is {value!r}: a whole number from {low} to {high} is wanted")
+    return int(value)
+
+
+def check_get_into(keys: Iterable[Key], buffers: Iterable[Any]) -> tuple[list[bytes], list[Memory]]:
     """The arguments of get_many_into; raises InvalidArgument."""
     return _check(keys, buffers, destination)
 
@@ -72,9 +102,9 @@ def or_raise(answer: T | LarderError) -> T:
 
 
 def _check(
-    keys: Sequence[Key], buffers: Sequence[Any], make: Callable[[Any], Memory]
+    keys: Iterable[Key], buffers: Iterable[Any], make: Callable[[Any], Memory]
 ) -> tuple[list[bytes], list[Memory]]:
-    names = encode_keys(keys)
+    names, buffers = encode_keys(keys), listed(buffers, "buffers")
     if len(names) != len(buffers):
         raise InvalidArgument(f"{len(buffers)} buffers for {len(names)} keys: one each is wanted")
     memories: list[Memory] = []

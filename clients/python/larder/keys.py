@@ -1,11 +1,12 @@
 """Keys as callers give them, checked and made bytes; batches cut to the size of a call (invariant 12)."""
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator, KeysView, Sequence, Set
+from typing import Final, TypeVar
 
 from larder.errors import InvalidArgument, show_key
 
 Key = str | bytes
+T = TypeVar("T")
 
 KEY_BYTES_MAX: Final = 1024
 BATCH_KEYS_MAX: Final = 16_384
@@ -15,7 +16,10 @@ BATCH_KEYS_MAX: Final = 16_384
 def encode_key(key: Key) -> bytes:
     """The key's bytes; raises InvalidArgument."""
     if isinstance(key, str):
-        key = key.encode()
+        try:
+            key = key.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(f"key {key!a} has a lone surrogate, which UTF-8 cannot say: give bytes") from error
     if not isinstance(key, bytes):
         raise InvalidArgument(f"key of type {type(key).__name__}: str or bytes is wanted")
     if not 0 < len(key) <= KEY_BYTES_MAX:
@@ -23,10 +27,21 @@ def encode_key(key: Key) -> bytes:
     return key
 
 
-def encode_keys(keys: Sequence[Key]) -> list[bytes]:
+def listed(values: Iterable[T], name: str) -> Sequence[T]:
+    """What was given as a list, or can be read as one, once; raises InvalidArgument."""
+    if isinstance(values, list | tuple):
+        return values
+    if isinstance(values, str | bytes | bytearray | memoryview | Set) and not isinstance(values, KeysView):
+        raise InvalidArgument(f"a list of {name} is wanted, not one {type(values).__name__}")
+    try:
+        return list(values)
+    except TypeError as error:
+        raise InvalidArgument(f"a list of {name} is wanted, not one {type(values).__name__}") from error
+
+
+def encode_keys(keys: Iterable[Key]) -> list[bytes]:
     """All keys' bytes; raises InvalidArgument, also for a single key in place of a list."""
-    if isinstance(keys, str | bytes):
-        raise InvalidArgument("a list of keys is wanted, not a single key")
+    keys = listed(keys, "keys")
     lengths = set(map(len, keys)) if set(map(type, keys)) == {bytes} else {0}
     if 0 < min(lengths) <= max(lengths) <= KEY_BYTES_MAX:
         return list(keys)  # type: ignore[arg-type]  # all bytes, as a prompt's keys are: a call for each costs more

@@ -1,10 +1,11 @@
 """The caller's memory as addresses: what a copy loop and a transfer engine need, and nothing else.
 
-Bytes-like objects, numpy arrays and CPU torch tensors (torch is not imported: a tensor is known by what it can do), or
+Bytes-like objects, numpy arrays and CPU torch tensors (torch is not imported: who has a tensor has done that), or
 a list of them, become a Memory: pieces (address, length) in order, and whatever keeps them alive. Nothing here copies.
 """
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -100,8 +101,8 @@ def _piece(buffer: Any, writable: bool) -> tuple[Piece, Any]:
         return (_bytes_address(buffer), len(buffer)), buffer
     if isinstance(buffer, np.ndarray):
         array = _flat(buffer)
-    elif hasattr(buffer, "data_ptr"):
-        return _tensor_piece(buffer)
+    elif is_tensor(buffer):
+        return _tensor_piece(buffer, writable)
     else:
         array = _array(buffer)
     try:  # takes a quarter of what numpy's own answer takes
@@ -120,6 +121,8 @@ def _array(buffer: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise InvalidArgument(
             f"buffer of type {type(buffer).__name__}: a bytes-like object, a CPU tensor or a list of them is wanted"
         ) from error
+    except (ValueError, BufferError) as error:  # a released view, a closed mmap
+        raise InvalidArgument(f"buffer of type {type(buffer).__name__} cannot be used: {error}") from error
     if not view.c_contiguous:
         raise InvalidArgument(f"buffer of shape {view.shape} and strides {view.strides} is not contiguous: copy it")
     # numpy refuses empty buffers, and tells no address of one
@@ -128,21 +131,63 @@ def _array(buffer: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def _flat(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """By numpy's own means: types beyond the buffer protocol, such as bfloat16, have no memoryview."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise InvalidArgument("masked array: its bytes do not say what is masked; give .filled(value)")
+    array = np.asarray(array)
     if not array.flags.c_contiguous:
         raise InvalidArgument(f"array of shape {array.shape} and strides {array.strides} is not contiguous: copy it")
     if array.dtype is _UINT8 and array.ndim == 1:
         return array
     if array.dtype.hasobject:
         raise InvalidArgument("array of Python objects: an array of plain numbers is wanted")
+    if not array.nbytes:  # numpy has no view of elements of 0 bytes
+        return np.empty(0, dtype=np.uint8)
     return array.reshape(-1).view(np.uint8)
 
 
-def _tensor_piece(tensor: Any) -> tuple[Piece, Any]:
+def is_tensor(value: Any) -> bool:
+    """Whether that is a torch tensor. Where nobody has imported torch, nothing is one."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def plain(tensor: Any) -> Any:
+    """A dense tensor of the same values whose memory holds them, as that of a lazy conjugate or negative does not.
+
+    Raises InvalidArgument for tensors of which that cannot be had exactly.
+    """
+    if str(tensor.layout) != "torch.strided" or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else f"in layout {tensor.layout}"
+        raise InvalidArgument(f"tensor {kind}: a dense one is wanted, such as .to_dense() or .to_padded_tensor() give")
+    if tensor.is_quantized:
+        raise InvalidArgument(
+            f"quantised tensor of {tensor.dtype}: its bytes lack scale and zero point; give .int_repr() or .dequantize()"
+        )
     if not tensor.is_cpu:
         raise InvalidArgument(f"tensor on {tensor.device}: a CPU tensor is wanted; copy it to (pinned) host memory")
-    if not tensor.is_contiguous():
+    if tensor._is_zerotensor():
+        return tensor.new_zeros(tensor.shape)
+    return tensor.resolve_conj().resolve_neg() if tensor.is_conj() or tensor.is_neg() else tensor
+
+
+def _tensor_piece(tensor: Any, writable: bool) -> tuple[Piece, Any]:
+    values = plain(tensor)
+    if writable and values is not tensor:
+        raise InvalidArgument("tensor whose values are lazy, such as a conjugate: nothing can be read into such a view")
+    if not values.is_contiguous():
         raise InvalidArgument(
-            f"tensor of shape {tuple(tensor.shape)} and strides {tensor.stride()} is not contiguous: "
+            f"tensor of shape {tuple(values.shape)} and strides {values.stride()} is not contiguous: "
             "call .contiguous() first"
         )
-    return (tensor.data_ptr(), tensor.numel() * tensor.element_size()), tensor
+    length = values.numel() * values.element_size()
+    address = _address_of(values)
+    if length and not address:
+        raise InvalidArgument(f"tensor of type {type(tensor).__name__} has no memory of its own: give a plain one")
+    return (address, length), values
+
+
+def _address_of(tensor: Any) -> int:
+    try:
+        return int(tensor.data_ptr())
+    except RuntimeError:  # a wrapper's, or one that only stands for another
+        return 0

@@ -10,6 +10,7 @@ from typing import Any, Final
 from larder.errors import InvalidArgument
 from larder.mover import TRANSPORTS
 
+MASTER_VARIABLE: Final = "LARDER_MASTER"
 CONFIG_FILE_VARIABLE: Final = "LARDER_CONFIG_FILE"
 MOONCAKE_VARIABLE: Final = "MOONCAKE_CONFIG_PATH"
 TIMEOUT_S: Final = 5.0
@@ -39,13 +40,15 @@ def resolve(
     transports: Sequence[str] | None = None,
     zone: str | None = None,
 ) -> Options:
-    """Arguments where given, else the file's word, else the default; raises InvalidArgument."""
+    """Arguments where given, else LARDER_MASTER's and the file's word, else the default; raises InvalidArgument."""
+    master = master if master is not None else os.environ.get(MASTER_VARIABLE) or None
     given = {"master": master, "timeout_s": timeout_s, "verify": verify, "transports": transports, "zone": zone}
     chosen = _from_file() if master is None or CONFIG_FILE_VARIABLE in os.environ else {}
     chosen |= {name: value for name, value in given.items() if value is not None}
     if not chosen.get("master"):
         raise InvalidArgument(
-            f"no master given: call connect('HOST:PORT'), or set {CONFIG_FILE_VARIABLE} or {MOONCAKE_VARIABLE}"
+            f"no master given: call connect('HOST:PORT'), or set {MASTER_VARIABLE}, {CONFIG_FILE_VARIABLE} or "
+            f"{MOONCAKE_VARIABLE}"
         )
     return Options(
         masters=_masters(chosen["master"]),
@@ -98,8 +101,8 @@ def _yaml(text: str) -> Any:
 
 
 def _masters(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, str):
-        raise InvalidArgument(f"master is {value!r}: HOST:PORT is wanted, or several with commas between them")
+    if not isinstance(value, str) or not value.isascii():
+        raise InvalidArgument(f"master is {value!a}: HOST:PORT is wanted, or several with commas between them")
     masters = tuple(address.strip() for address in value.split(","))
     for address in masters:
         host, _, port = address.rpartition(":")
@@ -121,12 +124,13 @@ def _verify(value: Any) -> bool:
 
 
 def _transports(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or not value or set(value) - set(TRANSPORTS):
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_list or not value or any(each not in TRANSPORTS for each in value):
         raise InvalidArgument(f"transports is {value!r}: one or more of {', '.join(TRANSPORTS)} are wanted")
     return tuple(value)
 
 
 def _zone(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > ZONE_LENGTH_MAX:
-        raise InvalidArgument(f"zone is {value!r}: a label of at most {ZONE_LENGTH_MAX} characters is wanted")
+    if not isinstance(value, str) or len(value) > ZONE_LENGTH_MAX or not (value.isascii() and value.isprintable()):
+        raise InvalidArgument(f"zone is {value!a}: a label of at most {ZONE_LENGTH_MAX} ASCII characters is wanted")
     return value

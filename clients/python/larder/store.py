@@ -39,7 +39,7 @@ def connect(
     master: HOST:PORT, or several with commas between them. timeout_s: of every call (default 5). verify: checksums are
     made and checked (default True). transports: which of "shm" and "engine" may be used (default both). zone: the
     storage nodes with that --zone are the nearest after those of this host. What is not given is taken from the file
-    that LARDER_CONFIG_FILE names; the master also from MOONCAKE_CONFIG_PATH's.
+    that LARDER_CONFIG_FILE names; the master first from LARDER_MASTER, and last from MOONCAKE_CONFIG_PATH's file.
     Raises InvalidArgument.
     """
     return Store(resolve(master, timeout_s=timeout_s, verify=verify, transports=transports, zone=zone))
@@ -63,7 +63,7 @@ class Store:
         self.close()
 
     def put(self, key: Key, buffer: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None) -> PutResult:
-        """Stores the bytes of a bytes-like object or a CPU tensor. A key that exists stays as it is."""
+        """Stores the bytes of a bytes-like object or a CPU tensor. A key that exists stays as it is, pin and life too."""
         return self._run(self._store.put(key, buffer, copies=copies, pin=pin, ttl_s=ttl_s))
 
     def put_many(

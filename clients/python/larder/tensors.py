@@ -1,6 +1,6 @@
 """A tensor as an object: a header of HEADER_BYTES (magic, then JSON with dtype and shape), then the bytes. No pickle.
 
-torch is imported only by who reads a tensor; to write one, being a tensor is enough.
+torch is imported only by who reads a tensor; who writes one has imported it.
 """
 
 import json
@@ -9,21 +9,23 @@ from typing import Any, Final
 import numpy as np
 
 from larder.errors import InvalidArgument
+from larder.memory import is_tensor, plain
 
 MAGIC: Final = b"LARDTNSR"
 HEADER_BYTES: Final = 256
 """Keeps the data aligned for any dtype and any vector unit."""
 
 
-def header(tensor: Any) -> bytes:
-    """The header of a torch tensor; raises InvalidArgument."""
-    if not hasattr(tensor, "data_ptr") or not hasattr(tensor, "dtype"):
+def parts(tensor: Any) -> list[Any]:
+    """A torch tensor's header and its values, the buffers of one object; raises InvalidArgument."""
+    if not is_tensor(tensor):
         raise InvalidArgument(f"{type(tensor).__name__}: a torch tensor is wanted; put() takes other buffers")
+    values = plain(tensor)
     facts = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     packed = MAGIC + json.dumps(facts, separators=(",", ":")).encode()
     if len(packed) > HEADER_BYTES:
         raise InvalidArgument(f"tensor of {len(tensor.shape)} dimensions: fewer are wanted")
-    return packed.ljust(HEADER_BYTES)
+    return [packed.ljust(HEADER_BYTES), values]
 
 
 def unpack(data: "np.ndarray[Any, np.dtype[np.uint8]]", key: bytes) -> Any:

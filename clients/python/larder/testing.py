@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from larder import tensors
-from larder.arguments import Pin, check_get_into, check_length, check_put, or_raise
+from larder.arguments import WAIT_S_MAX, Pin, check_get_into, check_length, check_put, or_raise, seconds
 from larder.errors import LarderError, StoreClosed
 from larder.keys import Key, encode_key, encode_keys
 from larder.memory import Memory, destination, view_at
@@ -51,26 +51,26 @@ class FakeStore:
         depths: Sequence[int] | None = None,
         started: Callable[[], None] | None = None,
     ) -> list[PutResult | LarderError]:
-        names, memories, terms = check_put(keys, buffers, copies=copies, depths=depths, pin=pin, ttl_s=ttl_s)
+        put = check_put(keys, buffers, copies=copies, depths=depths, pin=pin, ttl_s=ttl_s, started=started)
         self._check_open()
         if started is not None:
             started()
         answers: list[PutResult | LarderError] = []
-        for name, memory in zip(names, memories, strict=True):
+        for name, memory in zip(put.names, put.memories, strict=True):
             existed = self._has(name)
             if not existed:
-                if terms.ttl_ms:
-                    self._ends[name] = self._clock() + terms.ttl_ms / 1000
+                if put.terms.ttl_ms:
+                    self._ends[name] = self._clock() + put.terms.ttl_ms / 1000
                 self._objects[name] = _bytes_of(memory)
                 self._calls["put_bytes"] += memory.length
-            answers.append(PutResult(copies=0 if existed else min(copies, self._nodes), existed=existed))
-        self._calls["puts"] += len(names)
+            answers.append(PutResult(copies=0 if existed else min(put.terms.copies, self._nodes), existed=existed))
+        self._calls["puts"] += len(put.names)
         return answers
 
     def put_tensor(
         self, key: Key, tensor: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None
     ) -> PutResult:
-        return self.put(key, [tensors.header(tensor), tensor], copies=copies, pin=pin, ttl_s=ttl_s)
+        return self.put(key, tensors.parts(tensor), copies=copies, pin=pin, ttl_s=ttl_s)
 
     def get(self, key: Key) -> bytes | None:
         return or_raise(self.get_many([key])[0])
@@ -102,6 +102,7 @@ class FakeStore:
     def match(self, keys: Sequence[Key], wait_s: float = 0.0) -> int:
         """Nothing is ever being written here, so there is nothing to wait for."""
         names = self._names(keys)
+        seconds(wait_s, "wait_s", 0, WAIT_S_MAX)
         return next((index for index, name in enumerate(names) if not self._has(name)), len(names))
 
     def exists(self, keys: Sequence[Key]) -> list[bool]:
