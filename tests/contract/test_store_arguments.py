@@ -34,11 +34,11 @@ def test_what_can_be_read_only_once_is_used_as_a_list(store: Any, key: str) -> N
     assert store.exists(np.array(keys)) == [True] * 3
 
 
-@pytest.mark.parametrize("keys", [None, 7, {"a", "b"}, bytearray(b"ab"), memoryview(b"ab"), [["a"]], once([None])])
+@pytest.mark.parametrize("keys", [None, 7, {"a", "b"}, bytearray(b"ab"), memoryview(b"ab"), [["a"]], [None]])
 def test_what_is_no_list_of_keys_is_refused(store: Any, keys: Any) -> None:
     for call in (store.exists, store.match, store.get_many):
-        with pytest.raises(larder.InvalidArgument, match="keys? "):
-            call(keys if not hasattr(keys, "send") else once([None]))
+        with pytest.raises(larder.InvalidArgument, match="key"):
+            call(keys)
 
 
 def test_what_is_no_list_of_buffers_is_refused(store: Any, key: str) -> None:
@@ -131,22 +131,21 @@ def test_buffers_whose_bytes_are_not_their_values_are_refused(
 
 COMPLEX = torch.tensor([1 + 2j, 3 - 4j])
 LAZY = {
-    "conjugate": COMPLEX.conj(),
-    "negative": torch._neg_view(torch.arange(4.0)),
-    "both": torch._neg_view(COMPLEX.conj()),
-    "zeros": torch._efficientzerotensor(5),
+    "conjugate": (COMPLEX.conj(), [1 - 2j, 3 + 4j]),
+    "negative": (torch._neg_view(torch.arange(3.0)), [0.0, -1.0, -2.0]),
+    "both": (torch._neg_view(COMPLEX.conj()), [-1 + 2j, -3 - 4j]),
+    "zeros": (torch._efficientzerotensor(3), [0.0, 0.0, 0.0]),
 }
 
 
 @pytest.mark.parametrize("name", LAZY)
 def test_a_lazy_tensors_values_are_stored(store: Any, key: str, name: str) -> None:
-    tensor = LAZY[name]
+    tensor, values = LAZY[name]
     store.put_tensor(key, tensor)
     got = store.get_tensor(key)
-    assert got.dtype == tensor.dtype
-    assert got.tolist() == tensor.tolist()
+    assert (got.dtype, got.tolist()) == (tensor.dtype, values)
     store.put(key + "raw", tensor)
-    assert store.get(key + "raw") == np.array(tensor.tolist(), dtype=got.numpy().dtype).tobytes()
+    assert np.frombuffer(store.get(key + "raw"), dtype=got.numpy().dtype).tolist() == values
 
 
 def test_nothing_is_read_into_a_lazy_view(store: Any, key: str) -> None:

@@ -12,9 +12,7 @@ from typing import Any
 import larder
 import numpy as np
 import pytest
-from larder.testing import AsyncFakeStore
-
-from demo.cluster import Cluster
+from larder.testing import AsyncFakeStore, FakeStore
 
 MIB = 2**20
 

@@ -56,7 +56,7 @@ def check_put(
     chain = [] if depths is None else _depths(listed(depths, "depths"))
     if depths is not None and len(chain) != len(names):
         raise InvalidArgument(f"{len(chain)} depths for {len(names)} keys: one each is wanted")
-    if not (pin is None or isinstance(pin, str) and pin in PINS):
+    if not (pin is None or (isinstance(pin, str) and pin in PINS)):
         raise InvalidArgument(f"pin is {pin!r}: None, 'soft' or 'hard' is wanted")
     if started is not None and not callable(started):
         raise InvalidArgument(f"started is {started!r}: None, or something to call is wanted")
@@ -66,19 +66,19 @@ def check_put(
 
 def seconds(value: Any, name: str, low: float, high: float) -> float:
     """A number of seconds within bounds, numpy's numbers too; raises InvalidArgument."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
         raise InvalidArgument(f"{name} is {value!r}: seconds from {low:g} to {high:g} are wanted")
     return float(value)
 
 
 def _depths(depths: Sequence[int]) -> Sequence[int]:
-    if set(map(type, depths)) == {int} and 0 <= min(depths) and max(depths) <= _DEPTH_MAX:
+    if set(map(type, depths)) == {int} and min(depths) >= 0 and max(depths) <= _DEPTH_MAX:
         return depths  # as a prompt's are: a call for each costs more
-    return [_whole(depth, "a depth", 0, _DEPTH_MAX) for depth in depths]
+    return [_whole(depth, "one of depths", 0, _DEPTH_MAX) for depth in depths]
 
 
 def _whole(value: Any, name: str, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
         raise InvalidArgument(f"{name} is {value!r}: a whole number from {low} to {high} is wanted")
     return int(value)
 

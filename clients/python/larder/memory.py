@@ -161,7 +161,7 @@ def plain(tensor: Any) -> Any:
         raise InvalidArgument(f"tensor {kind}: a dense one is wanted, such as .to_dense() or .to_padded_tensor() give")
     if tensor.is_quantized:
         raise InvalidArgument(
-            f"quantised tensor of {tensor.dtype}: its bytes lack scale and zero point; give .int_repr() or .dequantize()"
+            f"quantised tensor of {tensor.dtype}: its bytes lack scale and zero point; give .int_repr() or .dequantize"
         )
     if not tensor.is_cpu:
         raise InvalidArgument(f"tensor on {tensor.device}: a CPU tensor is wanted; copy it to (pinned) host memory")

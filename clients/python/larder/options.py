@@ -126,7 +126,7 @@ def _verify(value: Any) -> bool:
 def _transports(value: Any) -> tuple[str, ...]:
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     if not is_list or not value or any(each not in TRANSPORTS for each in value):
-        raise InvalidArgument(f"transports is {value!r}: one or more of {', '.join(TRANSPORTS)} are wanted")
+        raise InvalidArgument(f"transports is {value!a}: one or more of {', '.join(TRANSPORTS)} are wanted")
     return tuple(value)
 
 

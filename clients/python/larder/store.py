@@ -63,7 +63,7 @@ class Store:
         self.close()
 
     def put(self, key: Key, buffer: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None) -> PutResult:
-        """Stores the bytes of a bytes-like object or a CPU tensor. A key that exists stays as it is, pin and life too."""
+        """Stores the bytes of a bytes-like object or a CPU tensor. An existing key stays as it is, pin and life too."""
         return self._run(self._store.put(key, buffer, copies=copies, pin=pin, ttl_s=ttl_s))
 
     def put_many(

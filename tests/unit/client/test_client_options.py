@@ -14,6 +14,7 @@ NOTHING: dict[str, Any] = {"timeout_s": None, "verify": None, "transports": None
 
 @pytest.fixture(autouse=True)
 def _no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LARDER_MASTER", raising=False)
     monkeypatch.delenv("LARDER_CONFIG_FILE", raising=False)
     monkeypatch.delenv("MOONCAKE_CONFIG_PATH", raising=False)
 
@@ -45,6 +46,26 @@ def test_the_file_and_who_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert resolve(None, **NOTHING) == Options(("file:1",), 2.0, False, ("shm",), "rack-1")
     chosen = resolve("arg:1", timeout_s=7, verify=True, zone="")
     assert chosen == Options(("arg:1",), 7.0, True, ("shm",), "")
+
+
+def test_the_environment_names_the_master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LARDER_MASTER", "env:1,env:2")
+    assert resolve(None, **NOTHING).masters == ("env:1", "env:2")
+    assert resolve("arg:1", **NOTHING).masters == ("arg:1",)
+    write(tmp_path / "larder.json", '{"master": "file:1", "timeout_s": 2}', "LARDER_CONFIG_FILE", monkeypatch)
+    assert resolve(None, **NOTHING) == Options(("env:1", "env:2"), 2.0, True, ("shm", "engine"), "")
+    monkeypatch.setenv("LARDER_MASTER", "")
+    assert resolve(None, **NOTHING).masters == ("file:1",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("transports", [["shm"]]), ("transports", [1]), ("zone", "r\ud800"), ("zone", "a\nb"), ("master", "h\ud800:1")],
+)
+def test_what_is_refused_names_the_argument(name: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument, match=f"{name} is") as caught:
+        resolve(**{"master": "host:1", **NOTHING, name: value})
+    str(caught.value).encode()
 
 
 def test_mooncakes_file_gives_the_master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
