@@ -3,7 +3,8 @@
 aiohttp bounds none of the first three, and answers the last in plain text, over a connection that it closes so fast
 that who is still sending never reads it. A head that is slow or too large, and one connection too many, are answered
 in OpenAI's shape, too, and let go. At the proxy's end each connection closes as soon as nothing is under way on it.
-Made from aiohttp 3's protocol class, hence the bound on its version. Keeps invariant 12 for its part.
+A path means the same with a slash at its end. Made from aiohttp 3's protocol class, hence the bound on its version.
+Keeps invariant 12 for its part.
 """
 
 import asyncio
@@ -11,10 +12,12 @@ import contextlib
 import json
 import re
 import resource
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, cast
 
 from aiohttp import web
-from aiohttp.http import StreamWriter
+from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.http_exceptions import LineTooLong
 
 from services.proxy.errors import error_object
@@ -33,7 +36,16 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        return _Server(made.request_handler, request_factory=made.request_factory, **self._kwargs)
+        return _Server(made.request_handler, request_factory=partial(_request, made.request_factory), **self._kwargs)
+
+
+def _request(make: Callable[..., web.BaseRequest], message: RawRequestMessage, *args: Any) -> web.BaseRequest:
+    """A slash at a path's end says nothing here; engines would redirect to themselves."""
+    path = message.url.raw_path
+    if path.endswith("/") and path != "/":
+        url = message.url.with_path(path.rstrip("/") or "/", encoded=True, keep_query=True)
+        message = message._replace(url=url)
+    return make(message, *args)
 
 
 class _Server(web.Server):

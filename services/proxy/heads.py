@@ -3,10 +3,14 @@
 A header's value is text in which bytes that are no UTF-8 are lone surrogates, so that they leave as they came.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
 from multidict import CIMultiDict, MultiMapping
+
+from services.proxy.core.endpoint import Endpoint, endpoint_of
+from services.proxy.core.fleet import Address
 
 _HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}) | {
     "proxy-authenticate",
@@ -15,6 +19,8 @@ _HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "te", "trailer", "tr
 }
 _CONTENT: Final = frozenset({"content-type", "content-encoding", "content-language", "content-disposition"})
 """They say how a body is to be read: no Connection header takes them from it (RFC 9110, 7.6.1)."""
+_PLACES: Final = frozenset({"location", "content-location", "refresh"})
+_AUTHORITY: Final = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//[^/?#\s\"'<>,;]*", re.I)
 _WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -28,6 +34,30 @@ def end_to_end(headers: MultiMapping[str]) -> CIMultiDict[str]:
     for name in _HOP_BY_HOP:
         kept.popall(name, None)
     return kept
+
+
+def for_client(headers: MultiMapping[str], to: Address) -> CIMultiDict[str]:
+    """An engine's headers without its address: places are named as the client reaches them, through the proxy."""
+    kept = end_to_end(headers)
+    kept.popall("Alt-Svc", None)  # where else it listens
+    engine = endpoint_of(to)
+    if not any(name.lower() in _PLACES or engine.authority in value for name, value in kept.items()):
+        return kept
+    named = [
+        (name, _here(value, engine) if name.lower() in _PLACES or f"//{engine.authority}" in value else value)
+        for name, value in kept.items()
+    ]
+    return CIMultiDict([(name, value) for name, value in named if engine.authority not in value])
+
+
+def _here(value: str, engine: Endpoint) -> str:
+    """Its URLs, as paths of the proxy."""
+    head, *rest = _AUTHORITY.split(value)
+    paths = [f"/{path.removeprefix(engine.base).removeprefix('/')}" for path in rest]
+    if not head.startswith("/"):
+        return head + "".join(paths)
+    is_under = engine.base and f"{head}/".startswith(f"{engine.base}/")
+    return (head.removeprefix(engine.base) if is_under else head) + "".join(paths)
 
 
 def header_lines(headers: Mapping[str, str]) -> bytes:

@@ -16,7 +16,7 @@ from services.proxy.core.fleet import Address
 from services.proxy.core.legs import first_data
 from services.proxy.core.routing import Outcome
 from services.proxy.deadlines import Deadlines
-from services.proxy.heads import end_to_end, header_lines, request_head
+from services.proxy.heads import for_client, header_lines, request_head
 from services.proxy.pool import Pool
 from services.proxy.wire import (
     ConnectTimeout,
@@ -43,14 +43,16 @@ class LegFailed(Exception):
 class Answer:
     """An engine's answer, from its status line on."""
 
-    def __init__(self, response: Response) -> None:
+    def __init__(self, response: Response, to: Address) -> None:
         self._response = response
+        self._to = to
         self.status = response.status
         self.reason = response.reason
 
     @property
     def headers(self) -> CIMultiDict[str]:
-        return end_to_end(self._response.headers)
+        """Those that are the client's, too."""
+        return for_client(self._response.headers, self._to)
 
     @property
     def is_events(self) -> bool:
@@ -127,7 +129,7 @@ class Leg:
             response = self._response = Response(self._loop)
             try:
                 await self._upstream.pool.request(response, self.to, head, body, is_head=method == "HEAD")
-                return Answer(response)
+                return Answer(response, self.to)
             except Unconnected as error:
                 if stale and not isinstance(error, ConnectTimeout):
                     raise LegFailed(Outcome.DIED, str(error)) from error

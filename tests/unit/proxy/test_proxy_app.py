@@ -234,13 +234,6 @@ async def test_a_client_may_not_say_where_kv_is_fetched_from(cluster: Any, path:
     assert cluster.legs == []
 
 
-async def test_redirects_are_passed_on_and_not_followed(cluster: Any) -> None:
-    cluster.decodes[0].act = cluster.decodes[0].redirect
-    async with cluster.client.post("/v1/completions", json={}, allow_redirects=False) as response:
-        assert (response.status, response.headers["Location"]) == (307, "http://127.0.0.1:9/v1/completions")
-        assert await response.text() == "elsewhere"
-
-
 @pytest.mark.parametrize(
     ("data", "content_type", "status", "reason"),
     [

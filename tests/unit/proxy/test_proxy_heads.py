@@ -1,0 +1,110 @@
+"""What goes on of the heads of requests and answers, and how it is written."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from services.proxy.core.fleet import Address
+from services.proxy.heads import for_client
+
+ENGINES = ["10.1.2.3:8000", "https://10.1.2.3:8000", "[fd00::1]:8000", "10.1.2.3:8000/base/x"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["Location", "content-location"])
+def test_a_place_is_named_as_the_proxys(engine: str, name: str) -> None:
+    authority, base = ("[fd00::1]:8000" if "fd00" in engine else "10.1.2.3:8000"), engine.partition("00/")[2]
+    base = f"/{base}" if base else ""
+    for scheme in ("http:", "https:", "HTTP:", ""):
+        for there in (authority, "elsewhere.internal", "user:pw@10.9.9.9:1"):
+            for path in ("/v1/completions", "/v1/a?next=%2Fb#c", "/"):
+                headers = CIMultiDict({name: f"{scheme}//{there}{base}{path}", "X-Kept": "1"})
+                assert list(for_client(headers, Address(engine)).items()) == [(name, path), ("X-Kept", "1")]
+        assert for_client(CIMultiDict({name: f"{scheme}//{authority}"}), Address(engine))[name] == "/"
+    for path in ("/v1/x", "x?y"):
+        given = f"{base}{path}" if path.startswith("/") else path
+        assert for_client(CIMultiDict({name: given}), Address(engine))[name] == path
+
+
+def test_no_other_header_names_the_engine() -> None:
+    headers = CIMultiDict(
+        [
+            ("Refresh", "5; url=http://10.1.2.3:8000/base/v1/x"),
+            ("Link", '<http://10.1.2.3:8000/base/v1/y?a=1>; rel="next"'),
+            ("Link", '<https://docs.example/z>; rel="help"'),
+            ("X-Served-By", "10.1.2.3:8000"),
+            ("Alt-Svc", 'h2=":8443"'),
+            ("X-Engine", "one"),
+        ]
+    )
+    assert list(for_client(headers, Address("10.1.2.3:8000/base")).items()) == [
+        ("Refresh", "5; url=/v1/x"),
+        ("Link", '</v1/y?a=1>; rel="next"'),
+        ("Link", '<https://docs.example/z>; rel="help"'),
+        ("X-Engine", "one"),
+    ]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize"])
+async def test_a_slash_at_the_end_changes_nothing(cluster: Any, path: str) -> None:
+    """FastAPI's engines would redirect to themselves."""
+    is_split = path.endswith("completions")
+    for slashes in ("/", "//"):
+        url = URL(f"{cluster.url}{path}{slashes}?a=%2Fb/", encoded=True)
+        async with cluster.client.post(url, json={"prompt": "hello"}, allow_redirects=False) as response:
+            assert (response.status, (await response.json())["by"]) == (200, "decode0")
+    seen = [("prefill0", f"{path}?a=%2Fb/")] * 2 * is_split + [("decode0", f"{path}?a=%2Fb/")] * 2
+    assert cluster.legs == seen
+    await cluster.metric_is(2, "requests_total", code="200", outcome="ok")
+    async with cluster.client.get("/v1/models/") as response:
+        assert [model["id"] for model in (await response.json())["data"]] == ["tiny"]
+    async with cluster.client.get("/") as response:
+        assert response.status == 404
+
+
+async def test_a_redirect_leads_to_the_proxy_and_is_not_followed_by_it(cluster: Any) -> None:
+    engine = cluster.decodes[0]
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        assert request.host == engine.address
+        where = f"http://{request.host}/v1/elsewhere"
+        headers = {"Location": where, "Content-Location": where, "X-Link": where}
+        return web.Response(status=307, headers=headers, text="elsewhere")
+
+    engine.act = redirect
+    for path in ("/v1/completions", "/v1/embeddings"):
+        async with cluster.client.post(path, json={}, allow_redirects=False) as response:
+            assert (response.status, await response.text()) == (307, "elsewhere")
+            assert response.headers["Location"] == response.headers["Content-Location"] == "/v1/elsewhere"
+            assert response.headers["X-Link"] == "/v1/elsewhere"
+            assert "127.0.0.1" not in str(response.headers)
+    assert [leg.path for leg in engine.legs] == ["/v1/completions", "/v1/embeddings"]
+
+
+async def test_bytes_that_are_no_utf_8_pass_both_ways(start_cluster: Any) -> None:
+    """Latin-1 is what HTTP's headers were once; what engines and clients agree on is theirs."""
+    cluster = await start_cluster(scheduling="session", session_header="X-Name")
+    engine = cluster.decodes[0]
+    engine.act = engine.latin_1_header
+    host, port = cluster.url.removeprefix("http://").split(":")
+    for path in (b"/v1/completions", b"/v1/embeddings"):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n" % path
+        writer.write(head + b"X-Name: caf\xe9 \xff\r\nX-Utf-8: caf\xc3\xa9\r\n\r\n{}")
+        async with asyncio.timeout(5):
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(2) == b"{}"
+        writer.close()
+        await writer.wait_closed()
+        lines = answer.split(b"\r\n")
+        assert lines[0] == b"HTTP/1.1 200 Tr\xe8s bien"
+        assert b"X-Odd: caf\xe9" in lines
+        assert [line.lower() for line in lines].count(b"content-length: 2") == 1
+    for leg in [leg for each in (*cluster.prefills, *cluster.decodes) for leg in each.legs]:
+        assert leg.headers["X-Name"].encode(errors="surrogateescape") == b"caf\xe9 \xff"
+        assert leg.headers["X-Utf-8"] == "café"
+    assert len(cluster.legs) == 3
