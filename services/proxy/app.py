@@ -27,6 +27,7 @@ from services.proxy.core.fleet import Handover, Role
 from services.proxy.core.legs import BadRequest
 from services.proxy.core.routing import Router
 from services.proxy.core.scheduling import make_policy
+from services.proxy.cors import Cors
 from services.proxy.errors import ID, OUTCOME, error_response
 from services.proxy.exchange import Call, Exchange
 from services.proxy.heads import end_to_end, header_lines
@@ -85,6 +86,12 @@ class Proxy:
         self._admission = Admission(
             running_max=settings.max_concurrency, waiting_max=settings.max_queue, wait_s=settings.queue_timeout
         )
+        self._cors = Cors(
+            origins=settings.allowed_origins,
+            methods=settings.allowed_methods,
+            headers=settings.allowed_headers,
+            credentials=settings.allow_credentials,
+        )
         gauges = {
             "in_flight": ("Requests being answered", lambda: self._in_flight),
             "queue": ("Requests that wait for their turn", lambda: self._admission.waiting),
@@ -109,9 +116,14 @@ class Proxy:
             ]
         )
         self.admin.add_routes(app)
+        app.on_response_prepare.append(self._mark)
         app.on_startup.append(self._begin)
         app.on_shutdown.append(self._drain)
         return app
+
+    async def _mark(self, request: web.Request, response: web.StreamResponse) -> None:
+        if self._cors.preflight(request.method, request.headers) is None:
+            self._cors.mark(request.headers.get("Origin"), response.headers)
 
     async def _begin(self, _: web.Application) -> None:
         await self.admin.check()
@@ -204,6 +216,8 @@ class Proxy:
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
+            if (preflight := self._cors.preflight(request.method, request.headers)) is not None:
+                return web.Response(status=preflight.status, text=preflight.text, headers=preflight.headers)
             return await handler(request)
         except BadRequest as refusal:
             return error_response(request, refusal.status, str(refusal))

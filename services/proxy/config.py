@@ -1,6 +1,7 @@
 """What the `proxy` command can be told."""
 
 import ipaddress
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -11,6 +12,7 @@ from services.common.settings import HostPorts, Names, Port, ServiceSettings
 from services.proxy.addresses import PRIVATE
 from services.proxy.core.scheduling import POLICIES
 
+_ORIGIN: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#\s]+")
 _URL: Final = re.compile(r"http://([^/,\s]+)/?(?=[,\s]|$)")
 
 
@@ -35,7 +37,26 @@ def _check_key(key: SecretStr) -> SecretStr:
     return key
 
 
+def _from_json(value: Any) -> Any:
+    """A JSON list, as vLLM's flags take it; or what Names takes."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or len(texts) != 1 or not str(texts[0]).lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(texts[0])
+    except ValueError as error:
+        raise ValueError(f'not a JSON list such as ["*"] ({error})') from error
+
+
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin!r} is not an origin such as https://app.example.com:8443, and not *")
+    return origins
+
+
 Engines = Annotated[HostPorts, BeforeValidator(_without_scheme)]
+JsonNames = Annotated[Names, BeforeValidator(_from_json)]
 PolicyName = Literal["round_robin", "least_loaded", "power_of_two", "prefix_affinity", "session"]
 Networks = Annotated[Names, AfterValidator(_check_networks)]
 Key = Annotated[SecretStr, Field(min_length=1), AfterValidator(_check_key)]
@@ -84,6 +105,12 @@ class ProxySettings(ServiceSettings):
     )
     request_timeout: Seconds = Field(600, description="seconds a request may take in all")
     slow_client_timeout: Seconds = Field(30, description="seconds a client may take nothing of its answer")
+    allowed_origins: Annotated[JsonNames, AfterValidator(_check_origins)] = Field(
+        (), description='origins whose pages may read answers, as JSON: ["*"] for all; none: what engines say passes'
+    )
+    allowed_methods: JsonNames = Field(("*",), description="methods that those pages may use, as JSON")
+    allowed_headers: JsonNames = Field(("*",), description="headers that those pages may send, as JSON")
+    allow_credentials: bool = Field(False, description="those pages may send cookies and keys of the user")
     admin_api_key: SecretStr | None = Field(
         None, min_length=1, description="what X-API-Key must be to list, add, drain and remove engines; else nobody can"
     )

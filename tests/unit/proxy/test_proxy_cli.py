@@ -68,9 +68,25 @@ def test_networks_in_every_spelling() -> None:
         assert read("--decode", "a:1", "--instance-allow", *flags).instance_allow == ("10.0.0.0/8", "::/0")
 
 
+def test_origins_as_vllm_takes_them_or_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    page, other = "https://app.example", "http://localhost:3000"
+    assert read("--decode", "a:1").allowed_origins == ()  # vLLM's default
+    assert read("--decode", "a:1").allowed_headers == read("--decode", "a:1").allowed_methods == ("*",)
+    for flags in ((f'["{page}", "{other}"]',), (page, other), (f"{page},{other}",)):
+        settings = read("--decode", "a:1", "--allow-credentials", "--allowed-origins", *flags)
+        assert (settings.allowed_origins, settings.allow_credentials) == ((page, other), True)
+    monkeypatch.setenv("LARDER_PROXY_ALLOWED_METHODS", '["GET", "POST"]')
+    settings = read("--decode", "a:1", "--allowed-origins", '["*"]', "--allowed-headers", "[]")
+    assert settings.allowed_methods == ("GET", "POST")
+    assert (settings.allowed_origins, settings.allowed_headers) == (("*",), ())
+
+
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
+        (("--decode", "a:1", "--allowed-origins", '["*"'), 'not a JSON list such as ["*"]'),
+        (("--decode", "a:1", "--allowed-origins", "[1]"), "--allowed-origins"),
+        (("--decode", "a:1", "--allowed-origins", "https://a/b"), "'https://a/b' is not an origin such as https://"),
         ((), "no decode engine: give --decode HOST:PORT (or DECODE_ENDPOINTS), or set ADMIN_API_KEY"),
         (("--decode", "a:1,b:2,a:1"), "--decode lists a:1 more than once"),
         (("--decode", "localhost"), "'localhost' is not HOST:PORT"),
