@@ -6,6 +6,7 @@ decode engine gets the client's own bytes, but for the field that tells it where
 """
 
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
@@ -27,6 +28,11 @@ _PARTS_BYTES: Final = 1 << 20
 _DROPPED: Final = (
     "stream_options",  # refused without stream
     "min_tokens",  # would contradict max_tokens=1
+    # A prefill that ends otherwise than by length hands over nothing: who waits for its KV does so for minutes.
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "repetition_detection",
     "best_of",
     "use_beam_search",
     # They make an engine compute the whole prompt's logits, and vLLM pass over its prefix cache:
@@ -36,6 +42,9 @@ _DROPPED: Final = (
     "top_logprobs",
     "logprob_token_ids",
 )
+_ONE: Final = frozenset({b"null", b"1"})
+_NOT_SET: Final = frozenset({b"null", b"false"})
+_SEVERAL: Final = re.compile(rb'\[\s*(?:\{|(?:"[^"\\]*(?:\\.[^"\\]*)*"|\[[^\]]*\])\s*,)', re.DOTALL)  # a second in a list
 _ASK_TO_KEEP: Final = {  # what vLLM's NIXL connector wants to be told; other connectors pass over it
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -75,6 +84,24 @@ def is_streamed(request: Fields) -> bool:
     return "stream" in request and bytes(request["stream"]) == b"true"
 
 
+def is_handed_over(request: Fields) -> bool:
+    """Whether one engine can be told where another keeps the KV of it: one prompt, one sequence, and a prompt that need
+    not be computed anyway. An engine knows one place for each request; several sequences would share it, and all but
+    one decode from what another's prompt left there."""
+    if any(_says(request, name, but=_ONE) for name in ("n", "best_of")):
+        return False
+    if _says(request, "use_beam_search") or _says(request, "prompt_logprobs", but=frozenset({b"null"})):
+        return False
+    if _says(request, "echo") and (_says(request, "logprobs") or _says(request, "top_logprobs")):
+        return False
+    prompts = [request[name] for name in ("prompt", "prompt_embeds") if _says(request, name)]
+    return len(prompts) < 2 and not any(_SEVERAL.match(prompt) for prompt in prompts)
+
+
+def _says(request: Fields, name: str, *, but: frozenset[bytes] = _NOT_SET) -> bool:
+    return name in request and (len(memoryview(request[name])) > len(b"false") or bytes(request[name]) not in but)
+
+
 def ask_of(request: Fields, session: str) -> Ask:
     """What the choice of an engine may go by. A prompt's tokens are estimated: from its bytes, if it is text."""
     digest, size, tokens = xxhash.xxh3_64(request.get("model", b"")), 0, 0
@@ -90,13 +117,14 @@ def ask_of(request: Fields, session: str) -> Ask:
             part = text[:room]
             digest.update(part.encode(errors="surrogatepass") if isinstance(part, str) else part)
         size += len(text)
-    return Ask(tokens + -(-size // _BYTES_A_TOKEN), digest.intdigest(), session)
+    estimated = tokens + -(-size // _BYTES_A_TOKEN)
+    return Ask(estimated, digest.intdigest(), session, handed_over=is_handed_over(request))
 
 
 def prefill_request(request: Fields, *, chat: bool, handover: Handover | None, transfer_id: str = "") -> dict[str, Any]:
     """The prefill leg's request for a completion, or for a chat completion. Handover None: it is to be found out."""
     leg: dict[str, Any] = {name: value for name, value in request.items() if name not in _DROPPED}
-    leg |= {"max_tokens": 1, "stream": False}
+    leg |= {"max_tokens": 1, "stream": False, "ignore_eos": True}
     if chat or "max_completion_tokens" in leg:
         leg["max_completion_tokens"] = 1
     if "n" in leg:

@@ -110,8 +110,28 @@ class Router:
     def begin(self, ask: Ask, *, prefill: bool, repeatable: bool) -> "Route":
         """The route of a new request. Repeatable: a second engine may be asked even if a first one may have run it."""
         self.budget.earn()
-        wanted = prefill and self.handover is not Handover.NONE and bool(self.fleet.engines(Role.PREFILL))
+        wanted = prefill and self.handover is not Handover.NONE and self._may_prefill(ask)
         return Route(self, ask, prefill=wanted, repeatable=repeatable)
+
+    def _may_prefill(self, ask: Ask) -> bool:
+        engines, unfit = self.fleet.engines(Role.PREFILL), self.unfit(Role.PREFILL, ask)
+        return any(engine.address not in unfit for engine in engines)
+
+    def unfit(self, role: Role, ask: Ask) -> frozenset[Address]:
+        """The engines that cannot do what the request needs."""
+        return frozenset(engine.address for engine in self.fleet.engines(role) if not self._is_fit(engine, ask))
+
+    def _is_fit(self, engine: Engine, ask: Ask) -> bool:
+        if engine.role is Role.PREFILL and not ask.handed_over:
+            return (self.handover or engine.handover) not in (Handover.PULL, Handover.PUSH)
+        return True
+
+    def handover_of(self, engine: Engine, ask: Ask) -> Handover | None:
+        """None: its answer will tell. STORE is asked again with every prefill: one answer without kv_transfer_params
+        proves little."""
+        if not ask.handed_over:
+            return Handover.STORE
+        return self.handover or (None if engine.handover is Handover.STORE else engine.handover)
 
 
 class Route:
@@ -217,7 +237,7 @@ class Route:
 
     def _prefill(self, now: float) -> Decision:
         while (prefill := self._pick(Role.PREFILL, now)) is not None:
-            handover = self._router.handover or _known(prefill.engine)
+            handover = self._router.handover_of(prefill.engine, self._ask)
             if handover is not Handover.PUSH:
                 return Prefill(prefill, handover)
             if prefill.engine.transfer_ids:
@@ -235,7 +255,8 @@ class Route:
         return Unserved(self._tried[Role.DECODE], may_have_run)
 
     def _pick(self, role: Role, now: float) -> Booking | None:
-        candidates = self._fleet.candidates(role, now, frozenset(self._tried[role]))
+        not_to_ask = self._router.unfit(role, self._ask).union(self._tried[role])
+        candidates = self._fleet.candidates(role, now, not_to_ask)
         if not candidates:
             return None
         engine = candidates[0] if len(candidates) == 1 else self._router.policies[role](candidates, self._ask)
@@ -247,8 +268,3 @@ class Route:
         for leg in self._legs.values():
             self._fleet.ended(leg)
         self._legs.clear()
-
-
-def _known(engine: Engine) -> Handover | None:
-    """STORE is asked again with every prefill: one answer without kv_transfer_params proves little."""
-    return None if engine.handover is Handover.STORE else engine.handover

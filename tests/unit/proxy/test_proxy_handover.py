@@ -238,6 +238,63 @@ async def test_an_engine_that_comes_back_has_another_id(
     assert engine.transfer_ids == ("engine-1",)  # known before it is offered
 
 
+# -- several sequences
+
+SEVERAL: list[dict[str, Any]] = [
+    {"prompt": ["hello", "you"]},
+    {"prompt": [[1, 2], [3]]},
+    {"n": 3},
+    {"best_of": 2},
+    {"use_beam_search": True},
+]
+
+
+@pytest.mark.parametrize("fields", SEVERAL)
+@pytest.mark.parametrize("handover", [Handover.PULL, Handover.PUSH])
+async def test_several_sequences_are_decoded_without_what_only_one_can_have(
+    start_cluster: Any, bootstrap: Bootstrap, handover: Handover, fields: dict[str, Any]
+) -> None:
+    cluster = await start_cluster(mooncake_bootstrap_port=bootstrap.port if handover is Handover.PUSH else 9)
+    cluster.prefills[0].params = NIXL
+    assert (await cluster.complete())[0] == 200
+    assert learned(cluster) == [handover]
+    for stream in (False, True):
+        body = json.dumps({"prompt": "hello", "stream": stream} | fields).encode()
+        async with cluster.client.post("/v1/completions", data=body, headers=JSON) as response:
+            assert response.status == 200
+            await response.read()
+        assert cluster.decodes[0].legs[-1].body == body
+    assert len(cluster.prefills[0].legs) == 1
+    await cluster.metric_is(3, "requests_total", outcome="ok")
+    assert (await cluster.complete(prompt=["hello"], n=1))[0] == 200  # a list of one is one
+    assert "kv_transfer_params" in cluster.decodes[0].legs[-1].json
+
+
+@pytest.mark.parametrize("fields", SEVERAL)
+async def test_several_sequences_are_prefilled_into_a_store(start_cluster: Any, fields: dict[str, Any]) -> None:
+    """Also where the proxy has yet to find out how the engine hands over: then it is not asked to keep anything."""
+    for handover in ("store", "auto"):
+        cluster = await start_cluster(handover=handover)
+        cluster.prefills[0].params = NIXL
+        assert (await cluster.complete(**fields))[0] == 200
+        (prefill,), (decode,) = cluster.prefills[0].legs, cluster.decodes[0].legs
+        assert prefill.json["prompt"] == decode.json["prompt"]
+        assert (prefill.json.get("n", 1), prefill.json["max_tokens"]) == (1, 1)
+        assert "kv_transfer_params" not in prefill.json
+        assert "kv_transfer_params" not in decode.json
+        assert learned(cluster) == [None]
+
+
+async def test_a_chat_of_several_answers_is_decoded_without_what_only_one_can_have(
+    start_cluster: Any, bootstrap: Bootstrap
+) -> None:
+    cluster = await start_cluster(mooncake_bootstrap_port=bootstrap.port)
+    body = b'{"messages": [{"role": "user", "content": "hello"}], "n": 2}'
+    async with cluster.client.post("/v1/chat/completions", data=body, headers=JSON) as response:
+        assert response.status == 200
+    assert (cluster.prefills[0].legs, cluster.decodes[0].legs[0].body) == ([], body)
+
+
 # -- who is asked
 
 

@@ -34,7 +34,7 @@ def test_everything_that_shapes_the_prompt_is_kept() -> None:
         "unheard_of": {"b": [1.5, None]},
     }
     leg = sent(asked, chat=True, handover=Handover.STORE)
-    assert leg == asked | {"max_tokens": 1, "max_completion_tokens": 1, "stream": False}
+    assert leg == asked | {"max_tokens": 1, "max_completion_tokens": 1, "stream": False, "ignore_eos": True}
 
 
 def test_one_token_and_nothing_that_costs_more() -> None:
@@ -53,10 +53,16 @@ def test_one_token_and_nothing_that_costs_more() -> None:
         "prompt_logprobs": 2,
         "top_logprobs": 5,
         "logprob_token_ids": [1],
+        "stop": [" the"],
+        "stop_token_ids": [5],
+        "include_stop_str_in_output": True,
+        "repetition_detection": {"max_pattern_size": 1, "min_count": 2},
+        "ignore_eos": False,
     }
     before = dict(asked)
     leg = sent(asked, chat=False, handover=Handover.STORE)
-    assert leg == {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 1, "stream": False, "n": 1}
+    by_length = {"max_tokens": 1, "ignore_eos": True}  # and not by a token that ends it: that would leave no KV behind
+    assert leg == by_length | {"model": "tiny", "prompt": [1, 2, 3], "stream": False, "n": 1}
     assert asked == before
 
 
@@ -105,7 +111,7 @@ def test_what_engines_take_for_a_number_is_no_reason_to_refuse() -> None:
 
 def test_a_prefill_is_asked_to_keep_its_kv_as_each_handover_wants_it() -> None:
     asked = {"prompt": "x"}
-    plain = asked | {"max_tokens": 1, "stream": False}
+    plain = asked | {"max_tokens": 1, "stream": False, "ignore_eos": True}
     assert sent(asked, chat=False, handover=Handover.STORE) == plain
     keep = dict.fromkeys(("remote_engine_id", "remote_block_ids", "remote_host", "remote_port"))
     for handover in (Handover.PULL, None):
@@ -201,6 +207,57 @@ def test_a_request_is_streamed_if_it_says_true() -> None:
     assert legs.is_streamed(fields({"stream": True}))
     for other in ({}, {"stream": False}, {"stream": None}, {"stream": "true"}, {"stream": 1}):
         assert not legs.is_streamed(fields(other))
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        {},
+        {"prompt": "a"},
+        {"prompt": '"a", "b"'},
+        {"prompt": [1, 2, 3]},
+        {"prompt": ["a"]},
+        {"prompt": ['a", "b\\']},
+        {"prompt": [[1, 2, 3]]},
+        {"prompt": []},
+        {"prompt": None, "prompt_embeds": "AAAA"},
+        {"prompt_embeds": ["AAAA"]},
+        {"n": 1, "best_of": 1, "use_beam_search": False},
+        {"n": None, "best_of": None, "use_beam_search": None, "prompt_logprobs": None},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]},
+        {"echo": True},
+        {"logprobs": 5, "top_logprobs": 2, "echo": False},
+    ],
+)
+def test_one_sequence_of_one_prompt_is_handed_over(one: dict[str, Any]) -> None:
+    assert ask(one).handed_over
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        {"prompt": ["a", "b"]},
+        {"prompt": ["a" * 100, "b", "c"]},
+        {"prompt": ['\\"', "b"]},
+        {"prompt": [[1, 2], [3]]},
+        {"prompt": [[], []]},
+        {"prompt": [{"prompt": "a"}]},  # not understood
+        {"prompt_embeds": ["AAAA", "AAAA"]},
+        {"prompt": "a", "prompt_embeds": "AAAA"},
+        {"n": 3},
+        {"n": "3"},
+        {"best_of": 2},
+        {"use_beam_search": True},
+        {"messages": [], "n": 2},
+        {"prompt_logprobs": 0},  # the engine computes the prompt anyway, and fetches nothing
+        {"echo": True, "logprobs": 0},
+        {"echo": True, "top_logprobs": 3},
+    ],
+)
+def test_several_sequences_are_not_handed_over(several: dict[str, Any]) -> None:
+    assert not ask(several).handed_over
+    spaced = json.dumps(several, indent=2).encode()
+    assert not ask_of(decode_fields(spaced), "").handed_over
 
 
 def ask(request: Any) -> Ask:
