@@ -18,6 +18,7 @@ from aiohttp import web
 from aiohttp.http import StreamWriter
 from multidict import CIMultiDict
 
+from services.proxy.billing import Bill, BilledAnswer
 from services.proxy.config import ProxySettings
 from services.proxy.connections import PassedOn
 from services.proxy.core import legs
@@ -25,6 +26,7 @@ from services.proxy.core.codec import encode
 from services.proxy.core.fleet import Booking, Handover, Role
 from services.proxy.core.routing import Decision, Decode, Finished, Outcome, Pair, Prefill, Router, Unserved
 from services.proxy.core.scheduling import Ask
+from services.proxy.core.usage import cached_of
 from services.proxy.errors import ID, OUTCOME, error_object, error_response
 from services.proxy.heads import header_lines
 from services.proxy.metrics import Metrics
@@ -87,6 +89,7 @@ class Exchange:
         prefill = call.asked is not None and call.ask.prompt_tokens >= settings.prefill_min_tokens
         self._route = router.begin(call.ask, prefill=prefill, repeatable=call.repeatable)
         self._params: dict[str, Any] | None = None  # what the decode leg is told of where the KV lies
+        self._bill: Bill | None = None  # None: no prefill was done for this request
         self._held: Held | None = None
         self._alone = False
 
@@ -113,6 +116,7 @@ class Exchange:
                     role, outcome = Role.PREFILL, await self._prefill(leg, handover)
                 case Decode(leg, alone, fetching):
                     self._alone = alone
+                    self._bill = None if alone else self._bill
                     role, outcome = Role.DECODE, await self._decode(leg, self._params if fetching else None)
                 case Pair(prefill, decode):
                     role, outcome = await self._pair(prefill, decode)
@@ -132,6 +136,7 @@ class Exchange:
         to = booking.engine.address
         note = self._call.story.leg(Role.PREFILL, to)
         outcome, reason = Outcome.DONE, ""
+        bill = self._bill = asyncio.get_running_loop().create_future()
         asked = legs.prefill_request(
             self._call.asked or {},
             chat=self._call.request.path.endswith("/chat/completions"),
@@ -146,6 +151,7 @@ class Exchange:
             with self._upstream.leg(to, self._settings.first_token_timeout) as leg:
                 answer = await self._send(leg, body, self._call.story.headers(headers, note))
                 content = await answer.read_all(_PREFILL_BYTES_MAX)
+            bill.set_result(cached_of(content) if answer.status == 200 else None)
             if answer.status >= 500 or 300 <= answer.status < 400 or answer.status == 429:
                 outcome = Outcome.BUSY if answer.status in (429, 503) else Outcome.BROKEN
                 reason = f"it answered {answer.status}"
@@ -155,6 +161,7 @@ class Exchange:
                     found = Handover.STORE if self._params is None else Handover.PULL
                     self._router.fleet.learned(booking.engine, found)
         except LegFailed as failure:
+            bill.set_result(None)
             outcome, reason = failure.outcome, str(failure)
         self._leg_ended(note, outcome, reason)
         return outcome
@@ -195,6 +202,8 @@ class Exchange:
             timeout_s = self._settings.first_token_timeout if call.streamed else None
             with self._upstream.leg(note.to, timeout_s) as leg:
                 answer = await self._send(leg, body, call.story.headers(call.headers, note))
+                if self._bill is not None and not answer.is_packed:
+                    answer = BilledAnswer(answer, self._bill)
                 looked = await self._look(answer)
                 if isinstance(looked, _Failed):
                     outcome, reason = looked.outcome, looked.reason

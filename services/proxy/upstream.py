@@ -44,29 +44,33 @@ class Answer:
     """An engine's answer, from its status line on."""
 
     def __init__(self, response: Response, to: Address) -> None:
-        self._response = response
-        self._to = to
+        self.response = response
+        self.to = to
         self.status = response.status
         self.reason = response.reason
 
     @property
     def headers(self) -> CIMultiDict[str]:
         """Those that are the client's, too."""
-        return for_client(self._response.headers, self._to)
+        return for_client(self.response.headers, self.to)
 
     @property
     def is_events(self) -> bool:
-        kind = self._response.headers.get("Content-Type", "")
+        kind = self.response.headers.get("Content-Type", "")
         return kind.partition(";")[0].strip().lower() == "text/event-stream"
+
+    @property
+    def is_packed(self) -> bool:
+        return "Content-Encoding" in self.response.headers
 
     @property
     def at_end(self) -> bool:
         """Whether everything was read."""
-        return self._response.at_end
+        return self.response.at_end
 
     def read(self) -> Coroutine[Any, Any, bytes]:
         """The next bytes as they came, empty at the end."""
-        return self._response.read()
+        return self.response.read()
 
     async def read_event(self) -> bytes:
         """The bytes up to the end of the first SSE event that has data at least, or to the end of the answer."""

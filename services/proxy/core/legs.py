@@ -44,7 +44,8 @@ _DROPPED: Final = (
 )
 _ONE: Final = frozenset({b"null", b"1"})
 _NOT_SET: Final = frozenset({b"null", b"false"})
-_SEVERAL: Final = re.compile(rb'\[\s*(?:\{|(?:"[^"\\]*(?:\\.[^"\\]*)*"|\[[^\]]*\])\s*,)', re.DOTALL)  # a second in a list
+_SEVERAL: Final = re.compile(rb'\[\s*(?:\{|(?:"[^"\\]*(?:\\.[^"\\]*)*"|\[[^\]]*\])\s*,)', re.DOTALL)
+"""A list with a second prompt in it, or with what nobody understands."""
 _ASK_TO_KEEP: Final = {  # what vLLM's NIXL connector wants to be told; other connectors pass over it
     "do_remote_decode": True,
     "do_remote_prefill": False,
