@@ -1,35 +1,33 @@
 """One request's legs: carries out what its Route decides, and passes the decode engine's answer on.
 
 Nothing reaches the client before the decode engine's first byte is there, or the first event of its stream was looked
-at: until then another engine can be asked. After it a failure ends the stream with an error event. Bytes are passed as
-they come. Cancelling run(), when the client is gone, cancels the legs under way. Keeps invariant 16 for its part.
+at: until then another engine can be asked. After it a failure is the client's to see (reply). Cancelling run(), when
+the client is gone, cancels the legs under way. Keeps invariant 16 for its part.
 """
 
 import asyncio
-import contextlib
-import json
 import logging
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from aiohttp import web
-from aiohttp.http import StreamWriter
 from multidict import CIMultiDict
 
 from services.proxy.billing import Bill, BilledAnswer
 from services.proxy.config import ProxySettings
-from services.proxy.connections import PassedOn
 from services.proxy.core import legs
 from services.proxy.core.codec import encode
+from services.proxy.core.events import failure_of
 from services.proxy.core.fleet import Booking, Handover, Role
 from services.proxy.core.routing import Decision, Decode, Finished, Outcome, Pair, Prefill, Router, Unserved
 from services.proxy.core.scheduling import Ask
 from services.proxy.core.usage import cached_of
-from services.proxy.errors import ID, OUTCOME, error_object, error_response
+from services.proxy.errors import ID
 from services.proxy.heads import header_lines
 from services.proxy.metrics import Metrics
+from services.proxy.reply import ClientGone, Reply
 from services.proxy.story import LegNote, Story
 from services.proxy.upstream import Answer, Leg, LegFailed, Upstream
 
@@ -37,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 _PREFILL_BYTES_MAX: Final = 8 << 20
 _HELD_BYTES_MAX: Final = 1 << 20
-_LAST_WORD_S: Final = 2.0
-_RETRIED: Final = frozenset({429, 500, 502, 503, 504})
+_BUSY: Final = frozenset({429, 503, 529})
+_RETRIED: Final = _BUSY | {500, 502, 504}
 
 
 @dataclass(slots=True)
@@ -54,7 +52,6 @@ class Call:
     asked: legs.Fields | None = None  # None: it is passed on untouched
     ask: Ask = field(default_factory=Ask)
     streamed: bool = False
-    response: web.StreamResponse | None = None  # from the first byte on
 
 
 @dataclass(slots=True)
@@ -72,17 +69,13 @@ class _Failed(NamedTuple):
     reason: str
 
 
-class _ClientGone(Exception):
-    """The client left, or takes nothing any more."""
-
-
 class Exchange:
     def __init__(
         self, call: Call, router: Router, upstream: Upstream, metrics: Metrics, settings: ProxySettings
     ) -> None:
         self._call = call
         self._upstream = upstream
-        self._within = upstream.deadlines.within
+        self._reply = Reply(call.request, upstream.deadlines.within, settings.slow_client_timeout)
         self._metrics = metrics
         self._settings = settings
         self._router = router
@@ -94,16 +87,16 @@ class Exchange:
         self._alone = False
 
     async def run(self) -> web.StreamResponse:
-        limit_s = self._settings.request_timeout
+        limit_s, fail = self._settings.request_timeout, self._reply.fail
         try:
-            with self._within(limit_s - (time.monotonic() - self._call.story.began)):
+            with self._upstream.deadlines.within(limit_s - (time.monotonic() - self._call.story.began)):
                 return await self._follow()
         except TimeoutError:
-            return await self._fail(504, f"the request was not answered within {limit_s:g} s", outcome="timed_out")
+            return await fail(504, f"the request was not answered within {limit_s:g} s", outcome="timed_out")
         except LegFailed as failure:
-            return await self._fail(502, f"the decode engine broke off its answer: {failure}", outcome="broken")
-        except _ClientGone:
-            self._abort()
+            return await fail(502, f"the decode engine broke off its answer: {failure}", outcome="broken")
+        except ClientGone:
+            self._reply.abort()
             raise asyncio.CancelledError from None
         finally:
             self._route.close()
@@ -121,9 +114,9 @@ class Exchange:
                 case Pair(prefill, decode):
                     role, outcome = await self._pair(prefill, decode)
                 case Finished():
-                    if self._call.response is None:
+                    if self._reply.response is None:
                         raise RuntimeError("the route finished without an answer")
-                    return self._call.response
+                    return self._reply.response
                 case Unserved():
                     return await self._unserved(decision)
             decision = self._route.step(role, outcome, time.monotonic())
@@ -153,7 +146,7 @@ class Exchange:
                 content = await answer.read_all(_PREFILL_BYTES_MAX)
             bill.set_result(cached_of(content) if answer.status == 200 else None)
             if answer.status >= 500 or 300 <= answer.status < 400 or answer.status == 429:
-                outcome = Outcome.BUSY if answer.status in (429, 503) else Outcome.BROKEN
+                outcome = _outcome_of(answer.status)
                 reason = f"it answered {answer.status}"
             elif handover in (None, Handover.PULL):
                 self._params = legs.pulled_params(content, to)
@@ -184,7 +177,7 @@ class Exchange:
             if prefilling.done() and not decoding.done():
                 if prefilling.result() is Outcome.DONE:
                     self._route.prefilled()
-                elif self._call.response is None:
+                elif self._reply.response is None:
                     return Role.PREFILL, prefilling.result()
             return Role.DECODE, await decoding
         finally:
@@ -212,7 +205,7 @@ class Exchange:
                     await self._pass_on(leg, answer, looked)
         except LegFailed as failure:
             self._leg_ended(note, failure.outcome, str(failure))
-            if call.response is not None:
+            if self._reply.response is not None:
                 self._route.broke_off(time.monotonic())
                 raise
             return failure.outcome
@@ -233,22 +226,18 @@ class Exchange:
         if answer.status in _RETRIED:
             body = await answer.read_all(_HELD_BYTES_MAX)
             self._held = Held(answer.status, answer.reason, answer.headers, body)
-            outcome = Outcome.BUSY if answer.status in (429, 503) else Outcome.BROKEN
-            return _Failed(outcome, f"it answered {answer.status}")
+            return _Failed(_outcome_of(answer.status), f"it answered {answer.status}")
         if not (answer.status == 200 and answer.is_events):
             first = await answer.read()
             if not first and answer.status == 200 and self._call.asked is not None:
                 raise LegFailed(Outcome.BROKEN, "it answered 200 without a body")
             return first
         first = await answer.read_event()
-        error = legs.error_of(first)
-        code = None if error is None else error.get("code")
-        if error is None or (isinstance(code, int) and 400 <= code < 500):  # the client's fault is the client's to see
+        failure = failure_of(first)
+        if failure is None or (failure.status < 500 and failure.status not in _RETRIED):  # the client's to see
             return first
-        status = code if isinstance(code, int) and 500 <= code < 600 else 500
-        headers = CIMultiDict({"Content-Type": "application/json"})
-        self._held = Held(status, None, headers, encode({"error": error}))
-        return _Failed(Outcome.BROKEN, f"its stream began with an error: {error.get('message')}")
+        self._held = Held(failure.status, None, CIMultiDict({"Content-Type": "application/json"}), failure.body)
+        return _Failed(_outcome_of(failure.status), f"its stream began with an error: {failure.message}")
 
     async def _pass_on(self, leg: Leg, answer: Answer, first: bytes) -> None:
         call = self._call
@@ -256,8 +245,7 @@ class Exchange:
         call.story.first_byte_at = time.monotonic()
         if call.streamed:
             self._metrics.ttft_seconds.observe(call.story.first_byte_at - call.story.began)
-        response = await self._begin(answer.status, answer.reason, answer.headers)
-        writer = cast(StreamWriter, await response.prepare(call.request))  # the one it has, at once
+        await self._begin(answer.status, answer.reason, answer.headers)
         chunk = first
         while chunk:
             call.story.bytes += len(chunk)
@@ -266,86 +254,35 @@ class Exchange:
                 self._metrics.gap_seconds.observe(gap)
             if answer.at_end:
                 break
-            await self._write(writer, chunk)
+            await self._reply.write(chunk)
             chunk = await answer.read()
-        await self._end(response, chunk)
+        await self._reply.end(chunk)
 
-    # -- to the client
-
-    async def _begin(self, status: int, reason: str | None, headers: CIMultiDict[str]) -> web.StreamResponse:
-        call = self._call
-        response = PassedOn(status=status, reason=reason, headers=headers)
-        response.headers.setdefault("X-Request-Id", call.request[ID])
-        call.request[OUTCOME] = "engine_error" if status >= 400 else "decode_alone" if self._alone else "ok"
-        call.response = response
-        try:
-            await response.prepare(call.request)
-        except ConnectionError as error:
-            raise _ClientGone from error
-        return response
-
-    async def _write(self, writer: StreamWriter, chunk: bytes) -> None:
-        """Returns when the client has taken so much that the rest may wait in the kernel and a small buffer."""
-        try:
-            await writer.write(chunk, drain=False)
-            if self._call.request.protocol.writing_paused:
-                with self._within(self._settings.slow_client_timeout):
-                    await writer.drain()
-        except TimeoutError as error:
-            taken_s = self._settings.slow_client_timeout
-            logger.warning("request %s: the client took nothing for %g s", self._call.request[ID], taken_s)
-            raise _ClientGone from error
-        except ConnectionError as error:
-            raise _ClientGone from error
-
-    async def _end(self, response: web.StreamResponse, last: bytes) -> None:
-        """In one packet with the last bytes."""
-        try:
-            with self._within(self._settings.slow_client_timeout):
-                await response.write_eof(last)
-        except (TimeoutError, ConnectionError) as error:
-            raise _ClientGone from error
+    async def _begin(self, status: int, reason: str | None, headers: CIMultiDict[str]) -> None:
+        outcome = "engine_error" if status >= 400 else "decode_alone" if self._alone else "ok"
+        await self._reply.begin(status, reason, headers, outcome=outcome)
 
     # -- how it can end badly
 
     async def _unserved(self, decision: Unserved) -> web.StreamResponse:
         if self._held is not None:  # an engine's own words say more than the proxy's
             held = self._held
-            response = await self._begin(held.status, held.reason, held.headers)
-            await self._end(response, held.body)
-            return response
+            await self._begin(held.status, held.reason, held.headers)
+            return await self._reply.end(held.body)
         if decision.may_have_run:
             message = f"decode engine {decision.failed[-1]} broke off before it answered; the request may have run"
-            return await self._fail(502, message, outcome="unserved")
+            return await self._reply.fail(502, message, outcome="unserved")
         tried = f"none of {', '.join(decision.failed)} answered" if decision.failed else "none is up"
-        return await self._fail(503, f"no decode engine is available: {tried}", outcome="unserved")
-
-    async def _fail(self, status: int, message: str, *, outcome: str) -> web.StreamResponse:
-        """An error before the first byte has its status; after it, it ends the stream or breaks the connection."""
-        request, response = self._call.request, self._call.response
-        logger.warning("request %s: %s", request[ID], message)
-        request[OUTCOME] = outcome
-        if response is None:
-            return error_response(request, status, message)
-        reads = not request.protocol.writing_paused  # a client that does not read has no need of an event
-        if reads and response.content_type == "text/event-stream" and response.content_length is None:
-            event = json.dumps(error_object(status, message))
-            with contextlib.suppress(TimeoutError, ConnectionError), self._within(_LAST_WORD_S):
-                await response.write(f"\n\ndata: {event}\n\n".encode())  # the blank line ends what was cut
-                await response.write_eof()
-                return response
-        self._abort()
-        return response
-
-    def _abort(self) -> None:
-        """So that a part is not taken for the whole."""
-        if self._call.request.transport is not None:
-            self._call.request.transport.abort()
+        return await self._reply.fail(503, f"no decode engine is available: {tried}", outcome="unserved")
 
     def _leg_ended(self, note: LegNote, outcome: Outcome, reason: str) -> None:
         role, to = note.role, note.to
         note.end(outcome.value, reason)
         self._metrics.leg(role, to, outcome.value).observe(note.ended - note.began)
-        if outcome is not Outcome.DONE and self._call.response is None:
+        if outcome is not Outcome.DONE and self._reply.response is None:
             self._metrics.retries.labels(role.value, to, outcome.value).inc()
             logger.warning("request %s: %s engine %s failed: %s", self._call.request[ID], role.value, to, reason)
+
+
+def _outcome_of(status: int) -> Outcome:
+    return Outcome.BUSY if status in _BUSY else Outcome.BROKEN

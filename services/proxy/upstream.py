@@ -12,8 +12,8 @@ from typing import Any, Final, Self
 
 from multidict import CIMultiDict
 
+from services.proxy.core.events import first_event, is_stream
 from services.proxy.core.fleet import Address
-from services.proxy.core.legs import first_data
 from services.proxy.core.routing import Outcome
 from services.proxy.deadlines import Deadlines
 from services.proxy.heads import for_client, header_lines, request_head
@@ -56,8 +56,7 @@ class Answer:
 
     @property
     def is_events(self) -> bool:
-        kind = self.response.headers.get("Content-Type", "")
-        return kind.partition(";")[0].strip().lower() == "text/event-stream"
+        return is_stream(self.response.headers)
 
     @property
     def is_packed(self) -> bool:
@@ -75,7 +74,7 @@ class Answer:
     async def read_event(self) -> bytes:
         """The bytes up to the end of the first SSE event that has data at least, or to the end of the answer."""
         content = await self.read()
-        while first_data(content) is None and len(content) < _EVENT_BYTES_MAX:
+        while first_event(content) is None and len(content) < _EVENT_BYTES_MAX:
             if not (more := await self.read()):
                 break
             content += more

@@ -189,29 +189,6 @@ def transfer_ids(answer: bytes) -> tuple[str, ...]:
         return ()
 
 
-def first_data(events: bytes) -> bytes | None:
-    """The data of the first SSE event that has any; None if that has not come whole."""
-    data: list[bytes] = []
-    for line in events.splitlines(keepends=True):
-        if line.startswith(b"data:"):
-            data.append(line[5:].strip())
-        elif data and not line.strip():
-            return b"\n".join(data)
-    return None
-
-
-def error_of(events: bytes) -> dict[str, Any] | None:
-    """The error that a stream's first event is; None if it is anything else."""
-    if b'"error"' not in events:
-        return None
-    try:
-        content = decode(first_data(events) or b"")
-    except (ValueError, RecursionError):
-        return None
-    error = content.get("error") if isinstance(content, dict) else None
-    return error if isinstance(error, dict) else None
-
-
 class _Part(msgspec.Struct, gc=False):
     text: str = ""
 

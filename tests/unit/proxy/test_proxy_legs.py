@@ -9,7 +9,7 @@ import pytest
 from services.proxy.core import legs
 from services.proxy.core.codec import Raw, decode_fields, encode
 from services.proxy.core.fleet import Address, Engine, Handover, Role
-from services.proxy.core.legs import BadRequest, ask_of, error_of, first_data, parse_request, prefill_request
+from services.proxy.core.legs import BadRequest, ask_of, parse_request, prefill_request
 from services.proxy.core.scheduling import Ask
 
 
@@ -164,43 +164,6 @@ def test_answers_that_say_nothing_of_where_the_kv_lies(answer: bytes) -> None:
 def test_a_bootstrap_server_lists_its_engines_by_rank(answer: bytes, ids: str) -> None:
     assert legs.transfer_ids(answer) == tuple(ids)
     assert legs.bootstrap_of(Engine(Role.PREFILL, Address("[::1]:8100")), 8998) == "http://[::1]:8998"
-
-
-@pytest.mark.parametrize(
-    ("events", "data"),
-    [
-        (b"data: 1\n\ndata: 2\n\n", b"1"),
-        (b"data:1\r\n\r\n", b"1"),
-        (b"data: 1\r\rdata: 2\r\r", b"1"),
-        (b": ping\n\nevent: x\ndata: 1\n\n", b"1"),
-        (b"data: 1\ndata: 2\n\n", b"1\n2"),
-        (b"\n\n\ndata: 1\n\n", b"1"),
-        (b"data: 1\n", None),
-        (b"data: 1", None),
-        (b": ping\n\n", None),
-        (b"", None),
-    ],
-)
-def test_the_first_event_that_has_data(events: bytes, data: bytes | None) -> None:
-    assert first_data(events) == data
-
-
-def test_a_first_event_that_is_an_error() -> None:
-    event = b'data: {"error": {"message": "KV load failed", "code": 500}}\n\n'
-    error = {"message": "KV load failed", "code": 500}
-    assert error_of(event) == error
-    assert error_of(event + b"data: [DONE]\n\n") == error  # as vLLM ends it, in one piece
-    assert error_of(b": ping\n\n" + event) == error
-    for other in (
-        b'{"error": null}',
-        b'{"error": "x"}',
-        b'["error"]',
-        b'"error"',
-        b'{"choices": "\\"error\\""}',
-        b'"error',
-    ):
-        assert error_of(b"data: " + other + b"\n\n") is None
-    assert error_of(b'data: {"choices": []}\n\n' + event) is None
 
 
 def test_a_request_is_streamed_if_it_says_true() -> None:

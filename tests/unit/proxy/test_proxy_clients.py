@@ -1,0 +1,260 @@
+"""The openai and anthropic clients, behind the proxy, of engines that break off: each raises its own exception, and no
+text that an engine left half-said is taken for the whole."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+from aiohttp import web
+
+Ask = Callable[[str], AsyncIterator[Any]]
+
+
+def event(data: dict[str, Any], *, named: bool) -> bytes:
+    name = f"event: {data['type']}\n" if named else ""
+    return f"{name}data: {json.dumps(data)}\n\n".encode()
+
+
+def chat_chunk(text: str) -> dict[str, Any]:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+    return {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "tiny", "choices": [choice]}
+
+
+def completion_chunk(text: str) -> dict[str, Any]:
+    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": None}
+    return {"id": "1", "object": "text_completion", "created": 1, "model": "tiny", "choices": [choice]}
+
+
+def response_delta(number: int, text: str) -> dict[str, Any]:
+    where = {"item_id": "m", "output_index": 0, "content_index": 0, "logprobs": []}
+    return {"type": "response.output_text.delta", "sequence_number": number, "delta": text} | where
+
+
+def content_delta(text: str) -> dict[str, Any]:
+    return {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
+
+
+SAID = {  # by path: two whole events, and a third
+    "/v1/chat/completions": [event(chat_chunk(text), named=False) for text in "abc"],
+    "/v1/completions": [event(completion_chunk(text), named=False) for text in "abc"],
+    "/v1/responses": [event(response_delta(number, text), named=True) for number, text in enumerate("abc")],
+    "/v1/messages": [event(content_delta(text), named=True) for text in "abc"],
+}
+TORN = {  # what there is of the third event when the engine breaks off
+    "between events": lambda third: b"",
+    "within a name or a field": lambda third: third[:4],
+    "within the data": lambda third: third[:-12],
+    "before the blank line": lambda third: third[:-1],
+}
+
+
+def breaking_off(path: str, tail: Callable[[bytes], bytes]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def act(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        first, second, third = SAID[path]
+        await response.write(first)
+        await response.write(second)
+        await asyncio.sleep(0.02)
+        await response.write(tail(third))
+        await asyncio.sleep(0.02)  # so that it is on its way
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    return act
+
+
+def text_of(path: str, said: Any) -> str:
+    match path:
+        case "/v1/chat/completions":
+            return str(said.choices[0].delta.content)
+        case "/v1/completions":
+            return str(said.choices[0].text)
+        case "/v1/responses":
+            return str(said.delta)
+    return str(said.delta.text)
+
+
+@pytest.fixture
+async def ask(cluster: Any) -> AsyncIterator[Ask]:
+    """Streams the answer's texts through the client that belongs to the path."""
+    ours = openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="k", max_retries=0, timeout=10)
+    theirs = anthropic.AsyncAnthropic(base_url=cluster.url, api_key="k", max_retries=0, timeout=10)
+    messages: Any = [{"role": "user", "content": "hello"}]
+
+    async def asking(path: str) -> AsyncIterator[Any]:
+        stream: Any
+        match path:
+            case "/v1/chat/completions":
+                stream = await ours.chat.completions.create(model="tiny", messages=messages, stream=True)
+            case "/v1/completions":
+                stream = await ours.completions.create(model="tiny", prompt="hello", stream=True)
+            case "/v1/responses":
+                stream = await ours.responses.create(model="tiny", input="hello", stream=True)
+            case _:
+                stream = await theirs.messages.create(model="tiny", max_tokens=9, messages=messages, stream=True)
+        async with stream:
+            async for said in stream:
+                yield text_of(path, said)
+
+    async with ours, theirs:
+        yield asking
+
+
+async def heard(asking: AsyncIterator[Any]) -> tuple[str, Exception | None]:
+    """What came, and what the client raised then."""
+    texts = ""
+    try:
+        async with aclosing(asking):  # type: ignore[type-var]
+            async for text in asking:
+                texts += text
+    except Exception as error:
+        return texts, error
+    return texts, None
+
+
+def own_error(path: str) -> type[Exception]:
+    return anthropic.APIError if path == "/v1/messages" else openai.APIError
+
+
+@pytest.mark.parametrize("where", TORN)
+@pytest.mark.parametrize("path", SAID)
+async def test_a_stream_that_breaks_off_is_an_error_of_the_clients_own(
+    cluster: Any, ask: Ask, path: str, where: str
+) -> None:
+    cluster.decodes[0].act = breaking_off(path, TORN[where])
+    texts, error = await asyncio.wait_for(heard(ask(path)), 10)
+    assert texts == "ab"
+    assert isinstance(error, own_error(path)), repr(error)
+    assert "the decode engine broke off" in str(error)
+    await cluster.metric_is(1, "requests_total", outcome="broken")
+
+
+@pytest.mark.parametrize("path", SAID)
+async def test_an_event_too_large_to_hold_back_is_cut_off_with_its_connection(
+    cluster: Any, ask: Ask, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that the proxy could add would be read as an event of its own."""
+    monkeypatch.setattr("services.proxy.core.events.HELD_BYTES_MAX", 16)
+    cluster.decodes[0].act = breaking_off(path, TORN["before the blank line"])
+    texts, error = await asyncio.wait_for(heard(ask(path)), 10)
+    assert texts == "ab"
+    assert error is not None
+    if path != "/v1/messages":  # of that client's streams httpx's own error comes out
+        assert isinstance(error, openai.APIConnectionError)
+
+
+@pytest.mark.parametrize("path", SAID)
+async def test_a_stream_out_of_time_is_an_error_of_the_clients_own(start_cluster: Any, path: str) -> None:
+    cluster = await start_cluster(0, 1, request_timeout=0.5)
+    held = asyncio.Event()
+
+    async def act(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(SAID[path][0] + SAID[path][1][:-5])
+        await held.wait()
+        return response
+
+    cluster.decodes[0].act = act
+    async with cluster.client.post(path, json={"stream": True}) as response:
+        content = await asyncio.wait_for(response.read(), 10)
+    assert content.startswith(SAID[path][0])
+    last = content.removeprefix(SAID[path][0])
+    assert last.startswith(b"data: " if path.endswith("completions") else b"event: error\n")
+    assert b"not answered within 0.5 s" in last
+    assert last.count(b"\n\n") == 1
+
+
+@pytest.mark.parametrize("packed", [True, False])
+async def test_what_has_no_known_form_is_cut_off(cluster: Any, packed: bool) -> None:
+    path, headers = ("/v1/messages", {"Content-Encoding": "br"}) if packed else ("/v1/elsewhere", {})
+
+    async def act(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"} | headers)
+        await response.prepare(request)
+        await response.write(b"data: 1\n\nda")
+        await asyncio.sleep(0.05)
+        return await cluster.decodes[0].reset(request)
+
+    cluster.decodes[0].act = act
+    reader, writer = await asyncio.open_connection(*cluster.url.removeprefix("http://").split(":"))
+    writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+    content = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    await writer.wait_closed()
+    assert not content.endswith(b"0\r\n\r\n")
+    assert b"200 OK" in content
+    assert b"error" not in content
+    assert (b"da\r\n" in content) is packed  # what cannot be read passes as it comes
+
+
+@pytest.mark.parametrize("path", SAID)
+async def test_what_the_proxy_itself_answers_is_of_the_paths_form(cluster: Any, ask: Ask, path: str) -> None:
+    cluster.decodes[0].act = cluster.decodes[0].reset
+    texts, error = await asyncio.wait_for(heard(ask(path)), 10)
+    assert texts == ""
+    assert isinstance(error, anthropic.APIStatusError | openai.APIStatusError)
+    assert isinstance(error, own_error(path))
+    body: Any = error.body
+    if path == "/v1/messages":
+        assert (body["type"], body["error"]["type"]) == ("error", "api_error")
+    else:
+        assert (body["type"], body["code"]) == ("server_error", error.status_code)
+
+
+@pytest.mark.parametrize("path", SAID)
+async def test_an_engines_own_error_event_comes_through(cluster: Any, ask: Ask, path: str) -> None:
+    """In the middle of a stream, and blaming the client at its beginning: as the engine said it."""
+    error = {"type": "error", "error": {"type": "invalid_request_error", "message": "boom", "code": "400"}}
+
+    async def act(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"".join(SAID[path][: len(expected)]) + event(error, named=True))
+        return response
+
+    cluster.decodes[0].act = act
+    for expected in ("", "ab"):
+        texts, raised = await asyncio.wait_for(heard(ask(path)), 10)
+        assert texts == expected
+        assert isinstance(raised, own_error(path))
+        assert "boom" in str(raised)
+    await cluster.metric_is(0, "retries_total")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ({"code": "503"}, 503, openai.InternalServerError),
+        ({"code": "429"}, 429, openai.RateLimitError),
+        ({"type": "overloaded_error"}, 529, openai.InternalServerError),
+        ({"type": "rate_limit_error"}, 429, openai.RateLimitError),
+        ({"type": "internal_error"}, 500, openai.InternalServerError),
+    ],
+)
+async def test_an_error_that_begins_every_stream_has_its_own_status(
+    cluster: Any, ask: Ask, code: dict[str, str], status: int, expected: type[openai.APIStatusError]
+) -> None:
+    async def act(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        said = {"type": "error", "error": code | {"message": "boom"}}
+        await response.write(event(said, named=True))
+        return response
+
+    cluster.decodes[0].act = act
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        texts, error = await asyncio.wait_for(heard(ask(path)), 10)
+        assert texts == ""
+        assert isinstance(error, own_error(path))
+        assert isinstance(error, anthropic.APIStatusError | openai.APIStatusError)
+        assert (error.status_code, "boom" in str(error)) == (status, True)
+        if path != "/v1/messages":
+            assert type(error) is expected
