@@ -9,10 +9,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NoReturn
+from urllib.parse import unquote
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from larder.addresses import ip_of, join, split
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,15 @@ async def overloaded(context: Any, reason: str, retry_ms: int) -> NoReturn:
     raise AssertionError("abort does not return")
 
 
+def peer_host(peer: str) -> str:
+    """The IP address in what gRPC calls a peer, such as ipv4:10.0.0.1:4711 or ipv6:%5B::1%5D:4711; empty where none."""
+    try:
+        host, _ = split(unquote(peer.partition(":")[2]))
+    except ValueError:
+        return ""
+    return str(ip_of(host) or "")
+
+
 class RpcServer:
     """Add servicers to `.server`, then start() with their full names."""
 
@@ -72,10 +83,10 @@ class RpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.server)
         try:
-            port = self.server.add_insecure_port(f"{self._host}:{self._port}")
+            port = self.server.add_insecure_port(join(self._host, self._port))
         except RuntimeError as error:
             raise OSError(
-                f"cannot listen on {self._host}:{self._port}: the port is taken or the host is not one of this "
+                f"cannot listen on {join(self._host, self._port)}: the port is taken or the host is not one of this "
                 "machine's; choose another --port (0 takes a free one)"
             ) from error
         await self.server.start()

@@ -10,7 +10,7 @@ from larder.v1 import master_pb2 as pb
 from larder.v1 import master_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from larder.wire import pack_keys, unpack_keys
 
-from services.common.rpc import overloaded
+from services.common.rpc import overloaded, peer_host
 from services.common.version import VERSION
 from services.master import wire
 from services.master.core import messages as m
@@ -121,7 +121,7 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
     ) -> AsyncIterator[node_pb2.MasterMessage]:
         """One node's stream, until either side ends it."""
         stream, queue = self._driver.open_stream()
-        reader = asyncio.create_task(self._read(stream, queue, requests))
+        reader = asyncio.create_task(self._read(stream, queue, requests, peer_host(context.peer())))
         try:
             while True:
                 effect = await queue.get()
@@ -140,12 +140,12 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
         return segment_message(self._driver, number)
 
     async def _read(
-        self, stream: int, queue: asyncio.Queue[ToNode], requests: AsyncIterator[node_pb2.NodeMessage]
+        self, stream: int, queue: asyncio.Queue[ToNode], requests: AsyncIterator[node_pb2.NodeMessage], host: str
     ) -> None:
         reason = "the node ended its stream"
         try:
             async for message in requests:
-                command = wire.node_command(stream, message)
+                command = wire.node_command(stream, message, host)
                 if isinstance(command, m.Hello):
                     logger.info("node %s (incarnation %d) attaches", command.node_id, command.incarnation)
                 self._driver.step(command)

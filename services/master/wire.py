@@ -199,14 +199,22 @@ def copies_message(copies: Sequence[m.HeldCopy]) -> node_pb2.Copies:
     )
 
 
-def node_command(stream: int, message: node_pb2.NodeMessage) -> m.NodeCommand:
+def node_command(stream: int, message: node_pb2.NodeMessage, peer_host: str = "") -> m.NodeCommand:
     """ValueError for a message that says nothing, or whose columns contradict each other."""
     kind = message.WhichOneof("message")
     if kind == "hello":
         hello = message.hello
         segments = [segment_info(segment) for segment in hello.segments]
         return m.Hello(
-            stream, hello.node_id, hello.incarnation, hello.epoch, hello.host_id, segments, hello.zone, hello.draining
+            stream,
+            hello.node_id,
+            hello.incarnation,
+            hello.epoch,
+            hello.host_id,
+            segments,
+            hello.zone,
+            hello.draining,
+            f"{hello.host_name} ({peer_host})",
         )
     if kind == "inventory":
         return m.Inventory(stream, held_copies(message.inventory))
@@ -258,4 +266,4 @@ def to_node(effect: m.Effect, epoch: int, heartbeat_ms: int, segment_of: Segment
         return node_pb2.MasterMessage(epoch=epoch, farewell=node_pb2.Farewell())
     if not isinstance(effect, m.Close):
         raise TypeError(f"{type(effect).__name__} is not for nodes")
-    return node_pb2.MasterMessage(epoch=epoch, refuse=node_pb2.Refuse(reason=effect.reason))
+    return node_pb2.MasterMessage(epoch=epoch, refuse=node_pb2.Refuse(reason=effect.reason, id_taken=effect.id_taken))

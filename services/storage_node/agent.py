@@ -20,7 +20,7 @@ from larder.v1.node_pb2 import Ack, Copies, Forget, Heartbeat, Hello, InventoryE
 
 from services.storage_node.core.index import Answer, Copy, Index, Outcome, Place
 from services.storage_node.metrics import Metrics
-from services.storage_node.stream import MasterStream, StreamError, open_stream
+from services.storage_node.stream import IdTaken, MasterStream, StreamError, open_stream
 from services.storage_node.wire import Numbers, WireError, copies_from_wire, copies_to_wire, places_from_wire
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Patience:
     farewell_s: float = 5.0
     retry_s_min: float = 0.1  # between attempts: doubled up to the maximum, each time with jitter
     retry_s_max: float = 2.0
+    refused_s: float = 5.0  # for another process with this node's id to go, before the first attachment
     writers_s: float = 0.1  # between two looks at whether somebody still writes what is to be forgotten
 
 
@@ -80,10 +81,15 @@ class Agent:
         self._patience = patience or Patience()
         self._fate = Fate()
         self._last_trouble = ""
+        self._refused_since: float | None = None  # since when another process has this node's id; while never attached
+        self._was_attached = False
         self.attached = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Attaches, again and again, until `stop` is set; then leaves and returns. Sets it itself once drained."""
+        """Attaches, again and again, until `stop` is set; then leaves and returns. Sets it itself once drained.
+
+        Raises IdTaken where another process keeps this node's id: no operator meant that.
+        """
         patience = self._patience
         retry_s = patience.retry_s_min
         attempt = 0
@@ -107,6 +113,7 @@ class Agent:
                 self._metrics.attaches.labels("attached").inc()
                 self._set_attached(True)
                 self._last_trouble = ""
+                self._was_attached = True
                 logger.info("attached to the master at %s, epoch %d", address, self._index.epoch)
                 await attachment.serve(stop)
                 logger.info("left the master at %s", address)
@@ -117,6 +124,10 @@ class Agent:
             trouble = f"{what} the master at {address}: {'; '.join(map(str, group.exceptions))}"
             logger.log(logging.DEBUG if trouble == self._last_trouble else logging.WARNING, "%s", trouble)
             self._last_trouble = trouble
+            if taken := group.subgroup(IdTaken):
+                self._check_patience(taken.exceptions[0])
+            else:
+                self._refused_since = None
         finally:
             self._set_attached(False)
 
@@ -133,6 +144,8 @@ class Agent:
         except TimeoutError:
             raise StreamError(f"it did not answer in {self._patience.answer_s:g} s") from None
         kind = message.WhichOneof("message")
+        if kind == "refuse" and message.refuse.id_taken:
+            raise IdTaken(message.refuse.reason)
         if kind != "welcome":
             raise StreamError(f"refused: {message.refuse.reason}" if kind == "refuse" else f"{kind} before a welcome")
         answer = self._index.obey(message.epoch)
@@ -146,6 +159,12 @@ class Agent:
             await stream.send(NodeMessage(inventory=copies_to_wire(chunk, attachment.numbers, monotonic_ms())))
         await stream.send(NodeMessage(inventory_end=InventoryEnd()))
         return attachment
+
+    def _check_patience(self, taken: BaseException) -> None:
+        now = asyncio.get_running_loop().time()
+        self._refused_since = self._refused_since or now
+        if not self._was_attached and now - self._refused_since >= self._patience.refused_s:
+            raise taken
 
     def _set_attached(self, attached: bool) -> None:
         self._metrics.is_attached = attached

@@ -6,7 +6,6 @@ its objects are no longer the cluster's.
 
 import asyncio
 import logging
-import socket
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -22,6 +21,7 @@ from services.storage_node.agent import Agent
 from services.storage_node.core.index import Index
 from services.storage_node.engine import P2P, Engine, EngineMissing
 from services.storage_node.fetcher import Fetcher
+from services.storage_node.identity import own_pool
 from services.storage_node.metrics import Metrics
 from services.storage_node.pool import Pool
 from services.storage_node.wire import Reachable, hello_to_wire
@@ -41,7 +41,7 @@ class Settings(ServiceSettings):
     """Holds copies of objects in this host's memory, as a master says, for clients to read and write directly."""
 
     master: HostPorts = Field(min_length=1, description="addresses of the master and its standbys")
-    node_id: str = Field(socket.gethostname(), pattern=rf"^{LABEL}$", description="unique in the cluster")
+    node_id: str = Field("", pattern=rf"^{LABEL}?$", description="unique in the cluster; none: made of the host's name")
     zone: str = Field(
         "", pattern=rf"^{LABEL}?$", description="what fails together, such as a rack: copies go to distinct zones"
     )
@@ -75,33 +75,33 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         ops = Ops(settings.host, settings.metrics_port, registry, lambda: metrics.is_attached)
         parts.push_async_callback(ops.close)
         metrics_port = await ops.start()
-        pool = Pool(settings.pool_dir, settings.node_id, settings.dram, wall_clock_ns=time.time_ns())
+        node_id, pool = own_pool(settings.pool_dir, settings.node_id, settings.dram, wall_clock_ns=time.time_ns())
         parts.callback(pool.close)
         if not await pool.prefault(stop):
             return
-        engine = await asyncio.to_thread(_start_engine, settings, pool)
+        engine = await asyncio.to_thread(_start_engine, settings, node_id, pool)
         reachable = Reachable()
         if engine is not None:
             parts.callback(engine.close)
             metrics.engine_up.set(1)
             reachable = Reachable(engine.endpoint, engine.base, engine.protocol)
-        hello = hello_to_wire(settings.node_id, str(pool.path), pool.header, reachable, settings.zone)
+        hello = hello_to_wire(node_id, str(pool.path), pool.header, reachable, settings.zone)
         fetcher = Fetcher(pool)
         parts.push_async_callback(fetcher.close)
         agent = Agent(settings.master, hello, index, metrics, fetcher.fetch, pool.has_writer)
         where = f"engine {reachable.endpoint or 'none'}, metrics http://{settings.host}:{metrics_port}/metrics"
-        ready = f"{PROG} ready: node {settings.node_id}, pool {pool.path}, {where}"
+        ready = f"{PROG} ready: node {node_id}, pool {pool.path}, {where}"
         async with asyncio.TaskGroup() as group:
             announcing = group.create_task(_announce(agent, ready))
             await agent.run(stop)
             announcing.cancel()
 
 
-def _start_engine(settings: Settings, pool: Pool) -> Engine | None:
+def _start_engine(settings: Settings, node_id: str, pool: Pool) -> Engine | None:
     try:
         engine = Engine(
             host=settings.host,
-            unique_name=f"{settings.node_id}-{pool.header.incarnation}",
+            unique_name=f"{node_id}-{pool.header.incarnation}",
             metadata_server=settings.metadata_server,
             protocol=settings.protocol,
             device_names=settings.device_name,

@@ -36,6 +36,10 @@ class PoolError(LarderError):
     remedy = "see --dram, --pool-dir and --node-id"
 
 
+class PoolTaken(PoolError):
+    """A running node has that file."""
+
+
 class Pool:
     """An owned, mapped pool file. Made, then filled by prefault(), ended by close(), which removes the file."""
 
@@ -142,7 +146,7 @@ def _lock(path: Path, flags: int) -> int:
                 return fd
         except BlockingIOError:
             os.close(fd)
-            raise PoolError(f"the pool file {path} belongs to a running storage node with the same id") from None
+            raise PoolTaken(f"the pool file {path} belongs to a running storage node with the same id") from None
         os.close(fd)
     raise PoolError(f"the pool file {path} changes hands all the time: several storage nodes have the same id")
 

@@ -23,6 +23,10 @@ class StreamError(LarderError):
     """This attachment is over; another attempt may do better."""
 
 
+class IdTaken(StreamError):
+    """Another process has this node's id, and is alive."""
+
+
 class MasterStream:
     """send() may be called from several tasks, receive() from one. Each send has a deadline: a master must read."""
 

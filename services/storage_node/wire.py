@@ -4,6 +4,7 @@ A master numbers segments for its reign: `Numbers` translates its ids to this no
 do not fit together is refused whole (WireError), never half understood.
 """
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,7 @@ def hello_to_wire(node_id: str, pool_path: str, header: PoolHeader, engine: Reac
         node_id=node_id,
         incarnation=header.incarnation,
         host_id=host_id(),
+        host_name=socket.gethostname(),
         zone=zone,
         segments=[segment],
     )

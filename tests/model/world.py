@@ -236,6 +236,17 @@ class World:
         host = f"h{node.name[1:]}"
         self.step(m.Hello(node.stream, node.name, node.incarnation, node.index.epoch, host, [info], "", node.draining))
 
+    def impose(self, node: Node) -> None:
+        """Another process dials with the id of a node that lives, which loses nothing by it."""
+        own, stream = node.stream, next(self.numbers)
+        known = self.core.state.streams.get(own or 0)
+        if own is None or known is None:
+            return
+        self.step(m.Hello(stream, node.name, node.incarnation + 1, 0, "h9", [m.SegmentInfo(node.capacity)]))
+        assert self.core.state.streams.get(own) is known, "thrown out by a stranger"
+        self.step(m.Heartbeat(own))
+        self.step(m.Broken(stream))
+
     def cut(self, node: Node) -> None:
         """The stream breaks: what was on the way is gone."""
         stream, node.stream = node.stream, None

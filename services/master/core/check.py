@@ -35,7 +35,8 @@ def check(master: Master) -> None:
         assert (node.stream is None) <= (node.phase is Phase.SUSPECT)
         assert all(segment.live == (node.phase is Phase.LIVE) for segment in node.segments)
         assert node.stream is None or state.streams[node.stream] is node
-        assert node.probed_at is None or node.phase is Phase.LIVE
+        assert node.probed_at is None or node.stream is not None
+        assert node.claimant is None or master.nodes.claims[node.claimant].node_id == node.node_id
         if node.stream is None:
             assert not node.recording
             assert not node.copying

@@ -158,6 +158,7 @@ class Hello:
     segments: Sequence[SegmentInfo]
     zone: str = ""
     draining: bool = False
+    where: str = "another host"  # for people: the host's name and address
 
 
 class HeldCopy(NamedTuple):
@@ -293,6 +294,7 @@ class Close:
 
     stream: int
     reason: str
+    id_taken: bool = False  # by another process, which is alive
 
 
 Effect = Reply | Welcome | Record | Forget | Fetch | Ping | Draining | Farewell | Close

@@ -28,6 +28,7 @@ class Nodes:
         self.repair = repair
         self.drains = drains
         self._sweeping: deque[Segment] = deque()
+        self.claims: dict[int, m.Hello] = {}  # by stream: who waits for a word of a node whose id it wants
 
     # ---- attachment ------------------------------------------------------------------------------
 
@@ -42,22 +43,25 @@ class Nodes:
             state.begin_epoch(command.epoch + 1)  # it obeyed a master that this one's clock does not put before it
         if node is not None and command.incarnation < node.incarnation:
             state.counters.stale_messages += 1
-            reason = f"node id {command.node_id} is taken by a later incarnation: give another --node-id"
-            state.effects.append(m.Close(command.stream, reason))
+            self._refuse(node, command.stream)
             return
+        if node is not None and not node.is_life_of(command):
+            if not self._is_over(node):
+                self._claim(node, command)
+                return
+            self._give_up(node)
+            node = None
         if node is not None and node.stream is not None:
             state.effects.append(m.Close(node.stream, "the node attached again"))
             self._detach(node)
-        if node is not None and (
-            command.incarnation > node.incarnation or [s.info for s in node.segments] != list(command.segments)
-        ):
-            self._give_up(node)
-            node = None
         if node is None:
             node = self._new_node(command)
             self.drains.set(node, command.draining)
             self._watch(node)
+        if node.claimant is not None:  # it came back in time
+            self._refuse(node, node.claimant)
         node.stream = command.stream
+        node.where = command.where
         node.host_id = command.host_id
         node.zone = command.zone
         node.phase = Phase.ATTACHING
@@ -80,6 +84,50 @@ class Nodes:
             # Under an earlier master, or before it was given up, writes may have begun there that nobody here knows of.
             segment.fenced = command.epoch > 0
         return node
+
+    # ---- two processes with one id ---------------------------------------------------------------
+
+    def _is_over(self, node: Node) -> bool:
+        """Whether a node has had its time to say that it lives: by its stream, or by dialling again."""
+        away_ms = self.state.now - node.suspect_since
+        return node.stream is None and node.phase is Phase.SUSPECT and away_ms >= self.state.config.probe_ms
+
+    def _claim(self, node: Node, command: m.Hello) -> None:
+        """Another process wants the id: the node is asked whether it lives. The latest claim counts."""
+        if node.claimant is not None:
+            self._refuse(node, node.claimant)
+        node.claimant = command.stream
+        self.claims[command.stream] = command
+        if node.stream is None:
+            self._yield_later(node)
+        else:
+            self._probe(node)
+
+    def _yield_later(self, node: Node) -> None:
+        """Who claims the id shall have it, at once where the node was silent; where its stream broke, it may dial."""
+        claimant = node.claimant
+        wait_until = node.suspect_since + self.state.config.probe_ms if node.stream is None else 0
+
+        def give() -> None:
+            if claimant is None or node.claimant != claimant:
+                return  # the node is back, or the claimant gone
+            node.claimant = None
+            command = self.claims.pop(claimant)
+            if node.stream is not None:
+                self.state.effects.append(m.Close(node.stream, f"silent while {command.where} asked for its node id"))
+            if self.state.nodes.get(node.node_id) is node:
+                self._give_up(node)
+            self.hello(command)
+
+        self.state.at(max(wait_until, self.state.now), give)
+
+    def _refuse(self, node: Node, stream: int) -> None:
+        if self.claims.pop(stream, None) is not None:
+            node.claimant = None
+        reason = f"node id {node.node_id} belongs to a storage node on {node.where}: give another --node-id"
+        self.state.effects.append(m.Close(stream, reason, id_taken=True))
+
+    # ---- what an attached node says --------------------------------------------------------------
 
     def inventory(self, command: m.Inventory) -> None:
         node = self._speaker(command.stream)
@@ -144,8 +192,11 @@ class Nodes:
 
     def broken(self, command: m.Broken) -> None:
         node = self.state.streams.get(command.stream)
+        claim = self.claims.pop(command.stream, None)
         if node is not None:
             self._detach(node)
+        elif claim is not None and (wanted := self.state.nodes.get(claim.node_id)) is not None:
+            wanted.claimant = None
 
     def _speaker(self, stream: int) -> Node | None:
         """The node of a stream, which has just been heard; None for streams that were given up."""
@@ -153,6 +204,8 @@ class Nodes:
         if node is None:
             return None
         node.heard_at = self.state.now
+        if node.claimant is not None:
+            self._refuse(node, node.claimant)
         if node.probed_at is not None:
             node.probed_at = None
             self.repair.look_again()
@@ -183,14 +236,18 @@ class Nodes:
         for number in numbers:
             segment = self.state.segments.get(number)
             node = segment.node if segment is not None else None
-            if node is None or node.phase is not Phase.LIVE or node.probed_at is not None:
-                continue
-            assert node.stream is not None
-            node.probed_at = self.state.now
-            self.state.counters.probes += 1
-            self.state.effects.append(m.Ping(node.stream))
-            if not node.awaited:
-                self._await_word(node, node.probed_at)
+            if node is not None and node.phase is Phase.LIVE:
+                self._probe(node)
+
+    def _probe(self, node: Node) -> None:
+        if node.probed_at is not None:
+            return
+        assert node.stream is not None
+        node.probed_at = self.state.now
+        self.state.counters.probes += 1
+        self.state.effects.append(m.Ping(node.stream))
+        if not node.awaited:
+            self._await_word(node, node.probed_at)
 
     def _await_word(self, node: Node, asked_at: int) -> None:
         def look() -> None:
@@ -201,7 +258,7 @@ class Nodes:
                 self._await_word(node, node.probed_at)
                 return
             self.state.counters.failed_probes += 1
-            self._suspect(node)
+            self._fell_silent(node)
 
         node.awaited = True
         self.state.at(asked_at + self.state.config.probe_ms, look)
@@ -224,17 +281,20 @@ class Nodes:
                     self._give_up(node)
                     return
             elif self.state.now - node.heard_at >= config.silence_ms:
-                if node.phase is Phase.ATTACHING and node.stream is not None:
-                    self.state.effects.append(m.Close(node.stream, "silent during its inventory"))
-                    self._detach(node)
-                else:
-                    self._suspect(node)
+                self._fell_silent(node)
             elif node.draining and self.drains.is_empty(node):
                 self._let_go(node)
                 return
             self.state.at(self.state.now + config.heartbeat_ms, look)
 
         self.state.at(self.state.now + config.heartbeat_ms, look)
+
+    def _fell_silent(self, node: Node) -> None:
+        if node.phase is Phase.ATTACHING and node.stream is not None:
+            self.state.effects.append(m.Close(node.stream, "silent during its inventory"))
+            self._detach(node)
+        else:
+            self._suspect(node)
 
     def _detach(self, node: Node) -> None:
         """The stream is over: suspect at once."""
@@ -260,6 +320,8 @@ class Nodes:
         self.puts.not_recorded(node, list(node.recording))
         self.repair.node_is_away(node)
         self.repair.look_again()
+        if node.claimant is not None:
+            self._yield_later(node)
 
     def _give_up(self, node: Node) -> None:
         """The node's copies are lost. Its objects are seen to a few at a time."""

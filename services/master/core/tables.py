@@ -15,7 +15,7 @@ from sortedcontainers import SortedDict, SortedList
 from services.master.core.absences import Absences
 from services.master.core.allocator import Allocator
 from services.master.core.eviction import Residents, Traffic
-from services.master.core.messages import Effect, HeldCopy, SegmentInfo
+from services.master.core.messages import Effect, HeldCopy, Hello, SegmentInfo
 from services.master.core.pending import PendingEnd, PendingRemove
 from services.master.core.runs import Run
 
@@ -228,6 +228,8 @@ class Node:
         self.node_id = node_id
         self.incarnation = incarnation
         self.host_id = host_id
+        self.where = ""  # its host, for people
+        self.claimant: int | None = None  # stream of another process that wants this id
         self.zone = ""
         self.draining = False  # it is to go: nothing new is placed there
         self.stream: int | None = stream
@@ -244,6 +246,11 @@ class Node:
         self.forgetting: dict[int, list[Quarantined]] = {}  # command id -> extents, not acknowledged
         self.to_forget: list[Quarantined] = []  # goes out at the end of the step
         self.strays: list[tuple[int, int, int]] = []  # (segment, offset, write id) to forget, accounted to nobody
+
+    def is_life_of(self, command: Hello) -> bool:
+        """Whether it is the same process that dials."""
+        infos = [segment.info for segment in self.segments]
+        return self.incarnation == command.incarnation and infos == list(command.segments)
 
 
 @dataclass(slots=True)

@@ -23,12 +23,13 @@ class NodeMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., inventory: _Optional[_Union[Copies, _Mapping]] = ..., inventory_end: _Optional[_Union[InventoryEnd, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "node_id", "incarnation", "epoch", "host_id", "draining", "zone", "segments")
+    __slots__ = ("version", "node_id", "incarnation", "epoch", "host_id", "host_name", "draining", "zone", "segments")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
+    HOST_NAME_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     ZONE_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
@@ -37,10 +38,11 @@ class Hello(_message.Message):
     incarnation: int
     epoch: int
     host_id: str
+    host_name: str
     draining: bool
     zone: str
     segments: _containers.RepeatedCompositeFieldContainer[_types_pb2.Segment]
-    def __init__(self, version: _Optional[str] = ..., node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., host_id: _Optional[str] = ..., draining: bool = ..., zone: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[_types_pb2.Segment, _Mapping]]] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., host_id: _Optional[str] = ..., host_name: _Optional[str] = ..., draining: bool = ..., zone: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[_types_pb2.Segment, _Mapping]]] = ...) -> None: ...
 
 class Copies(_message.Message):
     __slots__ = ("keys", "write_ids", "object_sizes", "slice_counts", "slices", "segment_ids", "offsets", "lengths", "checksums", "depths", "wanted", "ttls_ms", "pins")
@@ -163,10 +165,12 @@ class Fetch(_message.Message):
     def __init__(self, command_id: _Optional[int] = ..., copies: _Optional[_Union[Copies, _Mapping]] = ..., source: _Optional[_Union[_types_pb2.Segment, _Mapping]] = ..., source_offset: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class Refuse(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "id_taken")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ID_TAKEN_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    id_taken: bool
+    def __init__(self, reason: _Optional[str] = ..., id_taken: bool = ...) -> None: ...
 
 class Farewell(_message.Message):
     __slots__ = ()

@@ -1,0 +1,46 @@
+"""A node's name where nobody gave one: it differs wherever two nodes may meet, and outlives a restart.
+
+Host names do not suffice: containers of one image may share theirs, and a machine may run several nodes. What tells
+them apart is the kernel and the file system of their pools; nodes that share both tell themselves apart by the lock of
+their pool files, and are numbered.
+"""
+
+import hashlib
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from larder.host import host_id
+
+from services.storage_node.pool import Pool, PoolError, PoolTaken
+
+_HOST_NAME_MAX: Final = 48
+_NODES_MAX: Final = 64  # with one pool folder
+
+
+def default_ids(pool_dir: Path) -> Iterator[str]:
+    """Names for the nodes with that pool folder, the first one's first."""
+    try:
+        status = pool_dir.stat()
+    except OSError as error:
+        raise PoolError(f"cannot use the pool folder {pool_dir}: {error.strerror}") from error
+    where = f"{host_id()} {status.st_dev} {status.st_ino}"
+    host_name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")[:_HOST_NAME_MAX] or "node"
+    base = f"{host_name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+    yield base
+    for number in range(2, _NODES_MAX + 1):
+        yield f"{base}-{number}"
+
+
+def own_pool(pool_dir: Path, node_id: str, capacity_bytes: int, *, wall_clock_ns: int) -> tuple[str, Pool]:
+    """The pool of the node of that id, or of the first default one that no running node has; and the id."""
+    if node_id:
+        return node_id, Pool(pool_dir, node_id, capacity_bytes, wall_clock_ns=wall_clock_ns)
+    for candidate in default_ids(pool_dir):
+        try:
+            return candidate, Pool(pool_dir, candidate, capacity_bytes, wall_clock_ns=wall_clock_ns)
+        except PoolTaken:
+            continue
+    raise PoolTaken(f"{_NODES_MAX} storage nodes have their pools in {pool_dir} already: give another --pool-dir")
