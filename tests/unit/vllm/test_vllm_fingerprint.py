@@ -1,12 +1,13 @@
-"""What tells engines apart: weights by content, and every setting that shapes a block's bytes."""
+"""What tells engines apart beside their files: every setting that shapes a block's bytes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from larder.vllm.fingerprint import facts, group_facts, instruction_set, weights_id
+from larder.vllm.fingerprint import facts, group_facts, instruction_set
 from larder.vllm.keys import namespace
 
 
@@ -24,6 +25,15 @@ class Backend:
     @staticmethod
     def get_name() -> str:
         return "CPU_ATTN"
+
+
+@dataclass
+class Multimodal:
+    """vLLM's multimodal settings' shape: one that shapes embeddings, one that does not, and a file."""
+
+    mm_processor_kwargs: dict[str, int] | None = None
+    mm_processor_cache_gb: float = 4
+    mm_encoder_fp8_scale_path: str | None = None
 
 
 LAYER = "model.layers.0.self_attn.attn"
@@ -44,7 +54,12 @@ def engine() -> SimpleNamespace:
             dtype=torch.bfloat16,
             quantization=None,
             max_model_len=2048,
+            model_impl="auto",
+            model_class_overrides={},
+            multimodal_config=Multimodal(),
         ),
+        load_config=SimpleNamespace(model_loader_extra_config={}),
+        speculative_config=None,
         cache_config=SimpleNamespace(cache_dtype="auto", prefix_caching_hash_algo="sha256"),
         parallel_config=SimpleNamespace(
             tensor_parallel_size=1, pipeline_parallel_size=1, decode_context_parallel_size=1
@@ -68,14 +83,20 @@ def test_two_engines_alike_share() -> None:
     other.model_config.hf_config = Config(**{**other.model_config.hf_config.values, **elsewhere})
     other.cache = torch.zeros(9, 2, 16, 32, dtype=torch.bfloat16)  # more blocks, each the same
     other.model_config.max_model_len = 4096
+    other.model_config.model = "/elsewhere"
+    other.model_config.multimodal_config = Multimodal(mm_processor_cache_gb=0)
     assert name_of(engine()) == name_of(other)
 
 
 @pytest.mark.parametrize(
     ("where", "value"),
     [
-        ("model_config.model", "org/other"),
-        ("model_config.revision", "v2"),
+        ("model_config.model_impl", "transformers"),
+        ("model_config.model_class_overrides", {"LlamaForCausalLM": "mine:Llama"}),
+        ("model_config.multimodal_config", None),
+        ("model_config.multimodal_config", Multimodal(mm_processor_kwargs={"num_crops": 4})),
+        ("load_config.model_loader_extra_config", {"qlora_adapter_name_or_path": "x"}),
+        ("speculative_config", SimpleNamespace(method="ngram")),
         ("model_config.dtype", torch.float16),
         ("model_config.quantization", "fp8"),
         ("model_config.hf_config", Config(hidden_size=64, rope_type="yarn")),
@@ -117,35 +138,46 @@ def test_a_configuration_object_does_not_bring_its_address() -> None:
     assert name_of(one) == name_of(two)
 
 
-def test_local_weights_are_known_by_their_content(tmp_path: Path) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
-    for path in (here, there):
-        path.mkdir()
-        (path / "model.safetensors").write_bytes(bytes(range(256)) * 4096)
-        (path / "README.md").write_text(str(path))
-    assert weights_id(str(here), None, None) == weights_id(str(there), "ignored", None)
-    changed = bytearray((there / "model.safetensors").read_bytes())
-    changed[-1] ^= 1
-    (there / "model.safetensors").write_bytes(changed)
-    assert weights_id(str(here), None, None) != weights_id(str(there), None, None)
-
-
-def test_hub_weights_are_known_by_name_and_commit() -> None:
-    assert weights_id("org/model", "main", "abc") == "org/model@abc"
-    assert weights_id("org/model", "v1", None) == "org/model@v1"
-    assert weights_id("org/model", None, None) == "org/model@"
-
-
-def test_an_empty_directory_falls_back_to_its_name(tmp_path: Path) -> None:
-    assert weights_id(str(tmp_path), None, None) == f"{tmp_path}@"
-
-
 def test_the_instruction_set_says_whether_there_are_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     tiles = instruction_set(torch.device("cpu"))
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert tiles != instruction_set(torch.device("cpu"))
     assert instruction_set(torch.device("cuda:1")) == "cuda"
+
+
+@pytest.mark.parametrize("name", ["VLLM_BATCH_INVARIANT", "VLLM_CPU_INT4_W4A8", "VLLM_VIDEO_LOADER_BACKEND"])
+def test_the_environment_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = name_of(engine())
+    monkeypatch.setenv(name, "1")
+    assert name_of(engine()) != before
+
+
+def test_another_library_that_processes_media_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = name_of(engine())
+    monkeypatch.setattr("larder.vllm.fingerprint.version", lambda _: "0")
+    assert name_of(engine()) != before
+
+
+def test_scales_of_an_encoder_count_by_content(tmp_path: Path) -> None:
+    one, two, three = engine(), engine(), engine()
+    for each, text in ((one, "{}"), (two, "{}"), (three, "{1}")):
+        path = tmp_path / f"{id(each)}.json"
+        path.write_text(text)
+        each.model_config.multimodal_config = Multimodal(mm_encoder_fp8_scale_path=str(path))
+    assert name_of(one) == name_of(two)
+    assert name_of(one) != name_of(three)
+
+
+def test_draft_models_differ_by_configuration() -> None:
+    def drafting(hidden: int) -> SimpleNamespace:
+        model = SimpleNamespace(dtype=torch.bfloat16, quantization=None, hf_config=Config(hidden_size=hidden))
+        other = engine()
+        other.speculative_config = SimpleNamespace(method="eagle", draft_model_config=model)
+        return other
+
+    assert name_of(drafting(64)) == name_of(drafting(64))
+    assert name_of(drafting(64)) != name_of(drafting(128))
 
 
 def test_engines_on_other_instruction_sets_share_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,8 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from larder import aio
 from larder.errors import InvalidArgument
 from larder.vllm.fingerprint import facts, group_facts
+from larder.vllm.identity import hooks
+from larder.vllm.identity.engine import EngineIdentity
 from larder.vllm.jobs import StepPlan, WorkerNames, WorkerReport
 from larder.vllm.keys import Chunk, ChunkPlan, namespace
 from larder.vllm.link import AsyncStore, StoreLink
@@ -63,29 +65,36 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         self._link: StoreLink | None = None
         self._names: WorkerNames | None = None
         self._bad_blocks: set[int] = set()
+        self._identity: EngineIdentity | None = None
         if role == KVConnectorRole.SCHEDULER:
             self._link = StoreLink(lambda: _connect(self._settings, self._settings.lookup_timeout_ms / 1e3))
-            self._scheduler = self._make_scheduler(_Matcher(self._link, self._settings.lookup_timeout_ms / 1e3))
+            self._identity = EngineIdentity(vllm_config, kv_cache_config, self._settings)
+            self._scheduler = self._make_scheduler(
+                _Matcher(self._link, self._settings.lookup_timeout_ms / 1e3), self._identity
+            )
             if self._kv_transfer_config.is_kv_consumer and self._kv_transfer_config.kv_load_failure_policy == "fail":
                 logger.warning(
                     "kv_load_failure_policy is 'fail', vLLM's default: what fails to load fails its request. "
                     'Set "kv_load_failure_policy": "recompute" in --kv-transfer-config to have it computed instead.'
                 )
 
-    def _make_scheduler(self, matcher: "_Matcher") -> StoreScheduler:
+    def _make_scheduler(self, matcher: "_Matcher", identity: EngineIdentity) -> StoreScheduler:
         parallel = self._vllm_config.parallel_config
         dcp = parallel.decode_context_parallel_size
         groups = self._kv_cache_config.prefix_cacheable_groups
-        return StoreScheduler(
+        scheduler = StoreScheduler(
             self._plan,
             group_block_tokens=[resolve_dcp_kv_block_size(group.kv_cache_spec, dcp) for group in groups],
             group_windows=[_window(group.kv_cache_spec) for group in groups],
             matcher=matcher,
             workers=parallel.tensor_parallel_size * parallel.pipeline_parallel_size,
             lookup_timeout_s=self._settings.lookup_timeout_ms / 1e3,
-            consumer=self._kv_transfer_config.is_kv_consumer,
-            producer=self._kv_transfer_config.is_kv_producer,
+            consumer=self._kv_transfer_config.is_kv_consumer and identity.useless is None,
+            producer=self._kv_transfer_config.is_kv_producer and identity.useless is None,
+            naming=identity.naming(self._plan.hash_tokens),
         )
+        scheduler.set_weights(None)
+        return scheduler
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -103,6 +112,8 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
     def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], WorkerNames]) -> None:
         """Take every worker's namespaces; vLLM collects them once the KV caches exist."""
         self._planner.set_namespaces([name for rank in sorted(metadata) for name in metadata[rank].namespaces])
+        if self._identity is not None:
+            self._identity.wait(self._planner)
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         """Take the pool in which blocks under a save are held."""
@@ -110,6 +121,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
 
     def on_new_request(self, request: Any) -> None:
         """Start the request's lookup."""
+        self._learn()
         self._planner.arrived(request)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
@@ -132,12 +144,14 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             table = None if state is None else state.get_block_ids(request_id)
             return None if table is None else [table[group] for group in groups]
 
+        self._learn()
         return self._planner.step(scheduler_output.num_scheduled_tokens, block_table)
 
     def update_connector_output(self, connector_output: Any) -> None:
         """Hear which saves ended and which loads failed."""
         if isinstance(report := connector_output.kv_connector_worker_meta, WorkerReport):
             self._planner.report(report)
+            hooks.WATCH.adapters.update(report.adapters)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """Never keeps a request's blocks: saves hold theirs in the pool."""
@@ -184,7 +198,8 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             tuple(
                 namespace(shared | group_facts(index, group.kv_cache_spec, names, kv_caches))
                 for index, (group, names) in enumerate(zip(groups, layers, strict=True))
-            )
+            ),
+            shared,
         )
         path: DirectPath | StagedPath
         if memory.device.type == "cpu":
@@ -202,6 +217,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             namespaces=self._names.namespaces,
             load_timeout_s=load_timeout_s,
             save_timeout_s=save_timeout_s,
+            watch=hooks.watch_engine(),
         )
 
     def get_handshake_metadata(self) -> WorkerNames | None:
@@ -210,7 +226,9 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Start this step's loads; none of them is waited for."""
-        self._carrier.start_loads(self._get_connector_metadata().loads)
+        plan = self._get_connector_metadata()
+        self._carrier.follow(plan.weights)
+        self._carrier.start_loads(plan.loads)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Loads are asynchronous: a request runs only when its blocks are there."""
@@ -265,12 +283,19 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         return LarderPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def reset_cache(self) -> bool | None:
-        """False: what engines share is not emptied by one of them. A new `namespace` in the settings starts afresh."""
+        """True: what engines share is not emptied by one of them, but this one no longer looks there or saves there.
+
+        Its weights may be others now, nobody can say which: until it is started again it shares with itself alone.
+        """
         if self._scheduler is None:
             return None
-        logger.warning("Larder keeps its objects; after a change of weights, start the engines with another namespace")
-        self._scheduler.forget_lookups()
-        return False
+        self._scheduler.renew()
+        logger.info("Larder: the cache was reset; until it is started again this engine shares with itself alone")
+        return True
+
+    def _learn(self) -> None:
+        if self._identity is not None:
+            self._identity.learn(self._planner)
 
     def shutdown(self) -> None:
         """Let puts under way end, bounded, and close the store."""
@@ -278,6 +303,8 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             self._worker.close()
         if self._link is not None:
             self._link.close()
+        if self._identity is not None:
+            self._identity.close()
 
 
 class _Matcher:

@@ -2,47 +2,38 @@
 
 Runs in a worker, once, when its KV cache exists: only there are the layout and the attention backend known. Two engines
 that differ in any fact share nothing; that is a cold cache, the other mistake would be wrong answers (invariant 15).
-Weights in a local directory are told apart by their content, not by their path.
+The files behind an engine, its weights first of all, are told apart by their content; see `identity/model.py`.
 """
 
+import dataclasses
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-WEIGHT_SUFFIXES: Final = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 TOLD: Final = {"_name_or_path", "transformers_version", "_commit_hash"}
 """In a configuration, what only says where it came from."""
-SAMPLES: Final = 64
-SAMPLE_BYTES: Final = 4096
-
-
-def weights_id(model: str, revision: str | None, commit: str | None) -> str:
-    """Names the weights: a hub model by name and commit, a local one by its files' names, sizes and sampled bytes.
-
-    Sampling reads at most 256 KiB a file, spread over it: weights that were trained on or merged differ nearly
-    everywhere.
-    """
-    path = Path(model)
-    if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES)
-    else:
-        files = [path] if path.is_file() else []
-    if not files:
-        return f"{model}@{commit or revision or ''}"
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size};".encode())
-        with file.open("rb") as opened:
-            for at in range(SAMPLES):
-                opened.seek(max(0, size - SAMPLE_BYTES) * at // (SAMPLES - 1))
-                digest.update(opened.read(SAMPLE_BYTES))
-    return f"files:{digest.hexdigest()}"
+NOT_MEDIA: Final = {
+    "interleave_mm_strings",
+    "limit_per_prompt",
+    "mm_encoder_fp8_scale_save_path",
+    "mm_encoder_tp_mode",
+    "mm_ipc_gpu_memory_gb",
+    "mm_processor_cache_gb",
+    "mm_processor_cache_type",
+    "mm_processor_device",
+    "mm_shm_cache_max_object_size_mb",
+    "mm_tensor_ipc",
+    "skip_mm_profiling",
+}
+"""Of the multimodal settings, those that decide where and how, not what is computed."""
+ENVIRONMENT: Final = ("VLLM_BATCH_INVARIANT", "VLLM_CPU_INT4_W4A8", "VLLM_VIDEO_LOADER_BACKEND")
 
 
 def instruction_set(device: torch.device) -> str:
@@ -60,10 +51,14 @@ def facts(
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
     config = _plain(model.hf_config)
     return {
-        "weights": weights_id(model.model, model.revision, getattr(model.hf_config, "_commit_hash", None)),
         "config": hashlib.blake2b(config.encode(), digest_size=16).hexdigest(),
         "dtype": str(model.dtype),
         "quantization": str(model.quantization),
+        "implementation": f"{model.model_impl} {sorted(model.model_class_overrides.items())}",
+        "loading": str(vllm_config.load_config.model_loader_extra_config),
+        "media": _media(model.multimodal_config),
+        "draft": _draft(vllm_config.speculative_config),
+        "environment": {name: os.environ.get(name, "") for name in ENVIRONMENT},
         # Some rotary embeddings choose their factors by the engine's longest sequence.
         "max_model_len": model.max_model_len if "longrope" in config else None,
         "cache_dtype": str(cache.cache_dtype),
@@ -96,6 +91,29 @@ def _backends(vllm_config: Any, layers: Sequence[str]) -> list[str]:
     context = vllm_config.compilation_config.static_forward_context
     found = {getattr(context.get(name), "attn_backend", None) for name in layers}
     return sorted(backend.get_name() for backend in found if backend is not None)
+
+
+def _media(multimodal: Any) -> dict[str, Any] | None:
+    """What decides how media become embeddings, beside the files: settings, and the library that processes them."""
+    if multimodal is None:
+        return None
+    settings = {
+        field.name: str(getattr(multimodal, field.name))
+        for field in dataclasses.fields(multimodal)
+        if field.name not in NOT_MEDIA
+    }
+    if scales := getattr(multimodal, "mm_encoder_fp8_scale_path", None):
+        settings["mm_encoder_fp8_scale_path"] = hashlib.blake2b(Path(scales).read_bytes()).hexdigest()
+    return settings | {"transformers": version("transformers")}
+
+
+def _draft(speculative: Any) -> list[str] | None:
+    """The draft model, whose KV lies beside the model's own."""
+    if speculative is None:
+        return None
+    model = getattr(speculative, "draft_model_config", None)
+    config = "" if model is None else f"{model.dtype} {model.quantization} {_plain(model.hf_config)}"
+    return [str(speculative.method), hashlib.blake2b(config.encode(), digest_size=16).hexdigest()]
 
 
 def _plain(hf_config: Any) -> str:

@@ -4,11 +4,20 @@ Plain data, pickled by vLLM on its way to the worker processes of one engine and
 engine's own numbers of blocks; hashes become keys only in the worker, which knows its namespace.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
 SKIP: Final = -1
 """Stands where a chunk has a block that must not be written: it is there already, or its group holds none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter by the engine's number for it and by the state of the files it was read from."""
+
+    number: int
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +31,11 @@ class ChunkBlocks:
 
 @dataclass(frozen=True, slots=True)
 class LoadJob:
-    """Fill these blocks for a request that waits for them."""
+    """Fill these blocks for a request that waits for them, and that is computed with `adapter`."""
 
     request_id: str
     chunks: tuple[ChunkBlocks, ...]
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,33 +50,48 @@ class SaveJob:
     chunks: tuple[ChunkBlocks, ...]
     recheck: bool
     announce: bool
+    adapter: Adapter | None = None
 
 
 @dataclass(slots=True)
 class StepPlan:
-    """The work of one engine step."""
+    """The work of one engine step. `weights` is what the engine's weights are called in all of its keys."""
 
+    weights: bytes = b""
     loads: list[LoadJob] = field(default_factory=list)
     saves: list[SaveJob] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class WorkerReport:
-    """What ended since the last step: save jobs by how many workers are done with them, and failed loads."""
+    """What ended since the last step: save jobs by how many workers are done with them, and failed loads.
+
+    `outdated`: what weights were called that a worker has since exchanged. `adapters`: the states of the files that
+    adapters were read from, by the engine's numbers; empty where workers read different ones.
+    """
 
     saves_done: dict[int, int] = field(default_factory=dict)
     failed_loads: set[str] = field(default_factory=set)
+    outdated: set[bytes] = field(default_factory=set)
+    adapters: dict[int, str] = field(default_factory=dict)
 
     def aggregate(self, other: Self) -> Self:
         """This and another worker's report as one."""
         for job_id, workers in other.saves_done.items():
             self.saves_done[job_id] = self.saves_done.get(job_id, 0) + workers
         self.failed_loads |= other.failed_loads
+        self.outdated |= other.outdated
+        for number, state in other.adapters.items():
+            self.adapters[number] = state if self.adapters.get(number, state) == state else ""
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerNames:
-    """The namespaces of one worker's objects, one a KV cache group: what a scheduler needs to look them up."""
+    """The namespaces of one worker's objects, one a KV cache group: what a scheduler needs to look them up.
+
+    `facts` are those that all its groups have in common, to be read by people who compare two engines.
+    """
 
     namespaces: tuple[bytes, ...]
+    facts: Mapping[str, object] = field(default_factory=dict)

@@ -1,9 +1,9 @@
 """Which objects a prompt's KV blocks are, and what they are called.
 
 Pure. An object is a chunk: the bytes of one or more whole blocks of one KV cache group on one worker. Its key is a
-16-byte namespace, which names everything that shapes those bytes (invariant 15), and vLLM's own hash of the chunk's
-last block. That hash is chained: it names every token before it, and with them LoRA adapter, multimodal input and
-cache salt.
+16-byte namespace, which names everything that shapes those bytes (invariant 15), and the hash of the chunk's last
+block. That hash is chained: it names every token before it, and with them LoRA adapter, multimodal input and cache salt
+(see `identity/names.py`).
 """
 
 import hashlib
@@ -27,6 +27,11 @@ def namespace(facts: Mapping[str, object]) -> bytes:
         raise ValueError("a namespace of no facts would be shared by all models")
     canonical = json.dumps({"format": FORMAT_VERSION, **facts}, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=NAMESPACE_BYTES).digest()
+
+
+def moved(name: bytes, weights: bytes) -> bytes:
+    """The namespace `name` for an engine whose weights are called `weights`; nothing to call them: `name` itself."""
+    return hashlib.blake2b(name + weights, digest_size=NAMESPACE_BYTES).digest() if weights else name
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,18 @@ own, so that neither a finished, a preempted nor a sliding request can give them
 """
 
 import logging
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from larder.vllm.jobs import SKIP, ChunkBlocks, LoadJob, SaveJob, StepPlan, WorkerReport
-from larder.vllm.keys import Chunk, ChunkPlan
+from larder.vllm.jobs import SKIP, Adapter, ChunkBlocks, LoadJob, SaveJob, StepPlan, WorkerReport
+from larder.vllm.keys import NAMESPACE_BYTES, Chunk, ChunkPlan, moved
 from larder.vllm.lookup import Part
+from larder.vllm.shapes import Matcher, Names, OwnHashes, Pool, Request
 
 logger = logging.getLogger("vllm.larder")
 
@@ -25,37 +27,6 @@ ANSWER_TTL_S: Final = 10.0
 LOOKUP_KEYS_MAX: Final = 8_192
 NULL_BLOCK: Final = 0
 """vLLM's placeholder in a block table: no memory of the request's own."""
-
-
-class Request(Protocol):
-    """The part of vLLM's Request that is read here."""
-
-    request_id: str
-    block_hashes: Sequence[bytes]
-    num_tokens: int
-    num_prompt_tokens: int
-    num_computed_tokens: int
-    skip_reading_prefix_cache: bool
-
-
-class Pool(Protocol):
-    """The part of vLLM's BlockPool that holds blocks."""
-
-    blocks: Sequence[Any]
-
-    def touch(self, blocks: Sequence[Any]) -> None: ...
-
-    def free_blocks(self, ordered_blocks: Iterable[Any]) -> None: ...
-
-
-class Matcher(Protocol):
-    """Asks the store how many leading chunks it can serve."""
-
-    def ready(self) -> bool: ...
-
-    def match(self, parts: Sequence[Part], chunks: Sequence[Chunk]) -> Future[int]: ...
-
-    def timed_out(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -70,10 +41,13 @@ class _Lookup:
 @dataclass(slots=True)
 class _Tracked:
     request: Request
+    names: Names
+    arrived: float
     lookup: _Lookup | None = None
     local_tokens: int = 0  # the engine's own hit when it last asked
     stored_tokens: int = 0  # saved, or loaded: nothing to save before this
     load_failed: bool = False
+    mixed: bool = False  # holds KV that other weights computed, or another adapter
 
 
 class StoreScheduler:
@@ -90,6 +64,7 @@ class StoreScheduler:
         lookup_timeout_s: float,
         consumer: bool,
         producer: bool,
+        naming: Callable[[Any], Names] = OwnHashes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._plan = plan
@@ -100,7 +75,10 @@ class StoreScheduler:
         self._lookup_timeout_s = lookup_timeout_s
         self._consumer = consumer
         self._producer = producer
+        self._naming = naming
         self._clock = clock
+        self._namespaces: tuple[bytes, ...] = ()
+        self._weights: bytes | None = b""
         self._parts: tuple[Part, ...] = ()
         self._requests: dict[str, _Tracked] = {}
         self._loads: list[LoadJob] = []
@@ -114,8 +92,33 @@ class StoreScheduler:
         """The namespaces of every worker's every group, worker by worker: an object of each makes one chunk."""
         if len(namespaces) != self._workers * len(self._group_windows):
             raise ValueError(f"{len(namespaces)} namespaces for {self._workers} workers")
-        windows = self._group_windows * self._workers
-        self._parts = tuple(Part(name, window) for name, window in zip(namespaces, windows, strict=True))
+        self._namespaces = tuple(namespaces)
+        self.set_weights(self._weights)
+
+    def set_weights(self, weights: bytes | None) -> None:
+        """What the engine's weights are called from now on; None: not known, and nothing is looked up or saved.
+
+        Requests that hold KV of the weights before are not saved any more: theirs is of both.
+        """
+        if self._weights is not None and weights != self._weights:
+            for tracked in self._requests.values():
+                tracked.mixed |= tracked.request.num_computed_tokens > 0
+                tracked.stored_tokens = 0
+            self.forget_lookups()
+        self._weights = weights
+        self._parts = ()
+        if weights is not None:
+            windows = self._group_windows * (len(self._namespaces) // len(self._group_windows))
+            self._parts = tuple(Part(moved(n, weights), w) for n, w in zip(self._namespaces, windows, strict=True))
+
+    @property
+    def weights(self) -> bytes | None:
+        """What they are called."""
+        return self._weights
+
+    def renew(self) -> None:
+        """The weights may have changed, nobody can say to what: this engine shares with itself alone from now on."""
+        self.set_weights(secrets.token_bytes(NAMESPACE_BYTES))
 
     def bind_pool(self, pool: Pool) -> None:
         """vLLM's block pool, in which blocks under a save are held."""
@@ -127,31 +130,37 @@ class StoreScheduler:
         """A request is new: start its lookup while it waits for its turn."""
         tracked = self._track(request)
         if self._consumer and not request.skip_reading_prefix_cache and tracked.lookup is None:
-            tracked.lookup = self._start_lookup(request)
+            tracked.lookup = self._start_lookup(tracked)
 
     def external_tokens(self, request: Request, local_tokens: int) -> int | None:
         """Tokens the store can add to the `local_tokens` the engine has; None: not known yet, ask again."""
-        if not self._consumer or request.skip_reading_prefix_cache:
-            return 0
         tracked = self._track(request)
         tracked.local_tokens = local_tokens
-        if tracked.load_failed:
+        tracked.mixed |= local_tokens > 0 and tracked.names.suspect
+        if not self._consumer or request.skip_reading_prefix_cache:
+            return 0
+        if tracked.load_failed or tracked.mixed:
             return 0
         now = self._clock()
         lookup = tracked.lookup
         if lookup is None or (lookup.answered is not None and now - lookup.answered > ANSWER_TTL_S):
-            lookup = tracked.lookup = self._start_lookup(request)
+            lookup = tracked.lookup = self._start_lookup(tracked)
+        if lookup is None:
+            return None if now - tracked.arrived < self._lookup_timeout_s else 0
         if not lookup.chunks or lookup.chunks[-1].end <= local_tokens:
             return 0
         if lookup.answered is None and not self._take_answer(lookup, now):
             return None
         return max(0, lookup.tokens - local_tokens)
 
-    def _start_lookup(self, request: Request) -> _Lookup:
-        chunks: list[Chunk] = []
+    def _start_lookup(self, tracked: _Tracked) -> _Lookup | None:
+        """A lookup under way; None where the request's names are not known yet."""
+        request, chunks = tracked.request, list[Chunk]()
         if self._parts and self._matcher.ready():
+            if (hashes := tracked.names.hashes()) is None:
+                return None
             chunks = self._plan.chunks(
-                request.block_hashes, known_tokens=request.num_tokens, prompt_tokens=request.num_prompt_tokens
+                hashes, known_tokens=request.num_tokens, prompt_tokens=request.num_prompt_tokens
             )[: LOOKUP_KEYS_MAX // len(self._parts)]
         if not chunks:
             return _Lookup([], Future(), self._clock(), answered=self._clock())
@@ -192,7 +201,7 @@ class StoreScheduler:
             for c in lookup.chunks
             if c.end > start and c.start < end
         )
-        self._loads.append(LoadJob(request.request_id, chunks))
+        self._loads.append(LoadJob(request.request_id, chunks, tracked.names.adapter))
         tracked.stored_tokens = end
         self._counts["hit_tokens"] += external_tokens
 
@@ -215,17 +224,22 @@ class StoreScheduler:
         self, scheduled: Mapping[str, int], block_table: Callable[[str], Sequence[Sequence[int]] | None]
     ) -> StepPlan:
         """This step's work: `scheduled` tokens per request, computed when the workers come to the saves."""
-        plan, self._loads = StepPlan(loads=self._loads), []
-        if not self._producer or self._pool is None or 2 * self._pinned_blocks > len(self._pool.blocks):
+        plan, self._loads = StepPlan(self._weights or b"", self._loads), []
+        if (
+            not self._producer
+            or not self._parts
+            or self._pool is None
+            or 2 * self._pinned_blocks > len(self._pool.blocks)
+        ):
             return plan  # more than half the pool waits for the store: what is not offered now is offered later
-        jobs: dict[tuple[bool, bool], list[ChunkBlocks]] = {}
+        jobs: dict[tuple[bool, bool, Adapter | None], list[ChunkBlocks]] = {}
         offered: set[bytes] = set()  # requests of one prompt in one step have the same chunks
         for request_id, tokens in scheduled.items():
             tracked = self._requests.get(request_id)
             if tracked is not None and (table := block_table(request_id)) is not None:
                 self._offer(tracked, tokens, table, jobs, offered)
-        for (recheck, announce), chunks in jobs.items():
-            plan.saves.append(SaveJob(self._pin(self._pool, chunks), tuple(chunks), recheck, announce))
+        for (recheck, announce, adapter), chunks in jobs.items():
+            plan.saves.append(SaveJob(self._pin(self._pool, chunks), tuple(chunks), recheck, announce, adapter))
         return plan
 
     def _offer(
@@ -233,14 +247,16 @@ class StoreScheduler:
         tracked: _Tracked,
         scheduled: int,
         table: Sequence[Sequence[int]],
-        jobs: dict[tuple[bool, bool], list[ChunkBlocks]],
+        jobs: dict[tuple[bool, bool, Adapter | None], list[ChunkBlocks]],
         offered: set[bytes],
     ) -> None:
-        request = tracked.request
+        request, hashes = tracked.request, tracked.names.hashes()
+        if hashes is None or tracked.mixed:
+            return
         computed = request.num_computed_tokens
         # Only tokens that are known have a hash: drafts and placeholders do not count, however many are scheduled.
         chunks = self._plan.chunks(
-            request.block_hashes,
+            hashes,
             known_tokens=computed + scheduled,
             prompt_tokens=request.num_prompt_tokens,
             after=tracked.stored_tokens,
@@ -252,7 +268,7 @@ class StoreScheduler:
             tracked.stored_tokens = chunk.end
             if any(blocks) and chunk.block_hash not in offered:
                 offered.add(chunk.block_hash)
-                kind = (chunk.end <= computed, chunk.start < request.num_prompt_tokens)
+                kind = (chunk.end <= computed, chunk.start < request.num_prompt_tokens, tracked.names.adapter)
                 jobs.setdefault(kind, []).append(ChunkBlocks(chunk.block_hash, self._plan.depth(chunk), blocks))
 
     def _pin(self, pool: Pool, chunks: Iterable[ChunkBlocks]) -> int:
@@ -280,6 +296,8 @@ class StoreScheduler:
             if (tracked := self._requests.get(request_id)) is not None:
                 tracked.load_failed = True
                 tracked.stored_tokens = 0
+        if self._weights in report.outdated:
+            self.renew()
 
     def finished(self, request_id: str) -> None:
         """A request is over. Its saves go on: they hold their blocks themselves."""
@@ -310,5 +328,5 @@ class StoreScheduler:
     def _track(self, request: Request) -> _Tracked:
         tracked = self._requests.get(request.request_id)
         if tracked is None:
-            tracked = self._requests[request.request_id] = _Tracked(request)
+            tracked = self._requests[request.request_id] = _Tracked(request, self._naming(request), self._clock())
         return tracked

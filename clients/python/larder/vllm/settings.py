@@ -30,6 +30,7 @@ class ConnectorSettings:
     verify: bool = True
     zone: str = ""
     copies: int = 1
+    media_by_content: bool = False
     lookup_timeout_ms: int = 1_000
     load_timeout_ms: int = 2_000
     save_timeout_ms: int = 5_000
@@ -40,7 +41,8 @@ class ConnectorSettings:
         _check(
             isinstance(self.zone, str) and len(self.zone) <= ZONE_LENGTH_MAX, "zone", self.zone, "a label, as --zone"
         )
-        _check(isinstance(self.verify, bool), "verify", self.verify, "true or false")
+        for name in ("verify", "media_by_content"):
+            _check(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
         _check_int("copies", self.copies, COPIES_MAX)
         for name in ("lookup_timeout_ms", "load_timeout_ms", "save_timeout_ms"):
             _check_int(name, getattr(self, name), TIMEOUT_MS_MAX)

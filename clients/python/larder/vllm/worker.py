@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from larder.errors import LarderError
+from larder.errors import DataLost, LarderError
+from larder.vllm.identity.watch import Watch
 from larder.vllm.jobs import SKIP, ChunkBlocks, LoadJob, SaveJob, WorkerReport
+from larder.vllm.keys import moved
 from larder.vllm.link import AsyncStore, StoreLink
 from larder.vllm.transfer import Item, Path, Saved
 
@@ -45,6 +47,7 @@ class _Load:
     items: list[Item]
     landed: list[bool]
     started: float
+    weights: bytes
 
 
 @dataclass(slots=True)
@@ -69,11 +72,16 @@ class StoreWorker:
         namespaces: Sequence[bytes],
         load_timeout_s: float,
         save_timeout_s: float,
+        watch: Watch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
         self._path = path
-        self._namespaces = tuple(namespaces)
+        self._watch = watch or Watch()
+        self._bases = self._namespaces = tuple(namespaces)
+        self._weights = b""
+        self._exchanges, self._outdated = self._watch.exchanges, False
+        self._told_adapters: dict[int, str] = {}
         self._load_timeout_s = load_timeout_s
         self._save_timeout_s = save_timeout_s
         self._clock = clock
@@ -84,6 +92,23 @@ class StoreWorker:
         self._saving: set[Future[None]] = set()
         self._warned_at = clock() - WARN_EVERY_S
 
+    def follow(self, weights: bytes) -> None:
+        """Use the keys of this step's name for the weights, and none while they are no longer those it was given for.
+
+        Weights that were exchanged in this process wait for another name; the scheduler hears of it and chooses one.
+        """
+        exchanges = self._watch.exchanges
+        if weights != self._weights:
+            if self._weights:  # the first name is that of the weights the engine started with
+                self._exchanges = exchanges
+            with self._lock:
+                self._weights = weights
+            self._namespaces = tuple(moved(base, weights) for base in self._bases)
+        self._outdated = exchanges != self._exchanges
+        if self._outdated:
+            with self._lock:
+                self._report.outdated.add(weights)
+
     # ---- loads
 
     def start_loads(self, jobs: Sequence[LoadJob]) -> None:
@@ -91,7 +116,10 @@ class StoreWorker:
         fence = self._path.fence() if jobs else None
         for job in jobs:
             items = self._items(job.chunks)
-            load = _Load(job.request_id, items, [False] * len(items), self._clock())
+            load = _Load(job.request_id, items, [False] * len(items), self._clock(), self._weights)
+            if self._outdated or not self._watch.may_load(job.adapter):
+                self._loaded(load, _exchanged())
+                continue
             self._link.call(partial(self._load, load, fence)).add_done_callback(partial(self._loaded, load))
 
     async def _load(self, load: _Load, fence: Any, store: AsyncStore) -> None:
@@ -100,8 +128,9 @@ class StoreWorker:
 
     def _loaded(self, load: _Load, future: Future[None]) -> None:
         self._warn_of(_error(future), f"a load for {load.request_id}")
-        missing = [item for item, landed in zip(load.items, load.landed, strict=True) if not landed]
         with self._lock:
+            former = load.weights != self._weights  # KV of weights that the engine no longer has
+            missing = [item for item, landed in zip(load.items, load.landed, strict=True) if former or not landed]
             self._ended.received.add(load.request_id)
             if missing:
                 self._report.failed_loads.add(load.request_id)
@@ -121,12 +150,13 @@ class StoreWorker:
         """Start saves, and wait until the master knows of those that someone may ask for; at most ANNOUNCE_S."""
         if not jobs:
             return
+        wanted = [job for job in jobs if not self._outdated and self._watch.may_save(job.adapter)]
         if not self._link.ready():
-            self._drop(jobs)
-            return
-        fence = self._path.fence()
+            wanted = []
+        self._drop([job for job in jobs if job not in wanted])
+        fence = self._path.fence() if wanted else None
         waiting_for = []
-        for job in jobs:
+        for job in wanted:
             items = self._items(job.chunks)
             save = _Save(job, items, len(items), Saved(), self._clock())
             future = self._link.call(partial(self._save, save, fence))
@@ -170,7 +200,7 @@ class StoreWorker:
             )
 
     def _drop(self, jobs: Sequence[SaveJob]) -> None:
-        """The store does not answer at the moment: these chunks are not saved."""
+        """The store does not answer at the moment, or the names are no longer right: these chunks are not saved."""
         with self._lock:
             for job in jobs:
                 self._report.saves_done[job.job_id] = 1
@@ -209,7 +239,9 @@ class StoreWorker:
     def take_report(self) -> WorkerReport | None:
         """What the scheduler must hear of; None: nothing."""
         with self._lock:
-            if not self._report.saves_done and not self._report.failed_loads:
+            if self._watch.adapters != self._told_adapters:
+                self._told_adapters = self._report.adapters = dict(self._watch.adapters)
+            if self._report == WorkerReport():
                 return None
             report, self._report = self._report, WorkerReport()
         return report
@@ -226,6 +258,12 @@ class StoreWorker:
             saving = set(self._saving)
         wait_futures(saving, timeout=min(DRAIN_S, self._save_timeout_s))
         self._link.close()
+
+
+def _exchanged() -> Future[None]:
+    future: Future[None] = Future()
+    future.set_exception(DataLost("the weights or the adapter are no longer those that were looked up"))
+    return future
 
 
 def _error(future: Future[None]) -> BaseException | None:
