@@ -103,7 +103,7 @@ class ProxySettings(ServiceSettings):
     first_token_timeout: Seconds = Field(
         60, description="seconds to wait for a prefill, or for a stream's first byte, before another engine is asked"
     )
-    request_timeout: Seconds = Field(600, description="seconds a request may take in all")
+    request_timeout: Seconds = Field(600, description="seconds to wait for an answer, and for each next byte of it")
     slow_client_timeout: Seconds = Field(30, description="seconds a client may take nothing of its answer")
     allowed_origins: Annotated[JsonNames, AfterValidator(_check_origins)] = Field(
         (), description='origins whose pages may read answers, as JSON: ["*"] for all; none: what engines say passes'

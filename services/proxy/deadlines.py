@@ -4,7 +4,7 @@ asyncio.timeout for each took a tenth of its time. So what is late is noticed up
 
 import asyncio
 from types import TracebackType
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, Self, cast
 
 TICK_S: Final = 0.05
 
@@ -38,7 +38,10 @@ class Deadlines:
 
     def within(self, seconds: float) -> "Within":
         """As asyncio.timeout() does, but with a plain `with`."""
-        return Within(self, self._loop.time() + seconds)
+        return Within(self, self.time() + seconds)
+
+    def time(self) -> float:
+        return self._loop.time()
 
     def _tick(self) -> None:
         now = self._loop.time()
@@ -58,10 +61,16 @@ class Within:
         self._deadlines = deadlines
         self._expired = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._cancelling = self._task.cancelling()
         self._deadlines.watch(self)
+        return self
+
+    def begin_anew(self, seconds: float) -> None:
+        """From now on so many seconds are left, unless it is over."""
+        if not self._expired:
+            self.deadline = self._deadlines.time() + seconds
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -24,6 +24,7 @@ from services.proxy.core.fleet import Booking, Handover, Role
 from services.proxy.core.routing import Decision, Decode, Finished, Outcome, Pair, Prefill, Router, Unserved
 from services.proxy.core.scheduling import Ask
 from services.proxy.core.usage import cached_of
+from services.proxy.deadlines import Within
 from services.proxy.errors import ID
 from services.proxy.heads import header_lines
 from services.proxy.metrics import Metrics
@@ -84,15 +85,18 @@ class Exchange:
         self._params: dict[str, Any] | None = None  # what the decode leg is told of where the KV lies
         self._bill: Bill | None = None  # None: no prefill was done for this request
         self._held: Held | None = None
+        self._limit: Within  # of the wait for an answer, and then for each of its next bytes
         self._alone = False
 
     async def run(self) -> web.StreamResponse:
         limit_s, fail = self._settings.request_timeout, self._reply.fail
         try:
-            with self._upstream.deadlines.within(limit_s - (time.monotonic() - self._call.story.began)):
+            with self._upstream.deadlines.within(limit_s - (time.monotonic() - self._call.story.began)) as self._limit:
                 return await self._follow()
         except TimeoutError:
-            return await fail(504, f"the request was not answered within {limit_s:g} s", outcome="timed_out")
+            began = self._reply.response is not None
+            what = "no byte of the answer passed for" if began else "the request was not answered within"
+            return await fail(504, f"{what} {limit_s:g} s", outcome="timed_out")
         except LegFailed as failure:
             return await fail(502, f"the decode engine broke off its answer: {failure}", outcome="broken")
         except ClientGone:
@@ -255,6 +259,7 @@ class Exchange:
             if answer.at_end:
                 break
             await self._reply.write(chunk)
+            self._limit.begin_anew(self._settings.request_timeout)
             chunk = await answer.read()
         await self._reply.end(chunk)
 
