@@ -22,7 +22,7 @@ from services.common.version import VERSION
 from services.proxy.admin import Admin
 from services.proxy.admission import Admission, Overloaded
 from services.proxy.config import ProxySettings
-from services.proxy.core import guard, legs
+from services.proxy.core import guard, legs, paths
 from services.proxy.core.fleet import Handover, Role
 from services.proxy.core.legs import BadRequest
 from services.proxy.core.routing import Router
@@ -30,7 +30,7 @@ from services.proxy.core.scheduling import make_policy
 from services.proxy.cors import Cors
 from services.proxy.errors import ID, OUTCOME, error_response
 from services.proxy.exchange import Call, Exchange
-from services.proxy.heads import end_to_end, header_lines
+from services.proxy.heads import for_engine, header_lines, is_websocket
 from services.proxy.health import HealthChecks
 from services.proxy.members import Members
 from services.proxy.models import merged_models
@@ -44,8 +44,6 @@ logger = logging.getLogger(__name__)
 BODY_BYTES_MAX: Final = 64 << 20
 DRAIN_S: Final = 25.0
 _BODY_S: Final = 60.0
-_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_REPEATABLE: Final = frozenset({"/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize"})
 _REQUEST_ID: Final = re.compile("[!-~]{1,128}")  # others would break headers and logs, or fill them
 _UNTOLD: Final = frozenset({"/health", "/ready", "/metrics"})  # asked all the time
 _METRICS_TYPE: Final = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
@@ -110,8 +108,7 @@ class Proxy:
                 web.get("/v1/models", self._get_models),
                 web.post("/v1/completions", self._generate),
                 web.post("/v1/chat/completions", self._generate),
-                web.post("/tokenize", self._forward),
-                web.post("/detokenize", self._forward),
+                *(web.route(method, path, self._forward) for path, method in paths.PASSED.items()),
                 web.route("*", "/v1/{tail:.*}", self._forward),
             ]
         )
@@ -187,7 +184,7 @@ class Proxy:
         resource = request.match_info.route.resource
         path = resource.canonical if resource is not None else "other"
         outcome, code = "cancelled", 499
-        weight = 1 if path.startswith("/v1/") or path in _REPEATABLE else 0  # operators' are not waited for
+        weight = 1 if paths.is_under_way(path) else 0
         self._in_flight += weight
         if self._in_flight:
             self._idle.clear()
@@ -218,6 +215,10 @@ class Proxy:
         try:
             if (preflight := self._cors.preflight(request.method, request.headers)) is not None:
                 return web.Response(status=preflight.status, text=preflight.text, headers=preflight.headers)
+            if is_websocket(request.headers):
+                response = error_response(request, 501, "websockets are not passed on: ask an engine itself")
+                response.force_close()  # the client goes on in another protocol
+                return response
             return await handler(request)
         except BadRequest as refusal:
             return error_response(request, refusal.status, str(refusal))
@@ -245,7 +246,7 @@ class Proxy:
         body = await self._read(request)
         try:
             guard.check(body, headers.getall("Content-Type", ()), headers.getall("Content-Encoding", ()))
-            repeatable = generates or request.method in _SAFE_METHODS or request.path in _REPEATABLE
+            repeatable = generates or paths.may_run_twice(request.method, request.path)
             call = Call(request, request[STORY], body, headers, lines, repeatable)
             self._understand(call, generates=generates)
             await self._admission.enter()
@@ -267,14 +268,11 @@ class Proxy:
     def _headers(self, request: web.Request, *, reads: bool) -> tuple[CIMultiDict[str], bytes]:
         """What the engines get of a request's headers, and the same as it is sent. Reads: the proxy looks into the
         answers, so none is packed."""
-        headers = end_to_end(request.headers)
-        for name in ("Host", "Content-Length", "Expect"):
-            headers.popall(name, None)
-        if reads:
-            headers.popall("Accept-Encoding", None)
-        headers["X-Request-Id"] = request[ID]
+        dropped = ["Accept-Encoding"] if reads else []
         if self._settings.admin_api_key is not None:
-            headers.popall("X-API-Key", None)  # the operators', which is no engine's business
+            dropped.append("X-API-Key")  # the operators', which is no engine's business
+        headers = for_engine(request.headers, dropped)
+        headers["X-Request-Id"] = request[ID]
         self._upstream.authorize(headers)
         return headers, header_lines(headers)
 

@@ -94,7 +94,9 @@ class ProxySettings(ServiceSettings):
     decode_scheduling: PolicyName | None = Field(None, description="--scheduling of decode engines")
     session_header: str = Field("X-Session-Id", min_length=1, description="what --scheduling session goes by")
     prefill_min_tokens: int = Field(
-        0, ge=0, description="shorter prompts (estimated: 4 characters a token) go straight to a decode engine"
+        0,
+        ge=0,
+        description="shorter prompts (estimated: 4 characters a token) without images or sounds go straight to decode",
     )
     max_concurrency: int = Field(2048, ge=1, description="requests served at once")
     max_queue: int = Field(2048, ge=0, description="requests that may wait for their turn; more get a 429")

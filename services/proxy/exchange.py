@@ -80,7 +80,8 @@ class Exchange:
         self._metrics = metrics
         self._settings = settings
         self._router = router
-        prefill = call.asked is not None and call.ask.prompt_tokens >= settings.prefill_min_tokens
+        pays = call.ask.has_media or call.ask.prompt_tokens >= settings.prefill_min_tokens
+        prefill = call.asked is not None and pays
         self._route = router.begin(call.ask, prefill=prefill, repeatable=call.repeatable)
         self._params: dict[str, Any] | None = None  # what the decode leg is told of where the KV lies
         self._bill: Bill | None = None  # None: no prefill was done for this request

@@ -4,7 +4,7 @@ A header's value is text in which bytes that are no UTF-8 are lone surrogates, s
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from multidict import CIMultiDict, MultiMapping
@@ -32,6 +32,20 @@ def end_to_end(headers: MultiMapping[str]) -> CIMultiDict[str]:
             if name.strip().lower() not in _CONTENT:
                 kept.popall(name.strip(), None)
     for name in _HOP_BY_HOP:
+        kept.popall(name, None)
+    return kept
+
+
+def is_websocket(headers: MultiMapping[str]) -> bool:
+    """Whether a client wants to go on with WebSocket; other upgrades are passed over, as they may be (h2c)."""
+    listed = ",".join(headers.getall("Connection", ())).lower().split(",")
+    return "upgrade" in map(str.strip, listed) and headers.get("Upgrade", "").strip().lower() == "websocket"
+
+
+def for_engine(headers: MultiMapping[str], dropped: Iterable[str]) -> CIMultiDict[str]:
+    """A client's headers, without those that are made anew for each engine."""
+    kept = end_to_end(headers)
+    for name in ("Host", "Content-Length", "Expect", *dropped):
         kept.popall(name, None)
     return kept
 

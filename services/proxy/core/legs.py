@@ -22,6 +22,7 @@ from services.proxy.core.scheduling import Ask
 PARAMS: Final = "kv_transfer_params"
 PREFIX_BYTES: Final = 2048  # about 500 tokens: what prompts must share to be sent to one engine
 _BYTES_A_TOKEN: Final = 4
+_MEDIA_TOKENS: Final = 1_000  # an image's, roughly: from a hundred to many thousands, which only engines know
 _GLANCE_BYTES: Final = 64
 _PARTS_MAX: Final = 65_536  # of a chat that is longer than
 _PARTS_BYTES: Final = 1 << 20
@@ -110,16 +111,20 @@ def ask_of(request: Fields, session: str) -> Ask:
     if bytes(prompt[:1]) == b"[" and b'"' not in bytes(prompt[:_GLANCE_BYTES]):
         tokens = bytes(prompt).count(b",") + 1
         digest.update(prompt[:PREFIX_BYTES])
-    texts: Iterable[str | memoryview] = () if tokens else (prompt[1:-1],)
+    texts: Iterable[str | memoryview | None] = () if tokens else (prompt[1:-1],)
     if "messages" in request:
         texts = chain(texts, _texts(request["messages"]))
+    media = int("prompt_embeds" in request)
     for text in texts:
+        if text is None:
+            media += 1
+            continue
         if (room := PREFIX_BYTES - size) > 0:
             part = text[:room]
             digest.update(part.encode(errors="surrogatepass") if isinstance(part, str) else part)
         size += len(text)
-    estimated = tokens + -(-size // _BYTES_A_TOKEN)
-    return Ask(estimated, digest.intdigest(), session, handed_over=is_handed_over(request))
+    estimated = tokens + -(-size // _BYTES_A_TOKEN) + media * _MEDIA_TOKENS
+    return Ask(estimated, digest.intdigest(), session, media > 0, handed_over=is_handed_over(request))
 
 
 def prefill_request(request: Fields, *, chat: bool, handover: Handover | None, transfer_id: str = "") -> dict[str, Any]:
@@ -190,7 +195,13 @@ def transfer_ids(answer: bytes) -> tuple[str, ...]:
 
 
 class _Part(msgspec.Struct, gc=False):
-    text: str = ""
+    text: str | None = None
+    refusal: str | None = None
+    thinking: str | None = None
+
+    @property
+    def words(self) -> str | None:
+        return next((text for text in (self.text, self.refusal, self.thinking) if text is not None), None)
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -200,8 +211,9 @@ class _Message(msgspec.Struct, gc=False):
 _messages: Final = msgspec.json.Decoder(list[_Message])
 
 
-def _texts(messages: Raw) -> Iterator[str | memoryview]:
-    """The texts of a chat, in order; all as it was written, where that is not what it should be."""
+def _texts(messages: Raw) -> Iterator[str | memoryview | None]:
+    """The texts of a chat, in order, and None for an image, a sound or what else is none; all as it was written, where
+    that is not what it should be."""
     written = memoryview(messages)
     try:
         if len(written) > _PARTS_BYTES and bytes(written).count(b"{") > _PARTS_MAX:
@@ -213,7 +225,7 @@ def _texts(messages: Raw) -> Iterator[str | memoryview]:
     for message in read:
         parts = message.content
         for part in [parts] if isinstance(parts, str) else parts or ():
-            yield part if isinstance(part, str) else part.text
+            yield part if isinstance(part, str) else part.words
 
 
 @lru_cache(maxsize=1024)

@@ -23,6 +23,7 @@ class Ask:
     prompt_tokens: int = 0  # estimated
     prefix: int = 0  # hash of how the prompt begins
     session: str = ""  # empty: none was given
+    has_media: bool = False  # images, sounds: how many tokens they are is a guess
     handed_over: bool = True  # False: KV reaches decode through a store only (legs.is_handed_over)
 
 

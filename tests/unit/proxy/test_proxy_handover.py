@@ -307,6 +307,16 @@ async def test_short_prompts_go_straight_to_decode(start_cluster: Any) -> None:
     assert len(cluster.prefills[0].legs) == 2
 
 
+@pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "input_audio"}])
+async def test_a_chat_with_images_or_sounds_is_prefilled_however_short(start_cluster: Any, part: Any) -> None:
+    cluster = await start_cluster(prefill_min_tokens=5_000)
+    for content, prefilled in (("hi", 0), ([{"type": "text", "text": "hi"}], 0), ([{"text": "hi"}, part], 1)):
+        body = {"messages": [{"role": "user", "content": content}]}
+        async with cluster.client.post("/v1/chat/completions", json=body) as response:
+            assert response.status == 200
+        assert len(cluster.prefills[0].legs) == prefilled
+
+
 async def test_least_loaded_goes_around_who_is_busy(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 3, scheduling="least_loaded")
     cluster.decodes[0].act = cluster.decodes[0].hang

@@ -234,7 +234,12 @@ def test_what_the_choice_of_an_engine_goes_by() -> None:
     assert ask({"prompt": ["x" * 200, "y" * 200]}).prompt_tokens == 102
     content = [{"type": "text", "text": "x" * 40}, {"type": "image_url", "image_url": {"url": "z" * 999}}, "w" * 40]
     messages = [{"role": "system", "content": "y" * 40}, {"role": "user", "content": content}, {"role": "tool"}]
-    assert ask({"messages": messages}).prompt_tokens == 30
+    assert ask({"messages": messages}).prompt_tokens == 1030
+    sound = {"type": "input_audio", "input_audio": {"data": "z" * 999}}
+    messages = [{"content": [sound, sound, {"type": "refusal", "refusal": "x" * 40}, {"type": "text", "text": ""}]}]
+    assert (ask({"messages": messages}).prompt_tokens, ask({"messages": messages}).has_media) == (2010, True)
+    assert (ask({"prompt_embeds": "z" * 999}).prompt_tokens, ask({"prompt_embeds": "z"}).has_media) == (1000, True)
+    assert not ask({"messages": [{"content": [{"type": "text", "text": "image_url"}]}]}).has_media
     assert ask({"messages": []}).prompt_tokens == ask({}).prompt_tokens == 0
     assert ask({"messages": [7, "x" * 395]}).prompt_tokens == 101  # not understood: by its bytes
     assert ask({"messages": [{}] * 300_000}).prompt_tokens == 300_000  # not looked at each

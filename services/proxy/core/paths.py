@@ -1,0 +1,42 @@
+"""Which paths of engines clients may reach through the proxy besides /v1, as vLLM serves them, and which requests may
+run twice. Not among them is what changes an engine, or tells of it alone: that is its operators' affair.
+"""
+
+from typing import Final
+
+PASSED: Final = {
+    "/tokenize": "POST",
+    "/detokenize": "POST",
+    "/tokenizer_info": "GET",
+    "/pooling": "POST",
+    "/classify": "POST",
+    "/score": "POST",
+    "/rerank": "POST",
+    "/embed": "POST",
+    "/v2/embed": "POST",
+    "/v2/rerank": "POST",
+    "/generative_scoring": "POST",
+    "/invocations": "POST",  # SageMaker's names
+    "/ping": "*",
+    "/inference/v1/generate": "POST",
+    "/cohere/v2/chat": "POST",
+    "/cohere/v2/chat/render": "POST",
+}
+"""Path -> method; *: any."""
+
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_REPEATABLE: Final = frozenset(PASSED) | {
+    *("/v1/embeddings", "/v1/responses", "/v1/score", "/v1/rerank"),
+    *("/v1/messages/count_tokens", "/v1/messages/render", "/v1/responses/render"),
+    *("/v1/completions/render", "/v1/chat/completions/render"),
+    *("/v1/completions/derender", "/v1/chat/completions/derender"),
+}
+
+
+def may_run_twice(method: str, path: str) -> bool:
+    return method in _SAFE_METHODS or path in _REPEATABLE
+
+
+def is_under_way(route: str) -> bool:
+    """Whether the proxy's end waits for requests of this route: for clients', not for operators'."""
+    return route.startswith("/v1/") or route in PASSED
