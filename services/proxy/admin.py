@@ -161,10 +161,17 @@ class Admin:
         if self._key is None:
             logger.error("%s %s is off: ADMIN_API_KEY is not set", request.method, request.path)
             raise Refused(500, "Server configuration error.")
-        expected = self._key.get_secret_value()
-        if not hmac.compare_digest(given.encode(errors="surrogateescape"), expected.encode(errors="surrogateescape")):
+        if not self.has_key(request):
             logger.warning("%s %s from %s: a wrong API key", request.method, request.path, request.remote)
             raise Refused(403, "Forbidden: Invalid API Key.")
+
+    def has_key(self, request: web.Request) -> bool:
+        """Whether it shows ADMIN_API_KEY."""
+        given = request.headers.get("X-API-Key")
+        if given is None or self._key is None:
+            return False
+        expected = self._key.get_secret_value()
+        return hmac.compare_digest(given.encode(errors="surrogateescape"), expected.encode(errors="surrogateescape"))
 
 
 async def _read(request: web.Request) -> bytes:

@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Final
 
@@ -24,16 +25,19 @@ from services.proxy.admission import Admission, Overloaded
 from services.proxy.config import ProxySettings
 from services.proxy.core import guard, legs, paths
 from services.proxy.core.fleet import Handover, Role
+from services.proxy.core.homes import response_followed
 from services.proxy.core.legs import BadRequest
 from services.proxy.core.routing import Router
-from services.proxy.core.scheduling import make_policy
+from services.proxy.core.scheduling import Ask, make_policy
 from services.proxy.cors import Cors
 from services.proxy.errors import ID, OUTCOME, error_response
+from services.proxy.everywhere import PATHS, Everywhere, engine_change
 from services.proxy.exchange import Call, Exchange
 from services.proxy.heads import for_engine, header_lines, is_websocket
 from services.proxy.health import HealthChecks
 from services.proxy.members import Members
 from services.proxy.models import merged_models
+from services.proxy.responses import Responses
 from services.proxy.siblings import Siblings
 from services.proxy.story import STORY, Story
 from services.proxy.tracing import make_tracing
@@ -74,6 +78,8 @@ class Proxy:
         self.fleet, self._metrics = self.health.fleet, self.health.metrics
         self.members = Members(settings, self.health, siblings)
         self.admin = Admin(self.members, self.health, upstream, settings, siblings)
+        self.responses = Responses(self.fleet, upstream, siblings)
+        self._everywhere = Everywhere(self.fleet, upstream, seconds=settings.request_timeout)
         names = {Role.PREFILL: settings.prefill_scheduling, Role.DECODE: settings.decode_scheduling}
         self._random = Random()  # noqa: S311 - spreads load, tells requests apart
         self.router = Router(
@@ -109,6 +115,7 @@ class Proxy:
                 web.post("/v1/completions", self._generate),
                 web.post("/v1/chat/completions", self._generate),
                 *(web.route(method, path, self._forward) for path, method in paths.PASSED.items()),
+                *(web.post(path, self._change_engines) for path in sorted(PATHS)),
                 web.route("*", "/v1/{tail:.*}", self._forward),
             ]
         )
@@ -157,7 +164,7 @@ class Proxy:
         headers, _ = self._headers(request, reads=True)
         await self._admission.enter()  # each asks all decode engines
         try:
-            engines = self.fleet.candidates(Role.DECODE, time.monotonic())
+            engines = [each for each in self.fleet.engines(Role.DECODE) if each.is_offered]
             models = await merged_models(self._upstream, [engine.address for engine in engines], headers)
         finally:
             self._admission.leave()
@@ -172,7 +179,23 @@ class Proxy:
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         if ".." in request.path.split("/"):  # what stands between proxy and engine may follow it, out of /v1
             raise BadRequest(400, "the path has a .. in it, which leads elsewhere")
+        if engine_change(request.path) is not None:
+            return await self._change_engines(request)
         return await self._serve(request, generates=False)
+
+    async def _change_engines(self, request: web.Request) -> web.StreamResponse:
+        path = engine_change(request.path)
+        if path is None or not self.admin.has_key(request):
+            raise BadRequest(403, f"{request.path} changes engines: it needs ADMIN_API_KEY as X-API-Key")
+        if request.method != "POST":
+            raise web.HTTPMethodNotAllowed(request.method, ["POST"])
+        _, lines = self._headers(request, reads=True)
+        body = await self._read(request)
+        try:
+            return await self._everywhere.send(path, request.rel_url.raw_query_string, lines, body)
+        finally:
+            self._admission.buffer(-len(body))
+            self.health.list_soon()
 
     @web.middleware
     async def _accounted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -242,7 +265,7 @@ class Proxy:
 
     async def _serve(self, request: web.Request, *, generates: bool) -> web.StreamResponse:
         self._admission.check()
-        headers, lines = self._headers(request, reads=generates)
+        headers, lines = self._headers(request, reads=generates or request.path == "/v1/responses")
         body = await self._read(request)
         try:
             guard.check(body, headers.getall("Content-Type", ()), headers.getall("Content-Encoding", ()))
@@ -251,6 +274,8 @@ class Proxy:
             self._understand(call, generates=generates)
             await self._admission.enter()
             try:
+                if call.follows is not None:
+                    await self._send_home(call, call.follows)
                 return await Exchange(call, self.router, self._upstream, self._metrics, self._settings).run()
             finally:
                 self._admission.leave()
@@ -259,11 +284,28 @@ class Proxy:
 
     def _understand(self, call: Call, *, generates: bool) -> None:
         request = call.request
+        session = request.headers.get(self._settings.session_header, "")
         if generates:
             call.asked = legs.parse_request(request.content_type, call.body)
             call.streamed = legs.is_streamed(call.asked)
-            call.ask = legs.ask_of(call.asked, request.headers.get(self._settings.session_header, ""))
+            call.ask = legs.ask_of(call.asked, session)
             call.story.prompt_tokens = call.ask.prompt_tokens
+            return
+        path = [part for part in request.path.split("/") if part]
+        fields = legs.fields_of(call.body)
+        call.ask = Ask(session=session, model=legs.model_of(fields))
+        call.follows = response_followed(path, fields)
+        if path == ["v1", "responses"]:
+            call.made = self.responses.made
+
+    async def _send_home(self, call: Call, id: str) -> None:
+        """To the engine that has the response which the request is about; if nobody has it, any engine says so."""
+        if len(self.fleet.engines(Role.DECODE)) < 2 or (home := await self.responses.home(id, call.lines)) is None:
+            return
+        engine = self.fleet.get(Role.DECODE, home)
+        if engine is None or not engine.is_offered:
+            raise BadRequest(404, f"Response with id '{id}' not found: the engine that made it is gone.")
+        call.ask = replace(call.ask, home=home)
 
     def _headers(self, request: web.Request, *, reads: bool) -> tuple[CIMultiDict[str], bytes]:
         """What the engines get of a request's headers, and the same as it is sent. Reads: the proxy looks into the

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +21,7 @@ from services.proxy.config import ProxySettings
 from services.proxy.core import legs
 from services.proxy.core.codec import encode
 from services.proxy.core.events import failure_of
-from services.proxy.core.fleet import Booking, Handover, Role
+from services.proxy.core.fleet import Address, Booking, Handover, Role
 from services.proxy.core.routing import Decision, Decode, Finished, Outcome, Pair, Prefill, Router, Unserved
 from services.proxy.core.scheduling import Ask
 from services.proxy.core.usage import cached_of
@@ -53,6 +54,8 @@ class Call:
     asked: legs.Fields | None = None  # None: it is passed on untouched
     ask: Ask = field(default_factory=Ask)
     streamed: bool = False
+    follows: str | None = None  # the id of the response that it is about
+    made: Callable[[bytes, Address], None] | None = None  # is told how an answer begins, and whose it is
 
 
 @dataclass(slots=True)
@@ -247,6 +250,8 @@ class Exchange:
     async def _pass_on(self, leg: Leg, answer: Answer, first: bytes) -> None:
         call = self._call
         leg.limit(None)
+        if call.made is not None and answer.status == 200:
+            call.made(first, leg.to)
         call.story.first_byte_at = time.monotonic()
         if call.streamed:
             self._metrics.ttft_seconds.observe(call.story.first_byte_at - call.story.began)

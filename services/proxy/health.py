@@ -15,6 +15,7 @@ from services.proxy.core import legs
 from services.proxy.core.fleet import Address, Change, Engine, Fleet, Handover, Health, Probe, Role
 from services.proxy.core.routing import Outcome
 from services.proxy.metrics import Metrics
+from services.proxy.models import list_models
 from services.proxy.upstream import LegFailed, Upstream
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 UP_EVERY_S: Final = 1.0
 LOST_EVERY_S: Final = 0.5  # bounds how late an engine that is back is found
 PROBE_S: Final = 2.0
+LIST_EVERY_S: Final = 5.0  # bounds how late a model or an adapter that an engine loads is found
 _ANSWER_BYTES_MAX: Final = 1 << 20
 
 
@@ -37,6 +39,7 @@ class HealthChecks:
         self._begun = False
         self._tasks: dict[Engine, asyncio.Task[None]] = {}
         self._soon: dict[Engine, asyncio.Event] = {}
+        self._listed_at: dict[Engine, float] = {}
 
     async def begin(self) -> None:
         """Returns when each engine was asked once. Until it is called, nobody is."""
@@ -57,7 +60,14 @@ class HealthChecks:
         for engine in [engine for engine in self._tasks if engine not in here]:
             self._tasks.pop(engine).cancel()
             del self._soon[engine]
+            self._listed_at.pop(engine, None)
         self.metrics.keep_only({(engine.role, engine.address) for engine in here})
+
+    def list_soon(self) -> None:
+        """Asks all engines for their models again: some have others now."""
+        self._listed_at.clear()
+        for soon in self._soon.values():
+            soon.set()
 
     async def close(self) -> None:
         for task in self._tasks.values():
@@ -91,11 +101,22 @@ class HealthChecks:
                 await asyncio.sleep(LOST_EVERY_S)  # a leg found it lost this moment
 
     async def _check(self, engine: Engine) -> None:
-        """One probe. How a prefill engine hands over is known before it is offered."""
+        """One probe. What an engine serves, and how it hands over, is known before it is offered."""
         probe, ids = await asyncio.gather(self._probe(engine.address), self._transfer_ids(engine))
         if ids:
             self.fleet.learned(engine, Handover.PUSH, ids)
+        if probe is Probe.OK and (models := await self._models(engine)):
+            self.fleet.listed(engine, models)
         self.fleet.probed(engine, probe)
+
+    async def _models(self, engine: Engine) -> frozenset[str]:
+        """What it lists, if that is to be asked now; empty if it does not say."""
+        now = asyncio.get_running_loop().time()
+        if engine.health is Health.UP and now - self._listed_at.get(engine, -LIST_EVERY_S) < LIST_EVERY_S:
+            return frozenset()
+        self._listed_at[engine] = now
+        listed = await list_models(self._upstream, engine.address, {"Accept": "application/json"}, seconds=PROBE_S)
+        return frozenset(model["id"] for model in listed or ())
 
     async def _probe(self, address: Address) -> Probe:
         try:

@@ -45,7 +45,9 @@ async def serve(
         proxy = Proxy(settings, upstream, registry, accepting=lambda: not stop.is_set(), siblings=siblings)
         if siblings is not None:
             ending.push_async_callback(siblings.close)
-            await siblings.serve(reload=proxy.members.reload, instances=proxy.admin.instances)
+            await siblings.serve(
+                reload=proxy.members.reload, instances=proxy.admin.instances, home=proxy.responses.known
+            )
             proxy.members.reload()  # what was changed while nobody could say so
         runner = make_runner(proxy)
         ending.push_async_callback(runner.cleanup)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import aiohttp
 from aiohttp import web
@@ -49,7 +50,13 @@ class Siblings:
         self._samples = Samples(registry, self._kept(self._index))
         self._runner: web.AppRunner | None = None
 
-    async def serve(self, *, reload: Callable[[], None], instances: Callable[[], list[dict[str, Any]]]) -> None:
+    async def serve(
+        self,
+        *,
+        reload: Callable[[], None],
+        instances: Callable[[], list[dict[str, Any]]],
+        home: Callable[[str], str | None],
+    ) -> None:
         """Answers the others from now on."""
 
         async def post_reload(_: web.Request) -> web.Response:
@@ -58,6 +65,9 @@ class Siblings:
 
         async def get_instances(_: web.Request) -> web.Response:
             return web.json_response(instances())
+
+        async def get_home(request: web.Request) -> web.Response:
+            return web.json_response(home(request.query["id"]))
 
         async def get_alive(_: web.Request) -> web.Response:
             return web.json_response({})
@@ -68,7 +78,7 @@ class Siblings:
         app = web.Application()
         app.add_routes([web.post("/reload", post_reload)])
         app.add_routes([web.get("/instances", get_instances), web.get("/samples", get_samples)])
-        app.add_routes([web.get("/alive", get_alive)])
+        app.add_routes([web.get("/alive", get_alive), web.get("/home", get_home)])
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=ANSWER_S)
         await self._runner.setup()
         socket = _socket(self._directory, self._index)
@@ -85,6 +95,11 @@ class Siblings:
 
     async def instances(self) -> Heard:
         return await self._ask_all("GET", "/instances")
+
+    async def home(self, id: str) -> str | None:
+        """The engine that made the response of that id, as far as one of them knows."""
+        heard = await self._ask_all("GET", f"/home?id={quote(id, safe='')}")
+        return next((answer for answer in heard.answers.values() if isinstance(answer, str)), None)
 
     async def metrics(self) -> bytes:
         """Those of all workers together, in Prometheus's text format; of who is silent, what was last shown."""

@@ -85,6 +85,17 @@ class Engine:
     trial: bool = False  # half open, and a leg is finding out
     handover: Handover | None = None  # a prefill engine's; None: not known yet
     transfer_ids: tuple[str, ...] = ()  # by data-parallel rank: what PUSH calls the engine
+    models: frozenset[str] | None = None  # what it lists, adapters among them; None: not known
+
+    @property
+    def is_offered(self) -> bool:
+        return not self.draining and self.health is not Health.GONE
+
+    def may_serve(self, model: str) -> bool:
+        """As far as is known. A decode engine that nobody ever reached does not, so that the others can say what is."""
+        if self.models is None:
+            return self.role is Role.PREFILL or self.health is not Health.GONE
+        return model in self.models
 
     @property
     def load(self) -> int:
@@ -245,6 +256,10 @@ class Fleet:
             return
         engine.handover, engine.transfer_ids = handover, transfer_ids
 
+    def listed(self, engine: Engine, models: frozenset[str]) -> None:
+        """The models that it says it serves."""
+        engine.models = models
+
     def check(self) -> None:
         """Asserts what must always hold; for tests."""
         for role, engines in self._engines.items():
@@ -261,7 +276,7 @@ _DOUBTFUL, _OPEN, _SILENT, _NEVER = 1, 2, 3, 4
 
 def _tier(engine: Engine, now: float) -> int:
     """0: as it should be · it owes a probe's answer · its breaker is open · it is silent · not to be asked."""
-    if engine.draining or engine.health is Health.GONE:
+    if not engine.is_offered:
         return _NEVER
     if engine.health is Health.UP and (engine.open_until is None or (now >= engine.open_until and not engine.trial)):
         return _DOUBTFUL if engine.unanswered else 0

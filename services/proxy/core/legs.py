@@ -5,6 +5,7 @@ template arguments, LoRA's model name, cache salt), generates one token, and ask
 decode engine gets the client's own bytes, but for the field that tells it where the KV lies.
 """
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -47,6 +48,7 @@ _ONE: Final = frozenset({b"null", b"1"})
 _NOT_SET: Final = frozenset({b"null", b"false"})
 _SEVERAL: Final = re.compile(rb'\[\s*(?:\{|(?:"[^"\\]*(?:\\.[^"\\]*)*"|\[[^\]]*\])\s*,)', re.DOTALL)
 """A list with a second prompt in it, or with what nobody understands."""
+_FORM_MODEL: Final = re.compile(rb'name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
 _ASK_TO_KEEP: Final = {  # what vLLM's NIXL connector wants to be told; other connectors pass over it
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -124,7 +126,30 @@ def ask_of(request: Fields, session: str) -> Ask:
             digest.update(part.encode(errors="surrogatepass") if isinstance(part, str) else part)
         size += len(text)
     estimated = tokens + -(-size // _BYTES_A_TOKEN) + media * _MEDIA_TOKENS
-    return Ask(estimated, digest.intdigest(), session, media > 0, handed_over=is_handed_over(request))
+    return Ask(
+        estimated,
+        digest.intdigest(),
+        session,
+        has_media=media > 0,
+        model=model_of(request),
+        handed_over=is_handed_over(request),
+    )
+
+
+def model_of(request: Fields) -> str:
+    """The model that a request names; empty if it names none."""
+    name = decode(bytes(request["model"])) if "model" in request else None
+    return name if isinstance(name, str) else ""
+
+
+def fields_of(body: bytes) -> Fields:
+    """What can be read of a request that is the engine's to understand: a JSON object's fields, a form's model."""
+    if body.lstrip(b" \t\r\n")[:1] == b"{":
+        with contextlib.suppress(ValueError, RecursionError):
+            return decode_fields(body)
+    elif found := _FORM_MODEL.search(body):
+        return {"model": Raw(encode(found[1].decode(errors="replace")))}
+    return {}
 
 
 def prefill_request(request: Fields, *, chat: bool, handover: Handover | None, transfer_id: str = "") -> dict[str, Any]:

@@ -114,14 +114,23 @@ class Router:
         return Route(self, ask, prefill=wanted, repeatable=repeatable)
 
     def _may_prefill(self, ask: Ask) -> bool:
-        engines, unfit = self.fleet.engines(Role.PREFILL), self.unfit(Role.PREFILL, ask)
-        return any(engine.address not in unfit for engine in engines)
+        engines = self.fleet.engines(Role.PREFILL)
+        return len(self.unfit(Role.PREFILL, ask)) < len(engines)
 
     def unfit(self, role: Role, ask: Ask) -> frozenset[Address]:
-        """The engines that cannot do what the request needs."""
-        return frozenset(engine.address for engine in self.fleet.engines(role) if not self._is_fit(engine, ask))
+        """The engines that cannot do what the request needs. A model that no engine lists is a decode engine's to
+        refuse: it may have been loaded a moment ago."""
+        engines = self.fleet.engines(role)
+        unfit = frozenset(engine.address for engine in engines if not self._is_fit(engine, ask))
+        if role is Role.DECODE and ask.home is None and len(unfit) == len(engines):
+            return frozenset()
+        return unfit
 
     def _is_fit(self, engine: Engine, ask: Ask) -> bool:
+        if engine.role is Role.DECODE and ask.home is not None:
+            return engine.address == ask.home
+        if ask.model and not engine.may_serve(ask.model):
+            return False
         if engine.role is Role.PREFILL and not ask.handed_over:
             return (self.handover or engine.handover) not in (Handover.PULL, Handover.PUSH)
         return True
@@ -152,7 +161,7 @@ class Route:
 
     def begin(self, now: float) -> Decision:
         """What to do first."""
-        served = bool(self._fleet.candidates(Role.DECODE, now))  # else a prefill would be for nothing
+        served = bool(self._candidates(Role.DECODE, now))  # else a prefill would be for nothing
         self._last = self._prefill(now) if self._prefill_wanted and served else self._decode(now, alone=False)
         return self._last
 
@@ -254,9 +263,11 @@ class Route:
         self._end_all()
         return Unserved(self._tried[Role.DECODE], may_have_run)
 
+    def _candidates(self, role: Role, now: float) -> list[Engine]:
+        return self._fleet.candidates(role, now, self._router.unfit(role, self._ask).union(self._tried[role]))
+
     def _pick(self, role: Role, now: float) -> Booking | None:
-        not_to_ask = self._router.unfit(role, self._ask).union(self._tried[role])
-        candidates = self._fleet.candidates(role, now, not_to_ask)
+        candidates = self._candidates(role, now)
         if not candidates:
             return None
         engine = candidates[0] if len(candidates) == 1 else self._router.policies[role](candidates, self._ask)

@@ -47,7 +47,9 @@ class Engine:
         self.name = name
         self.legs: list[Leg] = []
         self.probes = 0
+        self.listings: list[CIMultiDictProxy[str]] = []  # how the proxy asked for its models
         self.act: Callable[[web.Request], Awaitable[web.StreamResponse]] = self.answer
+        self.list_models: Callable[[web.Request], Awaitable[web.StreamResponse]] = self.answer  # to the proxy itself
         self.models = ["tiny"]
         self.healthy = True
         self.frozen = False  # answers no probes
@@ -80,6 +82,9 @@ class Engine:
             if self.frozen:
                 await self.hang(request)
             return web.Response(status=200 if self.healthy else 503)
+        if request.path == "/v1/models" and "X-Request-Id" not in request.headers:  # the proxy's own
+            self.listings.append(request.headers)
+            return await self.list_models(request)
         leg = Leg(request.method, request.path_qs, request.headers, await request.read())
         self.legs.append(leg)
         self.called.set()

@@ -202,12 +202,12 @@ async def test_no_decode_left_is_a_503_at_once(start_cluster: Any, closed_port: 
 async def test_what_may_have_run_is_not_repeated(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 2)
     act(cluster.decodes[0], "reset")
-    async with cluster.client.post("/v1/load_lora_adapter", json={}) as response:
+    async with cluster.client.post("/v1/audio/speech", json={}) as response:
         assert response.status == 502
         assert "may have run" in (await response.json())["error"]["message"]
     assert len(cluster.decodes[0].legs) == 1  # nor over a new connection
     act(cluster.decodes[1], "answer_500")
-    async with cluster.client.post("/v1/load_lora_adapter", json={}) as response:
+    async with cluster.client.post("/v1/audio/speech", json={}) as response:
         assert (response.status, (await response.json())["error"]["by"]) == (500, "decode1")
     assert asked(cluster) == ["decode0", "decode1"]
     act(cluster.decodes[1], "reset")

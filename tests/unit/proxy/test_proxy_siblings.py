@@ -29,9 +29,10 @@ async def test_who_is_there_is_told_and_who_cannot_be_told_is_silent(tmp_path: P
     one, other = worker(tmp_path, 0), worker(tmp_path, 1)
     assert await one.reload() == 0  # nobody is there
     told = []
-    await other.serve(reload=lambda: told.append(True), instances=lambda: [{"legs": 1}])
+    await other.serve(reload=lambda: told.append(True), instances=lambda: [{"legs": 1}], home={"resp_?&1": "e:1"}.get)
     assert (await one.reload(), told) == (0, [True])
     assert (await one.instances()).answers == {1: [{"legs": 1}]}
+    assert [await one.home(id) for id in ("resp_?&1", "resp_2")] == ["e:1", None]
     with no_descriptors():
         assert await one.reload() == 1
     await other.close()
@@ -41,7 +42,7 @@ async def test_who_is_there_is_told_and_who_cannot_be_told_is_silent(tmp_path: P
 async def test_metrics_say_how_many_workers_they_are_of(tmp_path: Path) -> None:
     one, other = worker(tmp_path, 0), worker(tmp_path, 1)
     assert b"\nlarder_proxy_workers 1.0\n" in await one.metrics()
-    await other.serve(reload=lambda: None, instances=list)
+    await other.serve(reload=lambda: None, instances=list, home=lambda _: None)
     assert b"\nlarder_proxy_workers 2.0\n" in await one.metrics()
     await other.close()
     assert b"\nlarder_proxy_workers 1.0\n" in await one.metrics()
@@ -53,6 +54,6 @@ async def test_who_answers_with_an_error_is_silent(tmp_path: Path) -> None:
     def fail() -> None:
         raise web.HTTPInternalServerError
 
-    await other.serve(reload=fail, instances=list)
+    await other.serve(reload=fail, instances=list, home=lambda _: None)
     assert await one.reload() == 1
     await other.close()

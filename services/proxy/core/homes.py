@@ -1,0 +1,48 @@
+"""Which engine made which response: what follows on one (previous_response_id, /v1/responses/ID) must go there.
+
+Bounded (invariant 12): of the responses of an old day the proxy asks the engines themselves.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from services.proxy.core.codec import decode
+from services.proxy.core.fleet import Address
+from services.proxy.core.legs import Fields
+
+HOMES_MAX: Final = 65_536
+ID_CHARACTERS: Final = 256
+_ID: Final = re.compile(rb'"id"\s*:\s*"([^"\\]{1,%d})"' % ID_CHARACTERS)
+_HEAD_BYTES: Final = 4096
+
+
+class Homes:
+    def __init__(self) -> None:
+        self._homes: dict[str, Address] = {}  # the oldest first
+
+    def note(self, id: str, home: Address) -> None:
+        self._homes.pop(id, None)
+        self._homes[id] = home
+        if len(self._homes) > HOMES_MAX:
+            del self._homes[next(iter(self._homes))]
+
+    def get(self, id: str) -> Address | None:
+        return self._homes.get(id)
+
+
+def response_made(answer: bytes) -> str | None:
+    """The id of the response that an answer, or a stream's first event, begins with."""
+    found = _ID.search(answer, 0, _HEAD_BYTES)
+    return None if found is None else found[1].decode(errors="replace")
+
+
+def response_followed(path: Iterable[str], fields: Fields) -> str | None:
+    """The id of the response that a request is about: by its path, in parts, or as previous_response_id."""
+    match tuple(path):
+        case ("v1", "responses", id, *_):
+            return id
+        case ("v1", "responses") if "previous_response_id" in fields:
+            id = decode(bytes(fields["previous_response_id"]))
+            return id if isinstance(id, str) and id else None
+    return None

@@ -1,0 +1,74 @@
+"""Requests that change engines: they go to all of them, and each one's answer is told.
+
+An adapter that one engine alone has loaded fails every other request for it. What changes more than a reload can mend
+(weights, code, scale) has no way through the proxy.
+"""
+
+import asyncio
+import logging
+from typing import Final
+
+from aiohttp import web
+
+from services.proxy.core.fleet import Address, Fleet, Role
+from services.proxy.upstream import LegFailed, Upstream
+
+logger = logging.getLogger(__name__)
+
+PATHS: Final = frozenset(
+    {
+        *("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
+        *("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache"),
+        *("/sleep", "/wake_up", "/pause", "/resume"),
+        *("/start_profile", "/stop_profile"),
+    }
+)
+_ANSWER_BYTES_MAX: Final = 64 << 10
+
+
+def engine_change(path: str) -> str | None:
+    """Which of PATHS engines, or what stands before them, may take it for."""
+    plain = "/" + "/".join(part for part in path.split("/") if part)
+    return plain if plain in PATHS else None
+
+
+class Everywhere:
+    def __init__(self, fleet: Fleet, upstream: Upstream, *, seconds: float) -> None:
+        self._fleet = fleet
+        self._upstream = upstream
+        self._seconds = seconds
+        self._sending: set[asyncio.Task[web.Response]] = set()
+
+    async def send(self, path: str, query: str, lines: bytes, body: bytes) -> web.Response:
+        """200 if every engine did it; what they all say, if they say the same; else 502. A caller that is cancelled
+        does not stop it half-way."""
+        sending = asyncio.create_task(self._send_all(path, query, lines, body))
+        self._sending.add(sending)
+        sending.add_done_callback(self._sending.discard)
+        return await asyncio.shield(sending)
+
+    async def _send_all(self, path: str, query: str, lines: bytes, body: bytes) -> web.Response:
+        target = f"{path}?{query}" if query else path
+        roles: dict[Address, list[str]] = {}
+        for role in Role:
+            for engine in self._fleet.engines(role):
+                roles.setdefault(engine.address, []).append(role.value)
+        answers = await asyncio.gather(*(self._send(each, target, lines, body) for each in roles))
+        results = [
+            {"instance": engine, "types": roles[engine], "status": status, "answer": answer}
+            for engine, (status, answer) in zip(roles, answers, strict=True)
+        ]
+        statuses = {status for status, _ in answers}
+        status = 200 if not statuses else statuses.pop() if len(statuses) == 1 else None
+        logger.info("%s: %s", path, ", ".join(f"{each['instance']} {each['status']}" for each in results))
+        return web.json_response({"results": results}, status=status or 502)
+
+    async def _send(self, to: Address, target: str, lines: bytes, body: bytes) -> tuple[int | None, str]:
+        """Its status, None without one, and its words."""
+        try:
+            with self._upstream.leg(to, self._seconds) as leg:
+                answer = await leg.send(method="POST", target=target, lines=lines, body=body, repeatable=False)
+                content = await answer.read_all(_ANSWER_BYTES_MAX)
+        except LegFailed as failure:
+            return None, str(failure)
+        return answer.status, content.decode(errors="replace")
