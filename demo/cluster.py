@@ -108,9 +108,12 @@ class Cluster:
         *,
         kv_role: str | None = None,
         extra_config: dict[str, Any] | None = None,
+        connector: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
         own_worker: bool = True,
     ) -> Process:
-        """Start a vLLM server, or start it again; `kv_role` None is a plain one, without a connector.
+        """Start a vLLM server, or start it again; `kv_role` None is a plain one, without a connector. `connector`:
+        another one's name and module, in place of Larder's.
 
         The model runs in a process of its own, vLLM's default on a CPU, or, `own_worker` False, in the engine core's,
         its default on one GPU: that starts in two thirds of the time.
@@ -122,16 +125,16 @@ class Cluster:
             "--num-gpu-blocks-override", str(KV_BLOCKS), "--enable-prompt-tokens-details",
         ]  # fmt: skip
         if kv_role is not None:
-            config = {
-                "kv_connector": "LarderConnector",
-                "kv_connector_module_path": "larder.vllm",
+            larder = {"kv_connector": "LarderConnector", "kv_connector_module_path": "larder.vllm"}
+            extra = extra_config or {}
+            config = (connector or larder) | {
                 "kv_role": kv_role,
                 "kv_load_failure_policy": "recompute",
-                "kv_connector_extra_config": {"master": self.master} | (extra_config or {}),
+                "kv_connector_extra_config": extra if connector else {"master": self.master} | extra,
             }
             flags += ["--kv-transfer-config", json.dumps(config)]
-        env = ENGINE_ENV | ({} if own_worker else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
-        process = self._spawn(name, "vllm", "serve", str(model.absolute()), *flags, env=env)
+        core = {} if own_worker else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        process = self._spawn(name, "vllm", "serve", str(model.absolute()), *flags, env=ENGINE_ENV | core | (env or {}))
         address = f"{HOST}:{port}"
 
         def wait() -> None:

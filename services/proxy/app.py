@@ -115,7 +115,7 @@ class Proxy:
                 web.post("/v1/completions", self._generate),
                 web.post("/v1/chat/completions", self._generate),
                 *(web.route(method, path, self._forward) for path, method in paths.PASSED.items()),
-                *(web.post(path, self._change_engines) for path in sorted(PATHS)),
+                *(web.route("*", path, self._change_engines) for path in sorted(PATHS)),
                 web.route("*", "/v1/{tail:.*}", self._forward),
             ]
         )
