@@ -86,6 +86,9 @@ class Driver:
                 if future is not None and not future.done():
                     future.set_result(effect.answer)
                 continue
+            if isinstance(effect, m.Note):
+                logger.log(logging.WARNING if effect.grave else logging.INFO, "%s", effect.text)
+                continue
             queue = self._streams.get(effect.stream)
             if queue is None:
                 continue  # the stream ended during this step; the core hears of it next

@@ -12,6 +12,7 @@ from services.master.core.runs import PackedKeys
 from services.master.core.tables import Departed, Node
 
 CLIENT_ID_BYTES_MAX = 64
+REASON_LENGTH_MAX = 1_000
 
 SegmentOf = Callable[[int], types_pb2.Segment]
 
@@ -224,9 +225,9 @@ def node_command(stream: int, message: node_pb2.NodeMessage, peer_host: str = ""
         return m.Heartbeat(stream)
     if kind == "ack":
         ack = message.ack
-        return m.Ack(
-            stream, ack.epoch, list(ack.command_ids), list(ack.failed_command_ids), list(ack.corrupt_command_ids)
-        )
+        reasons = [reason[:REASON_LENGTH_MAX] for reason in ack.failed_reasons]
+        failed, corrupt = list(ack.failed_command_ids), list(ack.corrupt_command_ids)
+        return m.Ack(stream, ack.epoch, list(ack.command_ids), failed, corrupt, reasons)
     if kind == "leave":
         return m.Leave(stream)
     raise ValueError("the message is of no kind this master knows")

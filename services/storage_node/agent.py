@@ -201,7 +201,7 @@ class _Attachment:
         self._has_writer = has_writer
         self._patience = patience
         self._pinged = asyncio.Event()
-        self._acks: asyncio.Queue[tuple[int, Outcome]] = asyncio.Queue(_ACKS_WAITING_MAX)
+        self._acks: asyncio.Queue[tuple[int, Answer]] = asyncio.Queue(_ACKS_WAITING_MAX)
         self._fetches: dict[asyncio.Task[None], Copies] = {}  # under way, and what each is to hold
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -306,7 +306,7 @@ class _Attachment:
         self._metrics.commands.labels(kind, answer.outcome.value).inc()
         if answer.outcome is not Outcome.DONE:
             logger.error("%s %d was not done: %s", kind, command_id, answer.reason)
-        await self._acks.put((command_id, answer.outcome))
+        await self._acks.put((command_id, answer))
 
     async def _ack(self) -> None:
         """One message for all that were carried out while the one before was on its way."""
@@ -314,11 +314,13 @@ class _Attachment:
             answers = [await self._acks.get()]
             while not self._acks.empty():
                 answers.append(self._acks.get_nowait())
+            failed = [(number, answer.reason) for number, answer in answers if answer.outcome not in _SAID_APART]
             ack = Ack(
                 epoch=self._index.epoch,
-                command_ids=[number for number, outcome in answers if outcome is Outcome.DONE],
-                failed_command_ids=[number for number, outcome in answers if outcome not in _SAID_APART],
-                corrupt_command_ids=[number for number, outcome in answers if outcome is Outcome.CORRUPT],
+                command_ids=[number for number, answer in answers if answer.outcome is Outcome.DONE],
+                failed_command_ids=[number for number, _ in failed],
+                corrupt_command_ids=[number for number, answer in answers if answer.outcome is Outcome.CORRUPT],
+                failed_reasons=[reason for _, reason in failed],
             )
             await self._stream.send(NodeMessage(ack=ack))
 

@@ -45,15 +45,22 @@ class Fetcher:
         )
         transport = self._mover.way_to(segment)
         if transport is None:
-            return Answer(Outcome.REJECTED, f"no way to node {segment.node_id}")
+            return Answer(Outcome.REJECTED, f"no way to {await self._explain(segment, until)}")
         address = self._pool.data_address + copy.offset
         move = Move(Memory(((address, copy.length),), copy.length, self._pool), source_offset, checksum=copy.checksum)
         async with self._places:
             (fault,) = await transport.read(segment, [move], until)
         if fault is None:
             return DONE
-        outcome = Outcome.CORRUPT if fault is Fault.CORRUPT else Outcome.REJECTED
-        return Answer(outcome, f"reading from node {segment.node_id}: {fault.name.lower()}")
+        if fault is Fault.CORRUPT:
+            return Answer(Outcome.CORRUPT, f"node {segment.node_id} has other bytes than were put")
+        if fault is Fault.LATE:
+            return Answer(Outcome.REJECTED, f"node {segment.node_id}: the bytes were not here in {timeout_s:g} s")
+        return Answer(Outcome.REJECTED, await self._explain(segment, until))
+
+    async def _explain(self, source: Segment, until: float) -> str:
+        """By which address, and why not: for the master's log."""
+        return (await self._mover.explain({0: [source]}, until))[0]
 
     async def close(self) -> None:
         await self._mover.close()

@@ -22,7 +22,7 @@ from tests.chaos.history import ERROR, MISS, OK, History, Op, Outage
 RECOVERY_S = 5.0  # of issue 3: back to normal so long after each heal
 SLOW_S = 2.0
 SETTLE_S = 20.0  # longer than a write lives: after that nothing of a failed operation is in flight
-UNREADABLE = ("DataLost",)  # errors by which a get says that it knows of the object and cannot have it
+UNREADABLE = ("DataLost", "Unreachable")  # errors by which a get says that it knows of the object and cannot have it
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,8 @@ class World:
                 self.replies[effect.call] = effect.answer
                 self._note(effect.call, effect.answer, calm)
                 continue
+            if isinstance(effect, m.Note):
+                continue
             node = next((node for node in self.nodes.values() if node.stream == effect.stream), None)
             if node is not None:
                 node.to_node.append(effect)

@@ -162,7 +162,7 @@ def keep_surplus(put: Put) -> None:
 
 @breaks("2, 11")
 def repair_into_free_space_only(put: Put) -> None:
-    put(Space, "displace", lambda self, obj, part, prospects: False)
+    put(Space, "displace", lambda self, obj, part, prospects, can_take: False)
 
 
 @breaks("2, 11")

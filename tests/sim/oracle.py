@@ -270,7 +270,7 @@ class Oracle:
     def _truly_held(self, core: Master, write: Write) -> list[tuple[Pool, Any]]:
         unknown = {
             (core.state.segments[transfer.target.segment].info.shm_token, transfer.target.offset)
-            for transfer in core.repair._transfers.values()
+            for transfer in core.repair.transfers.under_way.values()
         }  # recorded maybe, and not acknowledged: nobody knows of those copies yet
         live = []
         for node in core.state.nodes.values():
@@ -352,7 +352,7 @@ class Oracle:
         offset = move.memory.pieces[0][0] - target.data_address
         return any(
             transfer.target.offset == offset and transfer.node.segments[0].info.shm_token == target.token
-            for transfer in core.repair._transfers.values()
+            for transfer in core.repair.transfers.under_way.values()
         )
 
     # ---- clients ---------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def unrepaired(core: Master) -> str | None:
             others = [segment for segment in state.segments.values() if segment.node not in holders]
             if len(part.copies) >= obj.wanted:
                 continue
-            copy = core.space.place_copy(part)
+            copy = core.space.place_copy(part, lambda _: True)
             if copy is not None:
                 core.space._unreserve([copy], part.length)
                 return f"{obj.key!r} has {len(part.copies)} copies of {obj.wanted}, and there is room"
@@ -71,11 +71,11 @@ def watch_displacing(core: Master) -> None:
     displace, evict = core.space.displace, core.space.evict
     spared: list[tuple[float, dict[Object, tuple[int, float]]]] = []
 
-    def watched_displace(obj: Object, part: Slice, prospects: Any) -> bool:
+    def watched_displace(obj: Object, part: Slice, prospects: Any, can_take: Any) -> bool:
         least = _worth(core, obj)
         worth_more = {other: worth for other, worth in _worths(core).items() if worth >= least}
         spared.append((core.state.traffic.bonus, {**worth_more, obj: least}))
-        went = displace(obj, part, prospects)
+        went = displace(obj, part, prospects, can_take)
         spared.pop()
         return went
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
-from larder.errors import DataLost, LarderError, NoSpace
+from larder.errors import DataLost, LarderError, NoSpace, Unreachable
 
 from services.master.core.tables import Config
 from tests.sim.faults import Faults
@@ -202,7 +202,7 @@ class World:
         if error is None or isinstance(error, NoSpace):
             return
         self.counts[f"errors of {what}"] += 1
-        if isinstance(error, DataLost):
+        if isinstance(error, DataLost | Unreachable):
             if self._was_at_hand(error.key, client, asked_at):
                 raise Violation(f"a {what} failed while good copies were at hand: {error!r}")
         elif self.faults.were_none(asked_at):

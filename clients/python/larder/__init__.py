@@ -19,6 +19,7 @@ from larder.errors import (
     StoreClosed,
     TooLarge,
     Unavailable,
+    Unreachable,
     WriteFailed,
 )
 from larder.puts import PutResult
@@ -37,6 +38,7 @@ __all__ = [
     "StoreClosed",
     "TooLarge",
     "Unavailable",
+    "Unreachable",
     "WriteFailed",
     "aio",
     "connect",

@@ -3,12 +3,13 @@
     LarderError
     ├── InvalidArgument      the caller's mistake: key, size, buffer, option (also a ValueError)
     ├── Unavailable          no master answered, or it has too much to do
+    │   └── Unreachable      a storage node cannot be reached from this host: nothing says that its bytes are lost
     ├── DeadlineExceeded     not done in time; nothing is promised (also a TimeoutError)
     ├── NoSpace              eviction could not free enough in time
     │   ├── TooLarge         would not fit even into empty pools
     │   └── PinRefused       the share of the pools that may be pinned hard is used up
     ├── WriteFailed          no copy of some slice could be written, or the write expired: the key was not stored
-    ├── DataLost             every copy failed its checksum, its transfer or its node
+    ├── DataLost             every copy failed its checksum
     ├── LeaseExpired         a view was used for longer than its lease: what was read may be another object's bytes
     └── StoreClosed          the store was closed
 
@@ -23,10 +24,14 @@ class LarderError(Exception):
 
     remedy: ClassVar[str] = ""
 
-    def __init__(self, message: str, *, key: bytes | None = None, node: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, key: bytes | None = None, node: str | None = None, remedy: str | None = None
+    ) -> None:
         super().__init__(message)
         self.key = key
         self.node = node
+        if remedy is not None:
+            self.remedy = remedy  # type: ignore[misc]  # what helps this time
 
     def __str__(self) -> str:
         parts = [super().__str__()]
@@ -46,6 +51,12 @@ class Unavailable(LarderError):
     """No master answered within the deadline. Says nothing about whether a key exists."""
 
     remedy = "check that the master runs and its address is right, then try again"
+
+
+class Unreachable(Unavailable):
+    """No copy can be read from this host, and at least one of them may be intact: the message names each address."""
+
+    remedy = "check the way from this host to that address (firewall, the node's --host), then try again"
 
 
 class DeadlineExceeded(LarderError, TimeoutError):
@@ -79,7 +90,7 @@ class WriteFailed(LarderError):
 
 
 class DataLost(LarderError):
-    """The object is known, but every copy of a slice failed its checksum, its transfer or its node."""
+    """The object is known, but every copy of a slice has other bytes than were put."""
 
     remedy = "treat it as a miss and put it again; the bad copies were reported"
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from larder.background import Background
 from larder.copying import checksum_of, copy_memory
-from larder.errors import DataLost, DeadlineExceeded, LarderError
+from larder.errors import DataLost, DeadlineExceeded, LarderError, Unreachable
 from larder.hedging import Hedging
 from larder.keys import batches
 from larder.memory import Memory, fresh_memory
@@ -30,6 +30,8 @@ from larder.transports.copiers import INLINE_BYTES, unbroken
 
 ATTEMPTS: Final = 2
 """Lookups of one key in one call: the second where the lease ran out, or no copy was good: others may have come."""
+
+_NO_COPY: Final = (DataLost, Unreachable)
 
 
 class Landing:
@@ -50,13 +52,14 @@ Prepare = Callable[[int, int], Landing]
 class _SliceRead:
     """One slice on its way; `copies` are those not tried yet. It is read into `memory`: its `home`, or a detour."""
 
-    __slots__ = ("copies", "fault", "home", "key", "memory", "node", "number", "part")
+    __slots__ = ("copies", "corrupt", "fault", "home", "key", "memory", "node", "number", "part")
 
     def __init__(self, key: "_KeyRead", number: int, part: Slice, home: Memory) -> None:
         self.key = key
         self.number = number
         self.part = part
         self.copies = list(part.copies)
+        self.corrupt: set[Copy] = set()
         self.home = self.memory = home
         self.node: str | None = None
         self.fault: Fault | None = None
@@ -82,6 +85,11 @@ class _KeyRead:
         for number, part in enumerate(slices):
             self.reads.append(_SliceRead(self, number, part, self.landing.memory.cut(start, part.length)))
             start += part.length
+
+    @property
+    def bad(self) -> _SliceRead | None:
+        """The first slice that could not be read."""
+        return next((read for read in self.reads if read.fault is not None), None)
 
     def bring_home(self, prepare: Prepare) -> list[Callable[[], None]]:
         """The copies to make, so that all bytes are where they belong. All reads have ended, and well."""
@@ -117,8 +125,11 @@ class Getter:
         """Per key the landing's value, None for a miss, or the error. Raises where nothing can be known of any key."""
         begun = time.monotonic()
         answers: list[Any] = [None] * len(keys)
+        failed: dict[int, _KeyRead] = {}
         for batch in batches(len(keys)):
-            await self._get_batch(keys, range(batch.start, batch.stop), prepare, deadline, answers)
+            await self._get_batch(keys, range(batch.start, batch.stop), prepare, deadline, answers, failed)
+        if failed:
+            await self._explain(answers, failed, deadline)
         self._stats.add("gets", len(keys))
         self._stats.add("get_calls")
         self._stats.add("get_seconds", time.monotonic() - begun)
@@ -126,8 +137,26 @@ class Getter:
         self._stats.add("get_errors", sum(isinstance(answer, LarderError) for answer in answers))
         return answers
 
+    async def _explain(self, answers: list[Any], failed: dict[int, _KeyRead], deadline: float) -> None:
+        """Says of what could not be reached where it was sought, and why it was not reached."""
+        bad = {index: key.bad for index, key in failed.items() if type(answers[index]) is Unreachable}
+        places = {
+            index: [copy.segment for copy in read.part.copies if copy not in read.corrupt]
+            for index, read in bad.items()
+            if read is not None
+        }
+        for index, why in (await self._mover.explain(places, deadline)).items():
+            error: LarderError = answers[index]
+            answers[index] = Unreachable(f"{error.args[0]}: {why}", key=error.key, node=error.node)
+
     async def _get_batch(
-        self, keys: Sequence[bytes], wanted: Sequence[int], prepare: Prepare, deadline: float, answers: list[Any]
+        self,
+        keys: Sequence[bytes],
+        wanted: Sequence[int],
+        prepare: Prepare,
+        deadline: float,
+        answers: list[Any],
+        failed: dict[int, _KeyRead],
     ) -> None:
         lost: dict[int, _KeyRead] = {}
         for attempt in range(ATTEMPTS):
@@ -148,8 +177,9 @@ class Getter:
                 except LarderError as error:
                     answers[index] = error
             await self._read_keys(reads, prepare, min(found.until, deadline), answers)
-            lost = {read.index: read for read in reads if isinstance(answers[read.index], DataLost)}
-            wanted = [read.index for read in reads if isinstance(answers[read.index], DeadlineExceeded | DataLost)]
+            lost = {read.index: read for read in reads if isinstance(answers[read.index], _NO_COPY)}
+            failed |= lost
+            wanted = [read.index for read in reads if isinstance(answers[read.index], (DeadlineExceeded, *_NO_COPY))]
             if not wanted or time.monotonic() >= deadline:
                 return
 
@@ -205,6 +235,8 @@ class Getter:
         return Move(memory, copy.offset, checksum=read.part.checksum if self._verify else 0, private=private)
 
     def _report(self, read: _SliceRead, copy: Copy, fault: Fault) -> None:
+        if fault is Fault.CORRUPT:
+            read.corrupt.add(copy)
         if fault is not Fault.LATE:
             self._background.report(BadCopy(read.key.key, read.number, copy.segment.id, copy.offset, fault))
 
@@ -324,13 +356,14 @@ def _has_others(key: _KeyRead, slices: Sequence[Slice]) -> bool:
 
 
 def _answer(key: _KeyRead) -> Any:
-    bad = next((read for read in key.reads if read.fault is not None), None)
+    bad = key.bad
     if bad is None:
         return key.landing.value
     if bad.fault is Fault.LATE:
         return DeadlineExceeded("the time or the lease ran out before all bytes were there", key=key.key)
-    why = "has the wrong checksum" if bad.fault is Fault.CORRUPT else "cannot be read"
-    return DataLost(f"every copy of slice {bad.number} failed; the last one {why}", key=key.key, node=bad.node)
+    if bad.corrupt.issuperset(bad.part.copies):
+        return DataLost(f"every copy of slice {bad.number} has the wrong checksum", key=key.key, node=bad.node)
+    return Unreachable(f"no copy of slice {bad.number} can be read from this host", key=key.key, node=bad.node)
 
 
 async def _end(task: asyncio.Task[Any]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 from larder.host import host_id
@@ -100,6 +100,25 @@ class Mover:
                 if reach is not Reach.NONE and cost < least:
                     chosen, least = (copy, transport), cost
         return chosen
+
+    async def explain(self, places: Mapping[int, Iterable[Segment]], until: float) -> dict[int, str]:
+        """For people: of each of the places by which address its nodes were to be reached, and why they were not."""
+        distinct = {segment.shm_token: segment for segments in places.values() for segment in segments}
+        told = await asyncio.gather(*[self._explain_one(segment, until) for segment in distinct.values()])
+        why = dict(zip(distinct, told, strict=True))
+        return {
+            index: "; ".join(dict.fromkeys(why[segment.shm_token] for segment in segments))
+            for index, segments in places.items()
+        }
+
+    async def _explain_one(self, segment: Segment, until: float) -> str:
+        pool = f"its pool {segment.shm_path} cannot be used from this host"
+        if self.engine is None:
+            return f"node {segment.node_id}: {pool}, and transports leave the engine out"
+        if not segment.engine_endpoint:
+            return f"node {segment.node_id}: {pool}, and it has no transfer engine"
+        why = await self.engine.explain(segment.engine_endpoint, until)
+        return f"node {segment.node_id} at {segment.engine_endpoint}: {why}"
 
     def _distance(self, segment: Segment) -> int:
         if segment.host_id == host_id():

@@ -13,11 +13,11 @@ from typing import Final
 from larder.arguments import Terms
 from larder.background import Background
 from larder.copying import checksum
-from larder.errors import DeadlineExceeded, LarderError, NoSpace, PinRefused, TooLarge, WriteFailed
+from larder.errors import DeadlineExceeded, LarderError, NoSpace, PinRefused, TooLarge, Unreachable, WriteFailed
 from larder.keys import batches
 from larder.memory import Memory
 from larder.mover import Bundle, Bundles, Mover
-from larder.places import Fault, Slice
+from larder.places import Fault, Segment, Slice
 from larder.rpc import MasterClient
 from larder.transports import Move
 from larder.v1.types_pb2 import Result
@@ -65,9 +65,20 @@ class _Write:
         failed = [number for number, _, _ in self.failed]
         return any(failed.count(number) == len(part.copies) for number, part in enumerate(self.slices))
 
+    def unreached(self) -> list[Segment]:
+        """Where the copies of the last slice that failed should have gone; none where it was only late."""
+        last = self.failed[-1][0]
+        return [
+            self.slices[number].copies[copy].segment
+            for number, copy, fault in self.failed
+            if number == last and fault is not Fault.LATE
+        ]
+
 
 _CopyWrite = tuple[_Write, int, int]
 """What a Move of this module is for: of which write which slice, and which copy of it."""
+Unreached = dict[int, list[Segment]]
+"""By the key's index: the places that its bytes did not get to."""
 
 
 class Putter:
@@ -95,7 +106,8 @@ class Putter:
         What was lost with its node is put again, elsewhere, while the deadline allows.
         """
         begun = time.monotonic()
-        answers = await self._attempt(keys, memories, terms, depths, started, deadline)
+        unreached: Unreached = {}
+        answers = await self._attempt(keys, memories, terms, depths, started, deadline, unreached)
         for _ in range(ATTEMPTS - 1):
             lost = [index for index, answer in enumerate(answers) if isinstance(answer, WriteFailed)]
             if not lost or time.monotonic() >= deadline:
@@ -109,14 +121,26 @@ class Putter:
                     [depths[index] for index in lost] if depths else (),
                     None,
                     deadline,
+                    {},
                 )
             except LarderError:
                 break  # the others were stored: the answers say so, and why these were not
             for index, answer in zip(lost, again, strict=True):
                 if isinstance(answer, PutResult):  # else the first error tells more: a lost node, not a full one
                     answers[index] = answer
+        if unreached:
+            await self._explain(answers, unreached, deadline)
         self._count(memories, answers, time.monotonic() - begun)
         return answers
+
+    async def _explain(self, answers: list[PutResult | LarderError], unreached: Unreached, deadline: float) -> None:
+        """Says of what was not put where it should have gone, and why it did not get there."""
+        places = {index: places for index, places in unreached.items() if isinstance(answers[index], WriteFailed)}
+        for index, why in (await self._mover.explain(places, deadline)).items():
+            error = answers[index]
+            if isinstance(error, WriteFailed):
+                said = f"{error.args[0]}: {why}"
+                answers[index] = WriteFailed(said, key=error.key, node=error.node, remedy=Unreachable.remedy)
 
     async def _attempt(
         self,
@@ -126,6 +150,7 @@ class Putter:
         depths: Sequence[int],
         started: Callable[[], None] | None,
         deadline: float,
+        unreached: Unreached,
     ) -> list[PutResult | LarderError]:
         answers: list[PutResult | LarderError] = [LarderError("not put")] * len(keys)
         writes: list[_Write] = []
@@ -141,7 +166,7 @@ class Putter:
         except BaseException:
             self._background.abort([write.write_id for write in writes])
             raise
-        await self._end(writes, deadline, answers)
+        await self._end(writes, deadline, answers, unreached)
         return answers
 
     # ---- start -----------------------------------------------------------------------------------
@@ -226,12 +251,16 @@ class Putter:
 
     # ---- end -------------------------------------------------------------------------------------
 
-    async def _end(self, writes: Sequence[_Write], deadline: float, answers: list[PutResult | LarderError]) -> None:
+    async def _end(
+        self, writes: Sequence[_Write], deadline: float, answers: list[PutResult | LarderError], unreached: Unreached
+    ) -> None:
         written: list[_Write] = []
         lost: list[int] = []
         for write in writes:
             if write.failed and write.is_lost():
                 answers[write.index] = _lost(write, deadline)
+                if segments := write.unreached():
+                    unreached[write.index] = segments
                 lost.append(write.write_id)
             else:
                 written.append(write)
@@ -272,8 +301,11 @@ def _lost(write: _Write, deadline: float) -> LarderError:
     node = write.slices[number].copies[copy].segment.node_id
     if fault is Fault.LATE and time.monotonic() >= deadline:
         return DeadlineExceeded("the time ran out before the bytes were written", key=write.key)
-    why = "the write ran out of time" if fault is Fault.LATE else "its storage node is not reached"
-    return WriteFailed(f"no copy of some slice could be written: {why}", key=write.key, node=node)
+    if fault is Fault.LATE:
+        return WriteFailed(
+            "no copy of some slice could be written: the write ran out of time", key=write.key, node=node
+        )
+    return WriteFailed("no copy of some slice could be written from this host", key=write.key, node=node)
 
 
 def _ended(key: bytes, result: int, copies: int) -> PutResult | LarderError:

@@ -202,6 +202,7 @@ class Ack:
     command_ids: Sequence[int]
     failed_ids: Sequence[int] = ()  # could not be carried out
     corrupt_ids: Sequence[int] = ()  # fetches that found their source corrupt
+    failed_reasons: Sequence[str] = ()  # one for each of failed_ids, where the node says any
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,4 +298,12 @@ class Close:
     id_taken: bool = False  # by another process, which is alive
 
 
-Effect = Reply | Welcome | Record | Forget | Fetch | Ping | Draining | Farewell | Close
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the operators' log: what became of nodes and of their copies."""
+
+    text: str
+    grave: bool = False  # somebody should look
+
+
+Effect = Reply | Welcome | Record | Forget | Fetch | Ping | Draining | Farewell | Close | Note

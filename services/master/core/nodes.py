@@ -6,6 +6,7 @@ it returns).
 """
 
 from collections import deque
+from itertools import zip_longest
 
 from services.master.core import messages as m
 from services.master.core.adoption import Adoption
@@ -167,9 +168,9 @@ class Nodes:
         if node is None:
             self.state.counters.stale_messages += 1
             return
-        for command_id in command.failed_ids:
+        for command_id, reason in zip_longest(command.failed_ids, command.failed_reasons[: len(command.failed_ids)]):
             self.puts.not_recorded(node, [command_id])
-            self.repair.refused(node, command_id)
+            self.repair.refused(node, command_id, reason or "the node does not say why")
         for command_id in command.corrupt_ids:
             self.repair.source_is_corrupt(node, command_id)
         for command_id in command.command_ids:

@@ -4,7 +4,7 @@ Keeps invariants 3 (extents disjoint) and 4 (copies on distinct nodes; in distin
 there are). Whether to wait or to evict where there is no room is decided elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 from services.master.core import messages as m
@@ -163,19 +163,24 @@ class Placing:
         assert len({self.state.segments[copy.segment].node.node_id for copy in placed}) == len(placed)
         return placed
 
-    def place_copy(self, part: Slice) -> Copy | None:
+    def place_copy(self, part: Slice, can_take: Callable[[Node], bool]) -> Copy | None:
         """Reserve an extent for one more copy of a slice, on a node that has none; None where there is no room now.
 
         It takes no segment above the watermark: what should go for it is decided elsewhere (`Space.displace`).
         """
+        among = [segment for segment in self.roomy(part) if can_take(segment.node)]
+        holders = self.holders(part)
+        placed = self._place_slice(part.length, 1, Near(), degraded=False, holders=holders, among=among)
+        return placed[0] if placed else None
+
+    def roomy(self, part: Slice) -> list[Segment]:
+        """Where one more copy of a slice could be as things are, as far as bytes tell."""
         size, holders = aligned(part.length), self.holders(part)
-        among = [
+        return [
             segment
             for segment in self._open()
             if self._excess(segment, size) <= 0 and segment.node not in holders and segment.node.probed_at is None
         ]
-        placed = self._place_slice(part.length, 1, Near(), degraded=False, holders=holders, among=among)
-        return placed[0] if placed else None
 
     def holders(self, part: Slice) -> list[Node]:
         segments = self.state.segments

@@ -1,9 +1,9 @@
-"""Copies that are missing are made again, node to node: which object next, from where, to where, and how fast.
+"""Copies that are missing are made again, node to node: which object next, from where, and to where.
 
 Keeps invariants 2, 4 and 11: as long as one copy of every slice is left, the wanted number comes back, on distinct
-nodes, fewest copies first, then the last used, within a bandwidth budget. A node that only blinks is waited for; one
-that returns after its copies were made elsewhere gives the surplus back. Where pools are full, what is worth less goes
-for a copy that is lost for good (invariant 12: bounded work a step).
+nodes, fewest copies first, then the last used. A node that only blinks is waited for; one that returns after its copies
+were made elsewhere gives the surplus back. Where pools are full, what is worth less goes for a copy that is lost for
+good (invariant 12: bounded work a step). What is on its way is in `transfers`.
 """
 
 import heapq
@@ -11,15 +11,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from services.master.core import messages as m
 from services.master.core.allocator import aligned
 from services.master.core.space import Prospects, Space
-from services.master.core.tables import Copy, Node, Object, Phase, Segment, Slice, State, Transfer
+from services.master.core.tables import Copy, Node, Object, Phase, Segment, Slice, State
+from services.master.core.transfers import Transfers
 
 REVIEWS_PER_STEP = 1_024  # objects looked at, and as many begun, in one step: a step must stay short
 PROMISES_MAX = 65_536  # puts whose answer waits for repair
 VAIN_MAX = 256  # objects for which no room was found in one step: to look costs
-TRANSFERS_MAX = 64  # under way at once, in all
 RETRY_MS = 500  # before a transfer that failed, or found no room, is tried again
 ROOM_MS = 20  # until a node has forgotten what was evicted for a copy; meanwhile no other takes that room
 ROOMS_MAX = 25  # so often room is made for one object before it is the turn of others
@@ -37,9 +36,7 @@ class Repair:
         self._promises: dict[Object, Callable[[], None]] = {}  # puts to be answered when the copies are there
         self._reviews: OrderedDict[Object, None] = OrderedDict()
         self._listed: dict[Segment, Iterator[Object]] = {}  # of these all objects, or those that are left
-        self._transfers: dict[int, Transfer] = {}
-        self._budget_bytes = state.config.repair_bytes_per_s / 4  # as in _refill
-        self._budget_at = state.now
+        self.transfers = Transfers(state, space)
         self._pumping_at: int | None = None
         self._room_at = 0  # room is being made until then
         self._room_for = 0  # for this write
@@ -48,7 +45,7 @@ class Repair:
     @property
     def pending(self) -> int:
         """Objects known to lack copies."""
-        return len(self._queued) + len(self._short) + len(self._transfers)
+        return len(self._queued) + len(self._short) + len(self.transfers.under_way)
 
     # ---- what needs work -------------------------------------------------------------------------
 
@@ -125,12 +122,11 @@ class Repair:
         if self.state.now < self._room_at:
             self._again_at(self._room_at)
             return
-        self._refill()
-        if self._budget_bytes > 0 and len(self._transfers) < TRANSFERS_MAX:
+        self.transfers.refill()
+        if self.transfers.may_begin:
             self._begin_some()
-        if self._queue and len(self._transfers) < TRANSFERS_MAX:
-            rate = self.state.config.repair_bytes_per_s
-            self._again_at(self.state.now + max(1, int(-self._budget_bytes * 1000 / rate) + 1))
+        if self._queue and not self.transfers.are_many:
+            self._again_at(self.transfers.budget_at())
 
     def _to_review(self) -> Iterator[Object]:
         while self._reviews:
@@ -143,7 +139,7 @@ class Repair:
         self.space.displaceable = self.state.config.evictions_per_step_max
         prospects, short = self.space.prospects(), len(self._short)
         for _ in range(REVIEWS_PER_STEP):
-            if not self._queue or self._budget_bytes <= 0 or len(self._transfers) >= TRANSFERS_MAX:
+            if not self._queue or not self.transfers.may_begin:
                 break
             if self.space.displaceable <= 0 or self.state.now < self._room_at or len(self._short) > short + VAIN_MAX:
                 break
@@ -161,13 +157,6 @@ class Repair:
             self._pumping_at = when
             self.state.at(when, lambda: None)  # the step itself pumps
 
-    def _refill(self) -> None:
-        rate = self.state.config.repair_bytes_per_s
-        elapsed_ms = self.state.now - self._budget_at
-        self._budget_at = self.state.now
-        burst = rate / 4  # a quarter of a second's worth
-        self._budget_bytes = min(burst, self._budget_bytes + rate * elapsed_ms / 1000)
-
     def _live(self, part: Slice) -> list[Copy]:
         segments = self.state.segments
         return [copy for copy in part.copies if copy.segment in segments and segments[copy.segment].live]
@@ -184,23 +173,42 @@ class Repair:
     def _begin(self, obj: Object, prospects: Prospects) -> None:
         """One more copy of every slice that lacks one; more are begun when these are done."""
         for number, part in enumerate(obj.slices):
-            sources = self._live(part)
-            if not sources or len(self._staying(part)) >= obj.wanted or self._is_under_way(obj, number):
+            if not self._live(part) or len(self._staying(part)) >= obj.wanted or self.transfers.has(obj, number):
                 continue
-            target = self.space.place_copy(part)
-            if target is None and self._is_lost(obj, part) and self.space.displace(obj, part, prospects):
-                target = self.space.place_copy(part)
-                if target is None:
-                    self._await_room(obj)
-                    return
+            if not self._begin_slice(obj, number, part, prospects):
+                return
+
+    def _begin_slice(self, obj: Object, number: int, part: Slice, prospects: Prospects) -> bool:
+        """Whether it may be the next slice's turn."""
+        segments, links, sources = self.state.segments, self.transfers.links, self._live(part)
+        givers = [segments[copy.segment].node for copy in sources]
+
+        def can_take(node: Node) -> bool:
+            return links.leads_to(givers, node)
+
+        target = self.space.place_copy(part, can_take)
+        may_displace = target is None and self._is_lost(obj, part) and not self._awaits_link(part, givers)
+        if may_displace and self.space.displace(obj, part, prospects, can_take):
+            target = self.space.place_copy(part, can_take)
             if target is None:
-                if self._let_go(obj, part):
-                    return
-                self._find_no_room(obj)
-                continue
-            zone = self.state.segments[target.segment].node.zone
-            source = min(sources, key=lambda copy: self._cost(copy, zone))
-            self._send(obj, number, part, source, target)
+                self._await_room(obj)
+                return False
+        if target is None:
+            if self._let_go(obj, part):
+                return False
+            self._find_no_room(obj)
+            return True
+        taker = segments[target.segment].node
+        usable = [copy for copy, giver in zip(sources, givers, strict=True) if links.is_open(giver, taker)]
+        source = min(usable, key=lambda copy: self._cost(copy, taker.zone))
+        command_id, until = self.transfers.send(obj, number, part, source, target)
+        self.state.at(until, lambda: self.failed(taker, command_id, "it did not end in time"))
+        return True
+
+    def _awaits_link(self, part: Slice, givers: list[Node]) -> bool:
+        """Whether there is room on a node to which no copy got, so that it is tried again soon: nothing goes for it."""
+        links, nodes = self.transfers.links, [segment.node for segment in self.space.roomy(part)]
+        return any(not links.leads_to(givers, node) and not links.is_given_up(givers, node) for node in nodes)
 
     def _is_lost(self, obj: Object, part: Slice) -> bool:
         """Whether copies are missing for good: a silent node may bring its own back."""
@@ -245,9 +253,6 @@ class Repair:
         segment = self.state.segments[copy.segment]
         return segment.node.probed_at is not None, segment.node.zone != zone, segment.live_bytes, copy.segment
 
-    def _is_under_way(self, obj: Object, number: int) -> bool:
-        return any(t.obj is obj and t.number == number for t in self._transfers.values())
-
     def _put_off(self, obj: Object) -> None:
         self._short[obj] = None
         if not self._retrying:
@@ -263,39 +268,16 @@ class Repair:
         if self._short:
             self._put_off(next(iter(self._short)))
 
-    def _send(self, obj: Object, number: int, part: Slice, source: Copy, target: Copy) -> None:
-        config = self.state.config
-        node = self.state.segments[target.segment].node
-        assert node.stream is not None
-        command_id = self.state.number()
-        transfer = Transfer(obj, number, part.length, source, target, node)
-        self._transfers[command_id] = transfer
-        node.copying[command_id] = transfer
-        self._budget_bytes -= part.length
-        # The node counts its time from when the message reaches it: it has given up long before this core does, and
-        # never records what has been forgotten.
-        until = self.state.now + 2 * config.repair_timeout_ms
-        self.state.read_until[source] = until  # the source stays where it is
-        held = m.HeldCopy(
-            obj.key, obj.write_id, obj.size, len(obj.slices), number,
-            target.segment, target.offset, part.length, part.checksum, obj.depth, obj.wanted,
-            max(1, obj.expires_at - self.state.now) if obj.expires_at else 0, obj.pin,
-        )  # fmt: skip
-        self.state.effects.append(
-            m.Fetch(node.stream, command_id, held, source.segment, source.offset, config.repair_timeout_ms)
-        )
-        self.state.at(until, lambda: self.failed(node, command_id))
-
     # ---- outcomes --------------------------------------------------------------------------------
 
     def done(self, node: Node, command_id: int) -> None:
         """The node holds the copy, verified and recorded."""
-        transfer = self._take(node, command_id)
+        transfer = self.transfers.take(node, command_id)
         if transfer is None:
             return
         obj, part = transfer.obj, transfer.obj.slices[transfer.number]
         if not self._is_there(obj):
-            self._give_back(transfer, recorded=True)
+            self.transfers.give_back(transfer)
             self._keep_promise(obj)
             return
         self.space.settle(transfer.target, transfer.length)
@@ -304,21 +286,28 @@ class Repair:
         self.state.counters.repaired_copies += 1
         self.want(obj)
         self._trim(obj)
+        if self.transfers.links.worked(transfer.giver, node):
+            self.look_again()
 
-    def refused(self, node: Node, command_id: int) -> None:
+    def refused(self, node: Node, command_id: int, reason: str) -> None:
         """The node could not: its source may be the one that is not well."""
         transfer = node.copying.get(command_id)
         if transfer is not None:
             self.state.unreached.append(transfer.source.segment)
-            self.failed(node, command_id)
+            self.failed(node, command_id, reason)
 
-    def failed(self, node: Node, command_id: int) -> None:
-        """The node could not, or did not in time, or is gone. It reads into memory of its own: nothing lands late."""
-        transfer = self._take(node, command_id)
+    def failed(self, node: Node, command_id: int, reason: str = "") -> None:
+        """The node could not, or did not in time, or is gone. It reads into memory of its own: nothing lands late.
+
+        `reason`: what is wrong between the two nodes; empty: nothing that is known.
+        """
+        transfer = self.transfers.take(node, command_id)
         if transfer is None:
             return
-        self._give_back(transfer, recorded=True)
+        self.transfers.give_back(transfer)
         self.state.counters.failed_repairs += 1
+        if reason:
+            self.transfers.note_failure(transfer, reason)
         self._put_off(transfer.obj)
 
     def source_is_corrupt(self, node: Node, command_id: int) -> None:
@@ -346,26 +335,13 @@ class Repair:
         for command_id in list(node.copying):
             self.failed(node, command_id)
 
-    def _take(self, node: Node, command_id: int) -> Transfer | None:
-        transfer = node.copying.pop(command_id, None)
-        if transfer is not None:
-            del self._transfers[command_id]
-            if not any(other.source == transfer.source for other in self._transfers.values()):
-                del self.state.read_until[transfer.source]
-        return transfer
-
-    def _give_back(self, transfer: Transfer, *, recorded: bool) -> None:
-        self.space.release(
-            transfer.target, transfer.length, transfer.obj.write_id, not_before=self.state.now, recorded=recorded
-        )
-
     def _trim(self, obj: Object) -> None:
         """Give back live copies above what is wanted: those that share a zone or a host, from the fullest segments."""
         if not self._is_there(obj):
             return
         for number, part in enumerate(obj.slices):
             live = self._live(part)
-            if self.state.draining and not self._is_under_way(obj, number):
+            if self.state.draining and not self.transfers.has(obj, number):
                 live = self._drain(obj, part, live)
             while len(live) > obj.wanted:
                 surplus = max(live, key=lambda copy: self._dispensable(copy, live))

@@ -4,6 +4,7 @@ Keeps invariants 3 (extents disjoint, bytes add up) and 7 (no reuse while a leas
 could still touch an extent).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from services.master.core.allocator import aligned
@@ -260,13 +261,13 @@ class Space(Placing):
 
     # ---- room for copies made again --------------------------------------------------------------
 
-    def displace(self, obj: Object, part: Slice, prospects: Prospects) -> bool:
+    def displace(self, obj: Object, part: Slice, prospects: Prospects, can_take: Callable[[Node], bool]) -> bool:
         """For one more copy of a slice evict what is worth less than its object, on one node; whether anything went.
 
         What goes is worth less, and goes as a whole: so no two objects make room for each other in turn.
         """
         worth, size, least = self._worth(obj), aligned(part.length), prospects.least
-        takers = [segment for segment in self._takers(part) if least.get(segment.number, worth) < worth]
+        takers = [s for s in self._takers(part) if least.get(s.number, worth) < worth and can_take(s.node)]
         if any(self._excess(segment, size) <= 0 and segment.soon_bytes >= size for segment in takers):
             return False  # room is on its way
         holders = self.holders(part)

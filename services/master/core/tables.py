@@ -15,7 +15,7 @@ from sortedcontainers import SortedDict, SortedList
 from services.master.core.absences import Absences
 from services.master.core.allocator import Allocator
 from services.master.core.eviction import Residents, Traffic
-from services.master.core.messages import Effect, HeldCopy, Hello, SegmentInfo
+from services.master.core.messages import Effect, HeldCopy, Hello, Note, SegmentInfo
 from services.master.core.pending import PendingEnd, PendingRemove
 from services.master.core.runs import Run
 
@@ -144,15 +144,30 @@ class Write:
 class Transfer:
     """One slice on its way from node to node: its target's extent is reserved."""
 
-    __slots__ = ("length", "node", "number", "obj", "source", "target")
+    __slots__ = ("begun_at", "giver", "is_trial", "length", "node", "number", "obj", "source", "target")
 
-    def __init__(self, obj: Object, number: int, length: int, source: Copy, target: Copy, node: "Node") -> None:
+    def __init__(
+        self,
+        obj: Object,
+        number: int,
+        length: int,
+        source: Copy,
+        target: Copy,
+        giver: "Node",
+        node: "Node",
+        begun_at: int,
+        *,
+        is_trial: bool,
+    ) -> None:
         self.obj = obj
         self.number = number  # of the slice
         self.length = length
         self.source = source
         self.target = target
+        self.giver = giver  # the source's node
         self.node = node  # the target's
+        self.begun_at = begun_at
+        self.is_trial = is_trial  # the one try of a pair of nodes between which copies failed
 
 
 class Quarantined:
@@ -342,6 +357,10 @@ class State:
             else:
                 return False
         return True
+
+    def note(self, text: str, *, grave: bool = False) -> None:
+        """A line for the operators' log."""
+        self.effects.append(Note(text, grave))
 
     def number(self) -> int:
         """A number no other segment, command or timer of this reign has."""

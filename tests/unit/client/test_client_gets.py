@@ -1,11 +1,12 @@
 """The way of a get and of a put with a scripted master and transports: which copy, what next, what is told."""
 
 import asyncio
+import re
 import time
 
 import pytest
 from larder.arguments import check_length
-from larder.errors import DataLost, DeadlineExceeded, WriteFailed
+from larder.errors import DataLost, DeadlineExceeded, Unreachable, WriteFailed
 from larder.gets import Landing
 from larder.memory import destination
 from larder.places import Fault, Segment, Slice
@@ -61,12 +62,18 @@ async def test_bad_copies_are_reported_with_their_places() -> None:
     assert set(master.reported) == {BadCopy(b"key", 1, A.id, 100, Fault.CORRUPT)}
 
 
-@pytest.mark.parametrize(("fault", "said"), [(Fault.CORRUPT, "checksum"), (Fault.UNREACHABLE, "cannot be read")])
-async def test_all_copies_bad_is_lost(fault: Fault, said: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "kind", "said"),
+    [
+        (Fault.CORRUPT, DataLost, "checksum"),
+        (Fault.UNREACHABLE, Unreachable, "no copy of slice 0 can be read from this host"),
+    ],
+)
+async def test_all_copies_corrupt_is_lost_and_out_of_reach_is_not(fault: Fault, kind: type, said: str) -> None:
     engine = ScriptedTransport("engine", everywhere("a", "b"), only_from(fault=fault))
     answer = await World(Master([Slice(10, 1, copies(A, B))]), engine).get()
-    assert isinstance(answer, DataLost)
-    assert said in str(answer)
+    assert type(answer) is kind
+    assert re.search(said, str(answer))
     assert (answer.key, answer.node in ("a", "b")) == (b"key", True)
     assert sorted(engine.asked) == ["a", "b"]
 
@@ -89,7 +96,7 @@ async def test_what_had_no_good_copy_is_looked_up_once_more() -> None:
 
 
 @pytest.mark.parametrize("later", [[], [Slice(4, 1, copies(B, C)), Slice(6, 1, copies(A))]])
-async def test_what_has_no_other_copies_later_is_lost_and_not_read_again(later: list[Slice]) -> None:
+async def test_what_has_no_other_copies_later_is_not_read_again(later: list[Slice]) -> None:
     engine = ScriptedTransport("engine", everywhere("a", "b", "c"), only_from("b", "c"))
     master = Master([Slice(4, 1, copies(B)), Slice(6, 1, copies(A))])
     world = World(master, engine)
@@ -101,14 +108,24 @@ async def test_what_has_no_other_copies_later_is_lost_and_not_read_again(later: 
         return found
 
     master.lookup = lookup_and_change  # type: ignore[method-assign,assignment]
-    assert isinstance(await world.get(), DataLost)
+    assert isinstance(await world.get(), Unreachable)
     assert sorted(engine.asked) == ["a", "b"]
     assert master.lookups == 2
 
 
-async def test_no_way_to_any_copy_is_lost_too() -> None:
+async def test_one_copy_corrupt_and_one_out_of_reach_is_not_lost() -> None:
+    engine = ScriptedTransport(
+        "engine", everywhere("a", "b"), lambda s, _: Fault.CORRUPT if s.node_id == "a" else Fault.UNREACHABLE
+    )
+    answer = await World(Master([Slice(10, 1, copies(A, B))]), engine).get()
+    assert isinstance(answer, Unreachable)
+    assert "node b" in str(answer)
+    assert "node a:" not in str(answer), "it was reached"
+
+
+async def test_no_way_to_any_copy_says_so() -> None:
     answer = await World(Master([Slice(10, 1, copies(A))]), ScriptedTransport("engine", {}, only_from())).get()
-    assert isinstance(answer, DataLost)
+    assert isinstance(answer, Unreachable)
 
 
 async def test_after_a_stall_the_object_is_read_into_other_memory() -> None:
@@ -128,10 +145,10 @@ async def test_after_a_stall_the_callers_memory_is_used_again() -> None:
     assert len(world.landings) == 1
 
 
-async def test_a_stall_of_the_last_copy_is_lost() -> None:
+async def test_a_stall_of_the_last_copy_is_not_lost() -> None:
     engine = ScriptedTransport("engine", everywhere("a"), only_from(fault=Fault.STALLED))
     master = Master([Slice(10, 1, copies(A))])
-    assert isinstance(await World(master, engine).get(), DataLost)
+    assert isinstance(await World(master, engine).get(), Unreachable)
     assert [bad.fault for bad in master.reported] == [Fault.STALLED]
 
 

@@ -5,7 +5,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 
 import pytest
-from larder.errors import DataLost
+from larder.errors import Unreachable
 from larder.hedging import BURST_BYTES, DELAY_S_MIN, SHARE, Hedging
 from larder.places import Fault, Segment, Slice
 from larder.rpc import BadCopy
@@ -194,12 +194,12 @@ async def test_a_first_read_that_fails_at_last_is_told_and_not_missed(private: b
     assert engine.asked == ["a", "b"]
 
 
-async def test_all_copies_bad_is_lost_with_a_hedge_too() -> None:
+async def test_all_copies_bad_is_said_with_a_hedge_too() -> None:
     engine = HangingTransport(everywhere("a", "b"), only_from(), "a")
     world = World(Master([Slice(10, 1, copies(A, B))]), engine)
     ready(world)
     asyncio.get_running_loop().call_later(0.1, engine.gates["a"].set)
-    assert isinstance(await world.get(), DataLost)
+    assert isinstance(await world.get(), Unreachable)
     assert sorted(engine.asked) == ["a", "b"]
 
 

@@ -274,7 +274,7 @@ def test_no_object_goes_for_a_copy_of_itself() -> None:
     assert other.residents.least() == other.residents.worth(obj)
     least = {second.segment: other.residents.worth(obj)}
     space.displaceable = 8
-    space.displace(obj, obj.slices[0], Prospects(0, least))
+    space.displace(obj, obj.slices[0], Prospects(0, least), lambda _: True)
     assert cluster.found(b"k")
     assert cluster.core.state.counters.displaced_objects == 1, "what lay beside it has gone"
 

@@ -25,8 +25,9 @@ async def test_what_became_of_a_fetch_is_said_apart(master: Any) -> None:
         for number in range(3):
             stream.say(1, fetch=fetch(10 + number, number))
             ack = await stream.expect("ack")
-            said.append((list(ack.command_ids), list(ack.failed_command_ids), list(ack.corrupt_command_ids)))
-        assert said == [([10], [], []), ([], [11], []), ([], [], [12])]
+            failed = list(zip(ack.failed_command_ids, ack.failed_reasons, strict=True))
+            said.append((list(ack.command_ids), failed, list(ack.corrupt_command_ids)))
+        assert said == [([10], [], []), ([], [(11, "x")], []), ([], [], [12])]
         assert len(node.index) == 1
 
 

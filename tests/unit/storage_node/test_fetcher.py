@@ -1,5 +1,6 @@
 """A node copies a slice from another node's pool into its own, over shared memory and over the real engine."""
 
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -61,4 +62,11 @@ async def test_what_cannot_be_fetched_is_said(pools: tuple[Pool, Pool]) -> None:
     await fetcher.close()
     stranger = Fetcher(own)
     assert "no way to node source" in (await stranger.fetch(a_copy(7), segment(source), 4096, 5.0)).reason
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{nobody.getsockname()[1]}"
+    away = segment(source, engine_endpoint=endpoint, engine_base=4096, engine_protocol="tcp")
+    answer = await stranger.fetch(a_copy(7), away, 4096, 5.0)
+    assert answer.outcome is Outcome.REJECTED
+    assert f"node source at {endpoint}: connection refused" in answer.reason
     await stranger.close()

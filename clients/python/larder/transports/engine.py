@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, TypeVar, cast
 
+from larder.diagnosis import CONNECT_S, why_unreached
 from larder.memory import Memory
 from larder.places import Fault, Segment
 from larder.transports import Move, Reach, in_range
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 PROBE_S: Final = 1.0
 """A peer that has not answered a probe by then is passed over until it does."""
+DIAGNOSIS_S: Final = 5.0
+DIAGNOSES_MAX: Final = 1_024
 
 
 class EngineTransport:
@@ -41,7 +44,8 @@ class EngineTransport:
         self._starting = asyncio.Lock()
         self._peers: dict[str, _Known] = {}  # by endpoint
         self._pump: Pump | None = None
-        self._missing = False
+        self._missing = ""  # why there is no engine
+        self._diagnoses: dict[str, tuple[float, str]] = {}  # by endpoint: when it was asked, and what was found
 
     def reach(self, segment: Segment) -> Reach:
         if not segment.engine_endpoint or self._missing:
@@ -57,6 +61,22 @@ class EngineTransport:
 
     def can_abandon(self, move: Move) -> bool:
         return move.private or not self._regions.cover(move.memory)
+
+    async def explain(self, endpoint: str, until: float) -> str:
+        """In a few words why nothing gets there; asked at most once in DIAGNOSIS_S."""
+        if self._missing:
+            return self._missing
+        asked_at, said = self._diagnoses.get(endpoint, (-DIAGNOSIS_S, ""))
+        now = time.monotonic()
+        if now - asked_at < DIAGNOSIS_S:
+            return said
+        if until <= now:
+            return "it did not answer in time"
+        said = await why_unreached(endpoint, min(CONNECT_S, until - now))
+        if len(self._diagnoses) >= DIAGNOSES_MAX:
+            self._diagnoses.clear()
+        self._diagnoses[endpoint] = time.monotonic(), said
+        return said
 
     def register(self, memory: Memory) -> None:
         """Opens memory to direct transfers; raises InvalidArgument or EngineUnavailable."""
@@ -128,7 +148,7 @@ class EngineTransport:
         try:
             known = await self._known(segment)
         except EngineUnavailable as error:
-            self._missing = True
+            self._missing = str(error)
             logger.warning("no transfers to other hosts: %s", error)
             return None
         if known.answered and not known.peer.stalled:

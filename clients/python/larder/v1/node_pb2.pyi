@@ -83,16 +83,18 @@ class Heartbeat(_message.Message):
     def __init__(self) -> None: ...
 
 class Ack(_message.Message):
-    __slots__ = ("epoch", "command_ids", "failed_command_ids", "corrupt_command_ids")
+    __slots__ = ("epoch", "command_ids", "failed_command_ids", "corrupt_command_ids", "failed_reasons")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     COMMAND_IDS_FIELD_NUMBER: _ClassVar[int]
     FAILED_COMMAND_IDS_FIELD_NUMBER: _ClassVar[int]
     CORRUPT_COMMAND_IDS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_REASONS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     command_ids: _containers.RepeatedScalarFieldContainer[int]
     failed_command_ids: _containers.RepeatedScalarFieldContainer[int]
     corrupt_command_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, epoch: _Optional[int] = ..., command_ids: _Optional[_Iterable[int]] = ..., failed_command_ids: _Optional[_Iterable[int]] = ..., corrupt_command_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    failed_reasons: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, epoch: _Optional[int] = ..., command_ids: _Optional[_Iterable[int]] = ..., failed_command_ids: _Optional[_Iterable[int]] = ..., corrupt_command_ids: _Optional[_Iterable[int]] = ..., failed_reasons: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ()
