@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from larder import cli
+from larder import draining
 from larder.errors import DeadlineExceeded, LarderError
 from larder.v1.master_pb2 import NodeStatus, StatusReply
 
@@ -29,9 +29,9 @@ async def drain(monkeypatch: pytest.MonkeyPatch, *script: StatusReply, deadline:
         now += 1
         return replies.pop(0) if len(replies) > 1 else replies[0]
 
-    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(cli, "POLL_S", 0)
-    await cli._drained(SimpleNamespace(status=status), "node", deadline)  # type: ignore[arg-type]
+    monkeypatch.setattr(draining, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(draining, "POLL_S", 0)
+    await draining.drained(SimpleNamespace(status=status), "node", deadline)  # type: ignore[arg-type]
     return now
 
 
@@ -49,8 +49,8 @@ async def test_a_drain_that_moves_is_not_stuck(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_drain_that_does_not_move_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LarderError, match="2 objects of node find no room on other nodes; add nodes"):
-        await drain(monkeypatch, left(2, 2), deadline=1 + 2 + cli.STUCK_S)
+    with pytest.raises(LarderError, match="2 objects of node find no room on other nodes: add nodes"):
+        await drain(monkeypatch, left(2, 2), deadline=1 + 2 + draining.STUCK_S)
 
 
 async def test_what_still_finds_room_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def on_new(reply: StatusReply) -> StatusReply:
 
 async def test_a_new_master_that_does_not_know_the_node_yet_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeadlineExceeded):
-        await drain(monkeypatch, left(2), NEW, deadline=cli.ABSENT_S)
+        await drain(monkeypatch, left(2), NEW, deadline=draining.ABSENT_S)
 
 
 async def test_a_drain_outlasts_the_master(monkeypatch: pytest.MonkeyPatch) -> None:
