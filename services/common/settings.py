@@ -62,6 +62,19 @@ def _check_host_port(value: str) -> str:
 
 Size = Annotated[ByteSize, BeforeValidator(_check_size), Field(gt=0)]
 """Bytes, written as 4096, 512MiB (powers of 1,024) or 2GB (powers of 1,000)."""
+
+
+def at_least(floor: int, why: str) -> AfterValidator:
+    """For a Size: refuses what is smaller, most often because its unit was forgotten."""
+
+    def check(value: ByteSize) -> ByteSize:
+        if value < floor:
+            raise ValueError(f"at least {floor} bytes are wanted, {why}; or is a unit missing, as in {int(value)}GB?")
+        return value
+
+    return AfterValidator(check)
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0 takes a free port."""
 HostPort = Annotated[str, AfterValidator(_check_host_port)]

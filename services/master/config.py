@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from services.common.settings import Port, ServiceSettings, Size
+from services.common.settings import Port, ServiceSettings, Size, at_least
 
 
 class MasterSettings(ServiceSettings):
@@ -22,6 +22,6 @@ class MasterSettings(ServiceSettings):
     repair_mbps: Annotated[int, Field(ge=1)] = Field(
         2048, description="megabits a second, in all, for making lost copies again"
     )
-    slice_bytes: Size = Field(
+    slice_bytes: Annotated[Size, at_least(65_536, "since an object has at most 65,536 slices")] = Field(
         Size(16 << 20), description="largest contiguous part of an object; larger ones are striped"
     )

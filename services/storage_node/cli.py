@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 
 from services.common.ops import Ops
 from services.common.service import announce, collect_rarely, run
-from services.common.settings import HostPorts, Names, Port, ServiceSettings, Size, load
+from services.common.settings import HostPorts, Names, Port, ServiceSettings, Size, at_least, load
 from services.storage_node.agent import Agent
 from services.storage_node.core.index import Index
 from services.storage_node.engine import P2P, Engine, EngineMissing
@@ -48,7 +48,9 @@ class Settings(ServiceSettings):
     host: Annotated[str, AfterValidator(_check_reachable)] = Field(
         "127.0.0.1", description="this node's address for clients on other hosts"
     )
-    dram: Size = Field("2GB", validate_default=True, description="size of the memory pool")
+    dram: Annotated[Size, at_least(1_000_000, "a smaller pool holds no KV block")] = Field(
+        "2GB", validate_default=True, description="size of the memory pool"
+    )
     pool_dir: Path = Field(Path("/dev/shm"), description="a tmpfs for the pool's file")  # noqa: S108
     protocol: Literal["tcp", "rdma"] = "tcp"
     device_name: Names = Field((), description="RDMA devices; none: all")

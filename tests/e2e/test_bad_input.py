@@ -98,6 +98,13 @@ def test_bad_size() -> None:
     assert "2XB" in said
 
 
+def test_slices_without_a_unit() -> None:
+    status, said = command("master", "--slice-bytes", "16")
+    assert status == 2
+    assert "--slice-bytes 16: at least 65536 bytes are wanted" in said
+    assert "as in 16GB?" in said
+
+
 def test_port_taken(store_cluster: Cluster, tmp_path: Path) -> None:
     port = store_cluster.master.rpartition(":")[2]
     for argv in (

@@ -168,6 +168,12 @@ async def test_without_an_engine_it_serves_shared_memory_and_says_how_to_mend_it
     ("flag", "value", "reason"),
     [
         ("--dram", "2XB", "--dram 2XB: not a size"),
+        (
+            "--dram",
+            "64",
+            "--dram 64: at least 1000000 bytes are wanted, a smaller pool holds no KV block; "
+            "or is a unit missing, as in 64GB?",
+        ),
         ("--dramm", "2GB", "unknown flag --dramm (did you mean --dram?)"),
         ("--node-id", "../n1", "--node-id ../n1: "),
         ("--host", "0.0.0.0", "--host 0.0.0.0: other hosts cannot connect to that"),  # noqa: S104

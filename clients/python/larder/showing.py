@@ -1,0 +1,101 @@
+"""What the `larder` command shows of keys, sizes, nodes and rows. The only module that knows rich.
+
+Nothing that users chose is taken for markup, cut off or shown in a form that the command would take for another key.
+"""
+
+import os
+import re
+import sys
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from larder.v1 import master_pb2
+
+_HEX: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})+")
+_WIDTH_MAX: Final = 100_000
+
+
+def key_of(argument: str) -> bytes:
+    """The key that an argument of the command line names: its bytes, or those that 0x and hexadecimal digits say."""
+    return bytes.fromhex(argument[2:]) if _HEX.fullmatch(argument) else os.fsencode(argument)
+
+
+def show_argument(key: bytes) -> str:
+    """The reverse: text that can be told from any other, also when it is copied from a table, else hexadecimal."""
+    try:
+        text = key.decode()
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeError:
+        return f"0x{key.hex()}"
+    is_plain = text.isprintable() and text == text.strip() and "  " not in text and not text.startswith("-")
+    return text if is_plain and not _HEX.fullmatch(text) else f"0x{key.hex()}"
+
+
+def show_rows(names: list[str], rows: list[list[str]]) -> None:
+    """A table on a terminal, else plain columns; every row in one line, whatever the width."""
+    console = Console(width=_WIDTH_MAX)
+    table = Table(box=box.HEAVY_HEAD if console.is_terminal else None, pad_edge=console.is_terminal)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table, soft_wrap=True)
+
+
+def state_of(node: master_pb2.NodeStatus) -> str:
+    if not node.draining:
+        return node.state
+    room = f", {node.drain_without_room} find no room" if node.drain_without_room else ""
+    return f"{node.state}, draining: {node.drain_objects} objects left{room}"
+
+
+def show_size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if value.is_integer() else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def status_json(reply: master_pb2.StatusReply) -> dict[str, Any]:
+    return {
+        "version": reply.version,
+        "epoch": reply.epoch,
+        "objects": reply.objects,
+        "object_bytes": reply.object_bytes,
+        "writes_in_flight": reply.writes_in_flight,
+        "slice_bytes": reply.slice_bytes,
+        "nodes": [
+            {
+                "node_id": node.node_id,
+                "host_id": node.host_id,
+                "zone": node.zone,
+                "state": node.state,
+                "draining": node.draining,
+                "drain_objects": node.drain_objects,
+                "drain_without_room": node.drain_without_room,
+                "incarnation": node.incarnation,
+                "segments": [
+                    {
+                        "capacity_bytes": part.segment.capacity_bytes,
+                        "live_bytes": part.live_bytes,
+                        "reserved_bytes": part.reserved_bytes,
+                        "quarantined_bytes": part.quarantined_bytes,
+                        "free_bytes": part.free_bytes,
+                        "pinned_bytes": part.pinned_bytes,
+                        "largest_free_bytes": part.largest_free_bytes,
+                        "copies": part.copies,
+                        "shm_path": part.segment.shm_path,
+                        "engine_endpoint": part.segment.engine_endpoint,
+                    }
+                    for part in node.segments
+                ],
+            }
+            for node in reply.nodes
+        ],
+    }
