@@ -77,7 +77,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         ops = Ops(settings.host, settings.metrics_port, registry, lambda: metrics.is_attached)
         parts.push_async_callback(ops.close)
         metrics_port = await ops.start()
-        node_id, pool = own_pool(settings.pool_dir, settings.node_id, settings.dram, wall_clock_ns=time.time_ns())
+        node_id, pool = await asyncio.to_thread(
+            own_pool, settings.pool_dir, settings.node_id, settings.dram, wall_clock_ns=time.time_ns()
+        )
         parts.callback(pool.close)
         if not await pool.prefault(stop):
             return

@@ -14,7 +14,8 @@ from typing import Final
 
 from larder.host import host_id
 
-from services.storage_node.pool import Pool, PoolError, PoolTaken
+from services.storage_node.pool import Pool, PoolTaken
+from services.storage_node.pool_dir import reclaim, turn
 
 _HOST_NAME_MAX: Final = 48
 _NODES_MAX: Final = 64  # with one pool folder
@@ -22,10 +23,7 @@ _NODES_MAX: Final = 64  # with one pool folder
 
 def default_ids(pool_dir: Path) -> Iterator[str]:
     """Names for the nodes with that pool folder, the first one's first."""
-    try:
-        status = pool_dir.stat()
-    except OSError as error:
-        raise PoolError(f"cannot use the pool folder {pool_dir}: {error.strerror}") from error
+    status = pool_dir.stat()
     where = f"{host_id()} {status.st_dev} {status.st_ino}"
     host_name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")[:_HOST_NAME_MAX] or "node"
     base = f"{host_name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
@@ -35,12 +33,17 @@ def default_ids(pool_dir: Path) -> Iterator[str]:
 
 
 def own_pool(pool_dir: Path, node_id: str, capacity_bytes: int, *, wall_clock_ns: int) -> tuple[str, Pool]:
-    """The pool of the node of that id, or of the first default one that no running node has; and the id."""
-    if node_id:
-        return node_id, Pool(pool_dir, node_id, capacity_bytes, wall_clock_ns=wall_clock_ns)
-    for candidate in default_ids(pool_dir):
-        try:
-            return candidate, Pool(pool_dir, candidate, capacity_bytes, wall_clock_ns=wall_clock_ns)
-        except PoolTaken:
-            continue
+    """The pool of the node of that id, or of the first default one that no running node has; and the id.
+
+    What dead nodes left in that folder makes way for it."""
+    with turn(pool_dir):
+        for candidate in [node_id] if node_id else default_ids(pool_dir):
+            try:
+                pool = Pool(pool_dir, candidate, capacity_bytes, wall_clock_ns=wall_clock_ns)
+            except PoolTaken:
+                if node_id:
+                    raise
+                continue
+            reclaim(pool_dir, pool.path)
+            return candidate, pool
     raise PoolTaken(f"{_NODES_MAX} storage nodes have their pools in {pool_dir} already: give another --pool-dir")

@@ -1,8 +1,9 @@
 """The DRAM pool: a named file on tmpfs, locked by the node that owns it, mapped and pre-faulted before it is announced.
 
 What lies where in it is the index's business. One node owns a pool file at a time (flock). A file that a dead node left
-is replaced by a new one with another token, never written again: a client that still maps the old one can hurt nothing
-(invariant 6). The incarnation is greater than that of any file this node id left here.
+is replaced by a new one with another token, never written or cut off: a client that still maps the old one can hurt
+nothing (invariant 6), and reads no page that is gone. The incarnation is greater than that of any file this node id
+left here. Clients let go of what is gone within seconds: a node that lacks the room waits for them.
 """
 
 import asyncio
@@ -14,26 +15,25 @@ import mmap
 import os
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from larder.errors import LarderError
 from larder.pool_file import HEADER_BYTES, TOKEN_BYTES, PoolFileError, PoolHeader
 from larder.writer_locks import has_writer
 
+from services.storage_node import pool_dir as folder
 from services.storage_node.core.index import Place
+from services.storage_node.pool_dir import PoolError
 
 logger = logging.getLogger(__name__)
 
 _STEP_BYTES: Final = 64 * 2**20
 _MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; not in the mmap module
 _OPEN_TRIES: Final = 10
-
-
-class PoolError(LarderError):
-    """The pool cannot be had; the message says what is in the way."""
-
-    remedy = "see --dram, --pool-dir and --node-id"
+_ROOM_S: Final = 20.0  # for those who hold what is gone
+_ROOM_UNSEEN_S: Final = 5.0  # the same where nobody is seen to: they may be in other containers
+_ROOM_POLL_S: Final = 0.25
 
 
 class PoolTaken(PoolError):
@@ -44,24 +44,32 @@ class Pool:
     """An owned, mapped pool file. Made, then filled by prefault(), ended by close(), which removes the file."""
 
     def __init__(self, pool_dir: Path, node_id: str, capacity_bytes: int, *, wall_clock_ns: int) -> None:
-        self.path = pool_dir.absolute() / f"larder-{node_id}.pool"
+        self.path = pool_dir.absolute() / f"{folder.PREFIX}{node_id}{folder.SUFFIX}"
         self.capacity_bytes = capacity_bytes
         stale_fd = _lock(self.path, os.O_RDWR | os.O_CREAT)
         try:
-            stale = _incarnation(stale_fd)
+            stale = self._incarnation(stale_fd)
             self.header = PoolHeader(capacity_bytes, secrets.token_bytes(TOKEN_BYTES), max(wall_clock_ns, stale + 1))
             self._fd = self._replace()
+        except BaseException:
+            if not os.fstat(stale_fd).st_size and _stands_at(self.path, stale_fd):
+                self.path.unlink()
+            raise
         finally:
             os.close(stale_fd)
         try:
-            self._check_space()
-            os.ftruncate(self._fd, HEADER_BYTES + capacity_bytes)
-            os.pwrite(self._fd, self.header.pack(), 0)
-            self._memory = mmap.mmap(self._fd, HEADER_BYTES + capacity_bytes)
+            lack, may_fit = folder.lacks_room(self._fd, self._size_bytes)
+            if lack and not may_fit:
+                raise self._no_room(lack, [])
+            self._memory = mmap.mmap(self._fd, self._size_bytes)
         except BaseException:
             self._remove()
             raise
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+    @property
+    def _size_bytes(self) -> int:
+        return HEADER_BYTES + self.capacity_bytes
 
     @property
     def data_address(self) -> int:
@@ -70,7 +78,9 @@ class Pool:
 
     async def prefault(self, stop: asyncio.Event) -> bool:
         """Takes every page of the pool from the system; False where `stop` was set before the end."""
-        total = HEADER_BYTES + self.capacity_bytes
+        if not await self._has_room(stop):
+            return False
+        total = self._size_bytes
         begun = time.monotonic()
         told = 0
         for start in range(0, total, _STEP_BYTES):
@@ -97,6 +107,25 @@ class Pool:
         self._memory.close()
         self._remove()
 
+    async def _has_room(self, stop: asyncio.Event) -> bool:
+        """Waits for room that is still held, for a while; False where `stop` was set before there was."""
+        begun = time.monotonic()
+        told = False
+        while (lack := folder.lacks_room(self._fd, self._size_bytes)[0]) and not stop.is_set():
+            found = await asyncio.to_thread(folder.holders, os.fstat(self._fd).st_dev)
+            if time.monotonic() - begun >= (_ROOM_S if found else _ROOM_UNSEEN_S):
+                raise self._no_room(lack, found)
+            if not told:
+                told = True
+                logger.warning("waiting for room: %s", self._no_room(lack, found).args[0])
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _ROOM_POLL_S)
+        return not stop.is_set()
+
+    def _no_room(self, lack: str, found: list[folder.Holder]) -> PoolError:
+        who = folder.who_takes_room(self.path, found)
+        return PoolError(f"a pool of {self._size_bytes} bytes does not fit {self.path.parent}: {lack}{who}")
+
     def _prefault_step(self, start: int, length: int) -> None:
         try:
             os.posix_fallocate(self._fd, start, length)  # says "no space" where touching a page would be SIGBUS
@@ -111,21 +140,31 @@ class Pool:
         return PoolError(f"cannot fill the pool {self.path} of {self.capacity_bytes} bytes: {error.strerror}")
 
     def _replace(self) -> int:
-        """A new, empty, locked file in the place of what stands at the path; its descriptor."""
+        """A new, locked file in the place of what stands at the path; its descriptor."""
         temporary = self.path.with_suffix(f".{secrets.token_hex(4)}")
         fd = _lock(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        os.rename(temporary, self.path)
+        try:
+            os.ftruncate(fd, self._size_bytes)
+            os.pwrite(fd, self.header.pack(), 0)
+            os.rename(temporary, self.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            os.close(fd)
+            raise self._space_error(error) from error
         return fd
 
-    def _check_space(self) -> None:
-        wanted = HEADER_BYTES + self.capacity_bytes
-        status = os.fstatvfs(self._fd)
-        free = status.f_bavail * status.f_frsize
-        if wanted > free:
-            raise PoolError(f"a pool of {wanted} bytes does not fit {self.path.parent}: {free} bytes are free")
-        available = _memory_available_bytes()
-        if wanted > available and _is_tmpfs(self._fd):  # a tmpfs may promise more than the machine has
-            raise PoolError(f"a pool of {wanted} bytes does not fit this machine: {available} bytes of memory are free")
+    def _incarnation(self, fd: int) -> int:
+        """The incarnation in the header of what stood there; 0 where nothing did."""
+        data = os.pread(fd, HEADER_BYTES, 0)
+        if not any(data):
+            return 0
+        if not folder.begins_as_pool(fd):
+            raise PoolError(f"{self.path} is no pool file, and is not overwritten: move it away")
+        logger.warning("the pool file %s of a dead storage node with this id is replaced", self.path)
+        try:
+            return PoolHeader.unpack(data).incarnation
+        except PoolFileError:
+            return 0
 
     def _remove(self) -> None:
         if _stands_at(self.path, self._fd):  # and not a file that another put there after an operator removed this one
@@ -153,28 +192,3 @@ def _lock(path: Path, flags: int) -> int:
 
 def _stands_at(path: Path, fd: int) -> bool:
     return path.exists() and os.path.samestat(os.fstat(fd), path.stat())
-
-
-def _incarnation(fd: int) -> int:
-    """The incarnation in the header of what stood there; 0 where that is no pool file."""
-    try:
-        return PoolHeader.unpack(os.pread(fd, HEADER_BYTES, 0)).incarnation
-    except PoolFileError:
-        return 0
-
-
-def _memory_available_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise PoolError("/proc/meminfo does not say how much memory is free")
-
-
-def _is_tmpfs(fd: int) -> bool:
-    device = os.fstat(fd).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-        fields = line.split()
-        if fields[2] == number:
-            return fields[fields.index("-") + 1] == "tmpfs"
-    return False

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -140,6 +141,12 @@ async def test_a_large_copy_leaves_the_loop_free(transport: Any, shared_peer: Pe
 
 # ---- shared memory alone -------------------------------------------------------------------------
 
+LETS_GO_S = 4.0
+
+
+def is_mapped(peer: Peer) -> bool:
+    return str(peer.path) in Path("/proc/self/maps").read_text()
+
 
 async def test_shm_proves_the_file_by_its_token(peer: Peer) -> None:
     copiers = Copiers()
@@ -157,7 +164,7 @@ async def test_shm_proves_the_file_by_its_token(peer: Peer) -> None:
     copiers.close()
 
 
-async def test_shm_outlives_the_node_and_lets_go_of_its_file(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_shm_outlives_the_node_and_lets_go_of_its_file(peer: Peer) -> None:
     copiers = Copiers()
     transport = SharedMemory(copiers)
     peer.poke(0, b"left behind")
@@ -166,11 +173,47 @@ async def test_shm_outlives_the_node_and_lets_go_of_its_file(peer: Peer, monkeyp
     found, memory = fresh_bytes(11)
     assert await transport.read(peer.segment, [Move(memory, 0)], soon()) == [None]
     assert found == b"left behind"
+    view = transport.view(peer.segment, 0, 11)
     peer.path.unlink()
-    monkeypatch.setattr("larder.transports.shm.RECHECK_S", 0.0)
-    transport._sweep_at = 0.0
-    assert transport.reach(peer.segment) is Reach.NONE
-    await until_true(
-        lambda: str(peer.path) not in Path("/proc/self/maps").read_text()
-    )  # its page tables are made first
+    await until_true(lambda: transport.view(peer.segment, 0, 11) is None, LETS_GO_S)
+    assert view == b"left behind", "who looks at it keeps it"
+    assert is_mapped(peer)
+    del view
+    assert not is_mapped(peer)
+    copiers.close()
+
+
+async def test_shm_lets_go_of_a_file_that_is_gone_without_being_asked_for_anything(peer: Peer) -> None:
+    copiers = Copiers()
+    transport = SharedMemory(copiers)
+    assert transport.reach(peer.segment) is Reach.GOOD
+    peer.path.unlink()
+    time.sleep(LETS_GO_S)  # noqa: ASYNC251  (not even its loop turns)
+    assert not is_mapped(peer)
+    copiers.close()
+
+
+async def test_shm_that_is_dropped_lets_go_at_once_and_leaves_no_thread(peer: Peer) -> None:
+    copiers = Copiers()
+    for _ in range(50):
+        transport = SharedMemory(copiers)
+        assert transport.reach(peer.segment) is Reach.GOOD
+    assert sum(thread.name == "larder-mappings" for thread in threading.enumerate()) == 1
+    del transport
+    await until_true(lambda: not is_mapped(peer), LETS_GO_S)  # their page tables were being made
+    own = {"larder-mappings", "larder-populate"}
+    await until_true(lambda: own.isdisjoint(thread.name for thread in threading.enumerate()), LETS_GO_S)
+    copiers.close()
+
+
+def test_a_forked_child_holds_nothing_of_a_pool(peer: Peer) -> None:
+    copiers = Copiers()
+    transport = SharedMemory(copiers)
+    assert transport.reach(peer.segment) is Reach.GOOD
+    asyncio.run(until_true(lambda: "larder-populate" not in {thread.name for thread in threading.enumerate()}))
+    child = os.fork()
+    if child == 0:
+        os._exit(is_mapped(peer))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert is_mapped(peer)
     copiers.close()

@@ -16,6 +16,7 @@ from larder.pool_file import HEADER_BYTES, PoolHeader
 from larder.writer_locks import lock
 
 from services.storage_node import pool as pool_module
+from services.storage_node import pool_dir
 from services.storage_node.core.index import Place, SegmentNumber
 from services.storage_node.pool import Pool, PoolError
 
@@ -120,8 +121,14 @@ signal.pause()
     later.close()
 
 
-def test_a_file_that_is_no_pool_is_replaced(shm: Path) -> None:
-    (shm / "larder-n1.pool").write_bytes(b"something else")
+def test_a_file_that_is_no_pool_is_left_alone(shm: Path) -> None:
+    path = shm / "larder-n1.pool"
+    path.write_bytes(b"something else")
+    with pytest.raises(PoolError, match=r"larder-n1.pool is no pool file, and is not overwritten: move it away"):
+        make(shm)
+    assert path.read_bytes() == b"something else"
+    assert names(shm) == ["larder-n1.pool"]
+    path.write_bytes(b"")  # what a node leaves that dies before its file is a pool
     pool = make(shm)
     assert header_of(pool.path).incarnation == 1000
     pool.close()
@@ -133,10 +140,19 @@ def test_a_pool_larger_than_the_file_system_says_how_much_is_free(shm: Path) -> 
     assert names(shm) == []
 
 
-def test_a_pool_larger_than_the_memory_is_refused(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "_memory_available_bytes", lambda: 1000)
-    with pytest.raises(PoolError, match="1000 bytes of memory are free"):
-        make(shm)
+@pytest.mark.parametrize("total", [CAPACITY, 1 << 40])
+async def test_a_pool_larger_than_the_memory_is_refused(shm: Path, monkeypatch: pytest.MonkeyPatch, total: int) -> None:
+    """At once where it never fits; where somebody may be about to let go, after a while."""
+    monkeypatch.setattr(pool_dir, "memory_bytes", lambda: (1000, total))
+    monkeypatch.setattr(pool_module, "_ROOM_UNSEEN_S", 0.3)
+    if total == CAPACITY:
+        with pytest.raises(PoolError, match="1000 bytes of memory are free"):
+            make(shm)
+    else:
+        pool = make(shm)
+        with pytest.raises(PoolError, match="1000 bytes of memory are free"):
+            await pool.prefault(asyncio.Event())
+        pool.close()
     assert names(shm) == []
 
 
@@ -153,7 +169,7 @@ def one_mib(shm: Path) -> Iterator[Path]:
 async def test_a_file_system_that_fills_up_meanwhile_is_an_error_not_a_crash(
     one_mib: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pool, "_check_space", lambda self: None)
+    monkeypatch.setattr(pool_dir, "lacks_room", lambda fd, wanted: ("", True))
     pool = make(one_mib, capacity=2 << 20)
     with pytest.raises(PoolError, match=r"cannot fill the pool .*: No space left on device"):
         await pool.prefault(asyncio.Event())
