@@ -79,10 +79,8 @@ class HealthChecks:
         self.metrics.changes.labels(engine.role.value, engine.address, change.value).inc()
         level = logging.INFO if change in (Change.BACK, Change.CLOSED) else logging.WARNING
         logger.log(level, "%s engine %s: %s", engine.role.value, engine.address, _SAID[change])
-        if change is Change.LOST:
-            self._upstream.cut(engine.address, silent_s=PROBE_S, why="it does not answer any more")
-            if (soon := self._soon.get(engine)) is not None:
-                soon.set()
+        if change is Change.LOST and (soon := self._soon.get(engine)) is not None:
+            soon.set()
 
     async def _watch(self, engine: Engine, asked: bool) -> None:
         soon = self._soon[engine]
@@ -107,7 +105,8 @@ class HealthChecks:
             self.fleet.learned(engine, Handover.PUSH, ids)
         if probe is Probe.OK and (models := await self._models(engine)):
             self.fleet.listed(engine, models)
-        self.fleet.probed(engine, probe)
+        if self.fleet.probed(engine, probe):
+            self._upstream.cut(engine.address, silent_s=PROBE_S, why="it does not answer any more")
 
     async def _models(self, engine: Engine) -> frozenset[str]:
         """What it lists, if that is to be asked now; empty if it does not say."""
@@ -119,10 +118,13 @@ class HealthChecks:
         return frozenset(model["id"] for model in listed or ())
 
     async def _probe(self, address: Address) -> Probe:
+        """Over a new connection, as what is asked next may need one."""
         try:
-            status, _ = await self._upstream.get(address, "/health", seconds=PROBE_S, bytes_max=_ANSWER_BYTES_MAX)
+            status, _ = await self._upstream.get(
+                address, "/health", seconds=PROBE_S, bytes_max=_ANSWER_BYTES_MAX, anew=True
+            )
         except LegFailed as failure:
-            return Probe.REFUSED if failure.outcome is Outcome.UNREACHABLE else Probe.NO_ANSWER
+            return _PROBES.get(failure.outcome, Probe.NO_CONNECTION)
         return Probe.REFUSED if status >= 500 else Probe.OK  # vLLM says 503 when its core is dead
 
     async def _transfer_ids(self, engine: Engine) -> tuple[str, ...]:
@@ -140,8 +142,12 @@ class HealthChecks:
         return legs.transfer_ids(content) if status == 200 else ()
 
 
+_PROBES: Final = {
+    Outcome.UNREACHABLE: Probe.REFUSED,
+    Outcome.TIMED_OUT: Probe.NO_ANSWER,
+}
 _SAID: Final = {
-    Change.LOST: "does not answer any more; it is passed over until it does",
+    Change.LOST: "takes no new requests any more, or does not answer; it is passed over until it does",
     Change.BACK: "answers again",
     Change.OPENED: "fails what it is sent; it is asked last for a while",
     Change.CLOSED: "serves again",

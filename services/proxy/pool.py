@@ -17,6 +17,11 @@ from services.proxy.wire import Connection, ConnectTimeout, Disconnected, Respon
 KEEPALIVE_S: Final = 4.0  # below the 5 s after which the engines' servers close an idle connection
 _NAMES_S: Final = 10.0
 _NEXT_ADDRESS_S: Final = 0.25
+_KEEPALIVE: Final = (  # a host that went without a word is found out within 11 s, by this connection alone
+    (socket.TCP_KEEPIDLE, 5),
+    (socket.TCP_KEEPINTVL, 2),
+    (socket.TCP_KEEPCNT, 3),
+)
 
 
 class Pool:
@@ -45,11 +50,21 @@ class Pool:
         await asyncio.sleep(0)  # the transports' ends
 
     async def request(
-        self, response: Response, to: str, head: bytes, body: bytes = b"", *, is_head: bool = False
+        self,
+        response: Response,
+        to: str,
+        head: bytes,
+        body: bytes = b"",
+        *,
+        is_head: bool = False,
+        anew: bool = False,
     ) -> None:
-        """Sends it; returns when the response's status line and headers are there. Raises WireError, or what
-        response.fail() was told; ValueError for a name that cannot be one."""
+        """Sends it; returns when the response's status line and headers are there. Anew: over a new connection. Raises
+        WireError, or what response.fail() was told; ValueError for a name that cannot be one."""
         connection = self._take(to)
+        if anew and connection is not None:  # in its place: there are no more than before
+            connection.drop()
+            connection = None
         if connection is None:
             connection = await self._connect(response, to)
         connection.send(response, head, body, is_head=is_head)
@@ -97,6 +112,9 @@ class Pool:
                 taken = await aiohappyeyeballs.start_connection(
                     found, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1, loop=self._loop
                 )
+                for option, seconds in _KEEPALIVE:
+                    taken.setsockopt(socket.IPPROTO_TCP, option, seconds)
+                taken.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 _, connection = await self._loop.create_connection(
                     lambda: Connection(to, self._loop, self._keep, self._lost), sock=taken
                 )

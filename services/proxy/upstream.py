@@ -123,15 +123,18 @@ class Leg:
         if isinstance(error, WireError):
             raise _leg_failed(error) from error
 
-    async def send(self, *, method: str, target: str, lines: bytes, body: bytes, repeatable: bool) -> Answer:
-        """The answer, once its status line and headers are there. Lines: the headers, as header_lines makes them."""
+    async def send(
+        self, *, method: str, target: str, lines: bytes, body: bytes, repeatable: bool, anew: bool = False
+    ) -> Answer:
+        """The answer, once its status line and headers are there. Lines: the headers, as header_lines makes them.
+        Anew: over a new connection."""
         head = request_head(method, target, self.to, lines, len(body))
         stale = 0
         while self._failed is None:
             started = self._loop.time()
             response = self._response = Response(self._loop)
             try:
-                await self._upstream.pool.request(response, self.to, head, body, is_head=method == "HEAD")
+                await self._upstream.pool.request(response, self.to, head, body, is_head=method == "HEAD", anew=anew)
                 return Answer(response, self.to)
             except Unconnected as error:
                 if stale and not isinstance(error, ConnectTimeout):
@@ -155,7 +158,8 @@ class Leg:
 
     def cut(self, why: str) -> None:
         """Ends it now."""
-        self._failed = LegFailed(Outcome.TIMED_OUT, why)
+        is_connecting = self._response is not None and self._response.connecting is not None
+        self._failed = LegFailed(Outcome.UNCONNECTED if is_connecting else Outcome.TIMED_OUT, why)
         if self._response is not None:
             self._response.fail(self._failed)
 
@@ -208,13 +212,16 @@ class Upstream:
         bytes_max: int,
         headers: Mapping[str, str] = MappingProxyType({"Accept": "application/json"}),
         with_key: bool = True,
+        anew: bool = False,
     ) -> tuple[int, bytes]:
-        """Status and body of a GET of the proxy's own; raises LegFailed. With key: only where an engine listens."""
+        """Status and body of a GET of the proxy's own; raises LegFailed. With key: only where an engine listens. Anew:
+        over a new connection."""
         sent = CIMultiDict(headers)
         if with_key:
             self.authorize(sent)
+        lines = header_lines(sent)
         with Leg(self, to, seconds) as leg:
-            answer = await leg.send(method="GET", target=target, lines=header_lines(sent), body=b"", repeatable=True)
+            answer = await leg.send(method="GET", target=target, lines=lines, body=b"", repeatable=True, anew=anew)
             return answer.status, await answer.read_all(bytes_max)
 
 

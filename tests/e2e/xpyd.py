@@ -38,11 +38,11 @@ class XpYd:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         end_all(process for process in self._processes if process.running())
 
-    def start_engine(self, name: str, *flags: str, wait: bool = True) -> str:
+    def start_engine(self, name: str, *flags: str, wait: bool = True, server: str = "http_engine") -> str:
         """Returns its address; a name that was used before comes back on its port."""
         again = name in self.addresses
         port = self.addresses[name].rpartition(":")[2] if again else str(free_port())
-        argv = [sys.executable, "-m", "tests.e2e.http_engine", "--port", port, *flags]
+        argv = [sys.executable, "-m", f"tests.e2e.{server}", "--port", port, *flags]
         process = Process(name, argv, log_dir=self._scratch, env=self._env(), again=again)
         self._processes.append(process)
         self.engines[name], self.addresses[name] = process, f"127.0.0.1:{port}"

@@ -48,7 +48,7 @@ def form_of(path: str) -> Form | None:
 def error_body(form: Form | None, status: int, message: str) -> dict[str, Any]:
     """What the proxy itself answers with that status; OpenAI's shape, unless the path has another one."""
     if form is Form.ANTHROPIC:
-        return {"type": "error", "error": {"type": _anthropic_type(status), "message": message}}
+        return {"type": "error", "error": {"type": _anthropic_type(status), "message": message, "code": status}}
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": None, "code": status}}
 

@@ -4,6 +4,9 @@ What is known of an engine comes from three sides: probes of its health (probed)
 ended), and operators (add, drain, remove). An engine is offered in the order of `_tier`; one that refuses connections
 is never offered, so that a dead engine costs a request nothing until a probe finds it again.
 
+What is seen of one connection says nothing about others: an engine that takes no new ones may be about to end and
+still answer what it has, and what it answers then does not say that it takes new ones.
+
     breaker: closed ──3 failures in a row──▶ open ──after a while, doubling──▶ half open ──an answer──▶ closed
                                               ▲──────────a failure──────────────┘      (one leg at a time)
 
@@ -55,7 +58,8 @@ class Probe(Enum):
 
     OK = "ok"
     REFUSED = "refused"  # no connection, or an answer that says it is dead
-    NO_ANSWER = "no_answer"
+    NO_CONNECTION = "no_connection"  # in time, or none that carried anything
+    NO_ANSWER = "no_answer"  # it took the connection, and is silent
 
 
 class Change(StrEnum):
@@ -80,6 +84,8 @@ class Engine:
     prompt_tokens: int = 0  # of the legs under way
     failures: int = 0  # legs in a row that failed
     unanswered: int = 0  # probes in a row
+    is_mute: bool = False  # one of them was on a connection that it took
+    is_frozen: bool = False  # as probed() said
     open_until: float | None = None  # the breaker's; None: closed
     open_s: float = OPEN_S
     trial: bool = False  # half open, and a leg is finding out
@@ -192,14 +198,17 @@ class Fleet:
         """The leg has an answer that can be used."""
         engine = booking.engine
         was_open = engine.open_until is not None
-        engine.failures, engine.unanswered, engine.open_until, engine.open_s = 0, 0, None, OPEN_S
-        self._turn(engine, Health.UP)
+        engine.failures, engine.open_until, engine.open_s = 0, None, OPEN_S
+        if engine.health is not Health.GONE:  # else it was asked before
+            self._heard(engine)
         if was_open:
             self._on_change(engine, Change.CLOSED)
 
     def failed(self, booking: Booking, now: float) -> None:
         """The engine was reached and gave no answer that can be used."""
         engine = booking.engine
+        if engine.health is Health.GONE:
+            return  # what comes back may be another one
         engine.failures += 1
         if engine.open_until is not None:
             if not booking.trial:
@@ -230,17 +239,27 @@ class Fleet:
 
     # -- what probes tell
 
-    def probed(self, engine: Engine, probe: Probe) -> None:
+    def probed(self, engine: Engine, probe: Probe) -> bool:
+        """Whether that shows, for the first time, that it is frozen: whoever waits on it may wait for ever."""
         match probe:
             case Probe.OK:
-                engine.unanswered = 0
-                self._turn(engine, Health.UP)
+                self._heard(engine)
             case Probe.REFUSED:
                 self._turn(engine, Health.GONE)
-            case Probe.NO_ANSWER:
+            case Probe.NO_CONNECTION | Probe.NO_ANSWER:
                 engine.unanswered += 1
-                if engine.unanswered >= SILENT_PROBES and engine.health is Health.UP:
+                engine.is_mute |= probe is Probe.NO_ANSWER
+                if engine.unanswered < SILENT_PROBES or engine.health is Health.GONE:
+                    return False
+                if engine.health is Health.UP:
                     self._turn(engine, Health.SILENT)
+                was, engine.is_frozen = engine.is_frozen, engine.is_mute
+                return engine.is_frozen and not was
+        return False
+
+    def _heard(self, engine: Engine) -> None:
+        engine.unanswered, engine.is_mute, engine.is_frozen = 0, False, False
+        self._turn(engine, Health.UP)
 
     def _turn(self, engine: Engine, health: Health) -> None:
         was, engine.health = engine.health, health

@@ -161,7 +161,7 @@ def test_an_error_is_said_in_its_form() -> None:
     name, data = first_event(error_event(Form.ANTHROPIC, 429, "gone")) or (b"", b"")
     assert (name, json.loads(data)) == (
         b"error",
-        {"type": "error", "error": {"type": "rate_limit_error", "message": "gone"}},
+        {"type": "error", "error": {"type": "rate_limit_error", "message": "gone", "code": 429}},
     )
     assert error_body(Form.ANTHROPIC, 418, "gone")["error"]["type"] == "invalid_request_error"
     assert error_body(Form.ANTHROPIC, 502, "gone")["error"]["type"] == "api_error"

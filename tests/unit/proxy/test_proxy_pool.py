@@ -117,6 +117,21 @@ async def test_an_idle_connection_is_not_kept_for_long(
     assert not pool._open
 
 
+async def test_a_new_connection_takes_an_idle_ones_place_and_notices_by_itself_if_its_host_goes(
+    pool: Pool, stack: AsyncExitStack
+) -> None:
+    server = await stack.enter_async_context(Server().serving(answers))
+    await ask(pool, server.to)
+    response = Response(asyncio.get_running_loop())
+    await pool.request(response, server.to, HEAD % 0, anew=True)
+    assert (response.is_new, await response.read()) == (True, b"{}")
+    assert (server.connections, len(pool._open), pool.busy) == (2, 1, 0)
+    (connection,) = pool._open
+    on = connection._transport.get_extra_info("socket")
+    options = [on.getsockopt(socket.IPPROTO_TCP, each) for each in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL)]
+    assert (on.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), options) == (1, [5, 2])
+
+
 @pytest.mark.parametrize("last", [b"", b"HTTP/1.1 408 Request Timeout\r\n\r\n"])
 async def test_an_idle_connection_that_the_server_ends_is_gone(pool: Pool, stack: AsyncExitStack, last: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

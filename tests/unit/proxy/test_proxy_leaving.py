@@ -1,0 +1,141 @@
+"""Engines that are about to end: they take no new connections, or say that they are not well, and end what they began.
+Nothing new goes there, and what is under way goes on to its own end."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from services.proxy.core.fleet import Health, Role
+
+
+@pytest.fixture
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("UP_EVERY_S", 0.1), ("LOST_EVERY_S", 0.05), ("PROBE_S", 0.2)):
+        monkeypatch.setattr(f"services.proxy.health.{name}", seconds)
+
+
+class Held:
+    """What an engine answers once it may."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self._may = engine, asyncio.Event()
+        engine.act = self._answer
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        await self._may.wait()
+        response: web.StreamResponse = await self._engine.answer(request)
+        return response
+
+    def let_go(self) -> None:
+        self._may.set()
+
+
+async def until_lost(cluster: Any, role: Role, address: str) -> Any:
+    engine = cluster.proxy.fleet.get(role, address)
+    async with asyncio.timeout(5):
+        while engine.health is Health.UP:  # noqa: ASYNC110 - the proxy's state
+            await asyncio.sleep(0.01)
+    return engine
+
+
+async def leave(engine: Any, how: str) -> None:
+    """What it does on SIGTERM."""
+    if how == "stops listening":
+        await engine.stop_listening()
+    else:
+        engine.healthy = False
+
+
+@pytest.mark.usefixtures("quick_probes")
+@pytest.mark.parametrize("how", ["stops listening", "says 503"])
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_runs_on_an_engine_that_leaves_goes_on(
+    start_cluster: Any, role: Role, stream: bool, how: str
+) -> None:
+    cluster = await start_cluster(2, 2)
+    leaving = getattr(cluster, f"{role}s")[0]
+    held = Held(leaving)
+    path = "/v1/completions"
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(cluster.client.post(path, json={"stream": stream}))
+        await asyncio.wait_for(leaving.called.wait(), 5)
+        await leave(leaving, how)
+        engine = await until_lost(cluster, role, leaving.address)
+        await asyncio.sleep(0.5)  # two probes more, and then some
+        for _ in range(4):
+            assert (await cluster.complete())[0] == 200
+        assert (len(leaving.legs), leaving.legs[0].cancelled) == (1, False)
+        held.let_go()
+        response = await asyncio.wait_for(running, 5)
+        content = await response.read()
+    assert response.status == 200
+    assert content.endswith(b"[DONE]\n\n") if stream else json.loads(content)["by"].startswith("decode")
+    assert cluster.metric("retries_total") == 0
+    assert engine.health is Health.GONE  # its answer does not say that it takes more
+    assert (await cluster.complete())[0] == 200
+    assert len(leaving.legs) == 1
+    assert cluster.metric("instance_changes_total") == 1
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_one_request_that_gets_no_connection_takes_no_other_with_it(
+    start_cluster: Any, role: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.health.UP_EVERY_S", 60)
+    cluster = await start_cluster(2, 2)
+    leaving = getattr(cluster, f"{role}s")[0]
+    held = Held(leaving)
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(cluster.complete())
+        await asyncio.wait_for(leaving.called.wait(), 5)
+        await leaving.stop_listening()
+        for _ in range(4):  # round robin: one of them at least is refused
+            assert (await cluster.complete())[0] == 200
+        assert cluster.proxy.fleet.get(role, leaving.address).health is Health.GONE
+        held.let_go()
+    assert first.result()[0] == 200
+    assert (len(leaving.legs), leaving.legs[0].cancelled) == (1, False)
+
+
+@pytest.mark.usefixtures("quick_probes")
+async def test_a_pair_goes_on_though_both_its_engines_leave(start_cluster: Any, bootstrap: Any) -> None:
+    cluster = await start_cluster(1, 1, mooncake_bootstrap_port=bootstrap.port)
+    pair = [cluster.prefills[0], cluster.decodes[0]]
+    helds = [Held(engine) for engine in pair]
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(cluster.complete())
+        for role, engine in zip(Role, pair, strict=True):
+            await asyncio.wait_for(engine.called.wait(), 5)
+            await engine.stop_listening()
+            await until_lost(cluster, role, engine.address)
+        await asyncio.sleep(0.5)
+        for held in helds:
+            held.let_go()
+    assert running.result() == (200, {"by": "decode0", "choices": [{"text": "é"}]})
+    assert [len(engine.legs) for engine in pair] == [1, 1]
+
+
+@pytest.mark.usefixtures("quick_probes")
+async def test_an_engine_whose_new_connections_are_closed_at_once_keeps_what_runs(start_cluster: Any) -> None:
+    """As a proxy in between does whose backend listens no more."""
+
+    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    cluster = await start_cluster(0, 1)
+    leaving = cluster.decodes[0]
+    held = Held(leaving)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(cluster.complete())
+        await asyncio.wait_for(leaving.called.wait(), 5)
+        await leaving.stop_listening()
+        host, port = leaving.address.split(":")
+        async with await asyncio.start_server(close, host, int(port)):
+            await until_lost(cluster, Role.DECODE, leaving.address)
+            await asyncio.sleep(0.5)
+            held.let_go()
+            assert (await asyncio.wait_for(running, 5))[0] == 200
