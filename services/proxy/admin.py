@@ -198,5 +198,6 @@ def _described(engine: Engine, now: float) -> dict[str, Any]:
         "draining": engine.draining,
         "legs": engine.requests + engine.awaited,  # at 0 nobody needs it any more
         "prompt_tokens": engine.prompt_tokens,
+        "models": None if engine.models is None else sorted(engine.models),
         "handover": None if engine.handover is None else engine.handover.value,
     }

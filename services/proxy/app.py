@@ -164,7 +164,7 @@ class Proxy:
         headers, _ = self._headers(request, reads=True)
         await self._admission.enter()  # each asks all decode engines
         try:
-            engines = [each for each in self.fleet.engines(Role.DECODE) if each.is_offered]
+            engines = self.fleet.listing(Role.DECODE, time.monotonic())
             models = await merged_models(self._upstream, [engine.address for engine in engines], headers)
         finally:
             self._admission.leave()

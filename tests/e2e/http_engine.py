@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import uuid
 
 import uvloop
 from aiohttp import web
@@ -18,7 +19,8 @@ from services.common.service import announce
 class HttpEngine:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
-        self.counts = {"prefills": 0, "decodes": 0, "cancelled": 0, "running": 0}
+        self.counts = {"prefills": 0, "decodes": 0, "cancelled": 0, "running": 0, "lookups": 0}
+        self._responses: set[str] = set()
 
     async def get_health(self, _: web.Request) -> web.Response:
         return web.Response()
@@ -28,6 +30,18 @@ class HttpEngine:
 
     async def get_models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": self._options.model, "object": "model"}]})
+
+    async def respond(self, request: web.Request) -> web.Response:
+        before = (await request.json()).get("previous_response_id")
+        if before is not None and before not in self._responses:
+            return web.json_response({"error": {"message": f"Response with id '{before}' not found."}}, status=404)
+        id = f"resp_{uuid.uuid4().hex}"
+        self._responses.add(id)
+        return web.json_response({"id": id, "object": "response", "status": "completed"})
+
+    async def get_response(self, request: web.Request) -> web.Response:
+        self.counts["lookups"] += 1
+        return web.Response(status=200 if request.match_info["id"] in self._responses else 404)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()
@@ -89,6 +103,7 @@ async def serve(options: argparse.Namespace) -> None:
     app = web.Application(client_max_size=64 << 20)
     app.add_routes([web.get("/health", engine.get_health), web.get("/counts", engine.get_counts)])
     app.add_routes([web.get("/v1/models", engine.get_models)])
+    app.add_routes([web.post("/v1/responses", engine.respond), web.get("/v1/responses/{id}", engine.get_response)])
     app.add_routes([web.post(path, engine.generate) for path in ("/v1/completions", "/v1/chat/completions")])
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()

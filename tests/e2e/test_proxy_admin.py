@@ -65,12 +65,12 @@ async def tell(client: aiohttp.ClientSession, what: str, address: str) -> int:
         return response.status
 
 
-async def decodes(xpyd: XpYd, name: str) -> int:
+async def seen(xpyd: XpYd, name: str, what: str = "decodes") -> int:
     async with (
         aiohttp.ClientSession() as client,
         client.get(f"http://{xpyd.addresses[name]}/counts") as response,
     ):
-        count: int = (await response.json())["decodes"]
+        count: int = (await response.json())[what]
         return count
 
 
@@ -92,6 +92,23 @@ async def complete(client: aiohttp.ClientSession, **fields: Any) -> int:
         return response.status
 
 
+async def test_a_response_is_followed_at_its_engine_whichever_worker_is_asked(xpyd: XpYd) -> None:
+    async with fresh_client(start(xpyd)) as client:
+
+        async def respond(before: str | None = None) -> str:
+            asked = {"model": "tiny", "input": "x", "previous_response_id": before}
+            async with client.post("/v1/responses", json=asked) as response:
+                assert response.status == 200, await response.text()
+                id: str = (await response.json())["id"]
+                return id
+
+        for _ in range(10):
+            id = await respond()
+            for _ in range(4):
+                id = await respond(id)
+    assert [await seen(xpyd, name, "lookups") for name in ("d0", "d1")] == [0, 0]  # the workers told each other
+
+
 async def test_after_a_drain_is_answered_no_worker_sends_anything_there(xpyd: XpYd) -> None:
     url = start(xpyd)
     async with fresh_client(url) as client:
@@ -99,12 +116,12 @@ async def test_after_a_drain_is_answered_no_worker_sends_anything_there(xpyd: Xp
         for _ in range(5):
             assert await tell(client, "drain", xpyd.addresses["d0"]) == 200
             await asyncio.sleep(0.1)  # what was sent before has arrived
-            before = await decodes(xpyd, "d0")
+            before = await seen(xpyd, "d0")
             await asyncio.sleep(0.2)
-            assert await decodes(xpyd, "d0") == before
+            assert await seen(xpyd, "d0") == before
             assert await tell(client, "add", xpyd.addresses["d0"]) == 200
             await asyncio.sleep(0.2)
-            assert await decodes(xpyd, "d0") > before or loading.done()
+            assert await seen(xpyd, "d0") > before or loading.done()
         assert not [done.error for done in await loading if done.error]
 
 
@@ -148,9 +165,9 @@ async def test_a_worker_that_is_killed_is_started_again_and_its_numbers_stay(xpy
         assert xpyd.proxy is not None
         await asyncio.to_thread(xpyd.proxy.wait_line, r".*worker \d serves again", 20)
         assert await metric(client, counted) == 12 + served
-        before_d0 = await decodes(xpyd, "d0")
+        before_d0 = await seen(xpyd, "d0")
         assert [await complete(client) for _ in range(12)] == [200] * 12
-        assert await decodes(xpyd, "d0") == before_d0  # the new one knows of the drain
+        assert await seen(xpyd, "d0") == before_d0  # the new one knows of the drain
 
 
 async def test_a_worker_that_hangs_is_told_and_follows(xpyd: XpYd) -> None:
@@ -166,9 +183,9 @@ async def test_a_worker_that_hangs_is_told_and_follows(xpyd: XpYd) -> None:
         finally:
             os.kill(hung, signal.SIGCONT)
         await asyncio.sleep(0.5)
-        before = await decodes(xpyd, "d0")
+        before = await seen(xpyd, "d0")
         assert [await complete(client) for _ in range(20)] == [200] * 20
-        assert await decodes(xpyd, "d0") == before
+        assert await seen(xpyd, "d0") == before
         assert (await legs(client))[0] == 200
         os.kill(hung, signal.SIGSTOP)
         assert xpyd.proxy is not None
@@ -193,7 +210,7 @@ async def test_a_decode_engine_is_replaced_under_load(xpyd: XpYd) -> None:
     assert len(done) == 800
     assert not [each.error for each in done if each.error]
     assert not xpyd.hit()
-    assert await decodes(xpyd, "d0-new") > 0
+    assert await seen(xpyd, "d0-new") > 0
 
 
 async def test_sigterm_drains_all_workers(xpyd: XpYd) -> None:

@@ -77,6 +77,8 @@ def test_decode_loads_what_prefill_put(engines: Cluster, prompts: Iterator[Promp
     answer = ask(engines.addresses["proxy"], prompt)
     assert answer.token_ids == expected.token_ids
     assert loaded_tokens(engines, "decode") - before >= whole_blocks(expected) > 0
+    assert answer.cached_tokens == 0  # the client is billed by what prefill found
+    assert ask(engines.addresses["proxy"], prompt).cached_tokens == whole_blocks(expected)
 
 
 def test_zeroed_bytes_are_recomputed(engines: Cluster, prompts: Iterator[Prompt]) -> None:

@@ -56,8 +56,8 @@ def texts(model: Path) -> list[str]:
     return [prompt.text for prompt in make_prompts(model, tokens=[400] * 16, seed=11)]
 
 
-def answers(cluster: Cluster, name: str, asked: dict[str, Any]) -> list[Any]:
-    """What each choice says, and why it ends."""
+def answers(cluster: Cluster, name: str, asked: dict[str, Any]) -> tuple[list[Any], int]:
+    """What each choice says, and why it ends; and how many tokens of the prompt were cached."""
     fields = {"model": MODEL_NAME, "max_tokens": 12, "temperature": 0, "return_token_ids": True} | asked
     path = "/v1/chat/completions" if "messages" in asked else "/v1/completions"
     connection = http.client.HTTPConnection(cluster.addresses[name], timeout=300)
@@ -66,10 +66,11 @@ def answers(cluster: Cluster, name: str, asked: dict[str, Any]) -> list[Any]:
         response = connection.getresponse()
         content = json.load(response)
         assert response.status == 200, content
-    return [
+    choices = [
         (each["token_ids"], each.get("text") or each.get("message"), each["finish_reason"], each["stop_reason"])
         for each in sorted(content["choices"], key=lambda each: each["index"])
     ]
+    return choices, content["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 
 def pushed(cluster: Cluster) -> float:
@@ -78,13 +79,14 @@ def pushed(cluster: Cluster) -> float:
 
 def check(cluster: Cluster, asked: dict[str, Any], *, is_pushed: bool, choices: int = 1) -> None:
     before, started = pushed(cluster), time.monotonic()
-    got = answers(cluster, "proxy", asked)
+    got, cached = answers(cluster, "proxy", asked)
     took_s = time.monotonic() - started
     assert len(got) == choices
-    assert got == answers(cluster, "plain", asked), asked
+    assert got == answers(cluster, "plain", asked)[0], asked
     assert took_s < STALL_S, f"the decode engine waited {took_s:.0f} s"
     tokens = pushed(cluster) - before
     assert tokens >= 3 * BLOCK_TOKENS if is_pushed else tokens == 0, tokens
+    assert cached == 0 or not is_pushed  # what prefill found, not what decode was sent
 
 
 def test_one_sequence_is_pushed(cluster: Cluster, texts: list[str]) -> None:
@@ -106,7 +108,7 @@ def test_several_sequences_have_each_its_own_tokens(cluster: Cluster, texts: lis
 
 
 def test_a_first_token_that_ends_the_answer_keeps_nobody_waiting(cluster: Cluster, texts: list[str]) -> None:
-    ((token_ids, *_),) = answers(cluster, "plain", {"prompt": texts[10], "max_tokens": 1})
+    ((token_ids, *_),), _ = answers(cluster, "plain", {"prompt": texts[10], "max_tokens": 1})
     (first,) = token_ids
     check(cluster, {"prompt": texts[10], "stop_token_ids": [first]}, is_pushed=True)
     check(cluster, {"prompt": texts[11], "stop": [" "], "min_tokens": 3, "bad_words": ["the"]}, is_pushed=True)

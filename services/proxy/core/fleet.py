@@ -180,6 +180,13 @@ class Fleet:
                 best.append(engine)
         return best
 
+    def listing(self, role: Role, now: float) -> list[Engine]:
+        """Those to ask for what is served: the best, and whoever else alone has a model."""
+        asked = self.candidates(role, now)
+        listed = frozenset[str]().union(*(engine.models or () for engine in asked))
+        more = (engine for engine in self._engines[role].values() if engine.is_offered and engine not in asked)
+        return asked + [engine for engine in more if not (engine.models or frozenset()) <= listed]
+
     def serves(self, role: Role, now: float) -> bool:
         """Whether an engine answers that may be asked."""
         return any(_tier(engine, now) < _SILENT for engine in self._engines[role].values())

@@ -144,6 +144,7 @@ async def test_the_list_says_how_each_engine_is(guarded: Any) -> None:
         while len(engine.legs) < 2:  # noqa: ASYNC110 - a moment
             await asyncio.sleep(0.01)
     idle = {"health": "up", "breaker": "closed", "draining": False, "legs": 0, "prompt_tokens": 0}
+    idle["models"] = ["tiny"]
     assert await listed(guarded) == {
         ("prefill", guarded.prefills[0].address): idle
         | {"type": "prefill", "instance": guarded.prefills[0].address, "handover": "store", "legs": 1},  # KV in use
