@@ -1,12 +1,14 @@
 """Files are known by every byte: digests are kept for a state of a file, and never outlive it."""
 
 import json
+import multiprocessing
 import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from larder.vllm.identity import files, model
 from larder.vllm.identity.files import Changed, Digests, adapter_state
@@ -165,10 +167,10 @@ def test_files_that_changed_since_the_engine_began_have_no_name(
     tmp_path: Path, digests: Digests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = checkpoint(tmp_path / "model")
-    monkeypatch.setattr(model.multiprocessing, "parent_process", lambda: object())
-    monkeypatch.setattr(model.psutil.Process, "create_time", lambda _: time.time() - 60)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: time.time() - 60)
     assert model.model_digest(engine(folder), digests) is None
-    monkeypatch.setattr(model.psutil.Process, "create_time", lambda _: time.time() + 60)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: time.time() + 60)
     assert model.model_digest(engine(folder), digests) is not None
 
 

@@ -6,7 +6,7 @@ the engine's own prefix cache may still hold blocks of the former one, for it kn
 """
 
 import hashlib
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Any
 
 from larder.vllm.identity.files import Changed, Digests, adapter_files, adapter_state, local_folder
@@ -17,7 +17,7 @@ from larder.vllm.jobs import Adapter
 class Adapters:
     """The adapters of one engine; `context` is what else decides their effect."""
 
-    def __init__(self, digests: Digests, watch: Watch, readers: ThreadPoolExecutor, context: str) -> None:
+    def __init__(self, digests: Digests, watch: Watch, readers: Executor, context: str) -> None:
         self._digests = digests
         self._watch = watch
         self._readers = readers

@@ -27,7 +27,8 @@ WATCH: Final = Watch()
 
 
 def watch_engine() -> Watch:
-    """Wrap vLLM's methods, once a process."""
+    """Wrap vLLM's methods, once a process; an engine that begins has no adapters yet."""
+    WATCH.adapters.clear()
     for name in EXCHANGES:
         _wrap(Worker, name, _exchange)
     _wrap(WorkerLoRAManager, "_load_adapter", _load_adapter)
