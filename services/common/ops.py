@@ -9,12 +9,20 @@ _METRICS_TYPE = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 
 
 class Ops:
-    """Serves one registry; `ready` is asked at each request of /ready."""
+    """Serves one registry; `ready` is asked at each request of /ready, and `remark` for what else is to be said."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        ready: Callable[[], bool],
+        remark: Callable[[], str] = str,
+    ) -> None:
         self._host, self._port = host, port
         self._registry = registry
         self._ready = ready
+        self._remark = remark
         ProcessCollector(registry=registry)
         app = web.Application()
         app.add_routes([web.get("/health", self._get_health), web.get("/ready", self._get_ready)])
@@ -42,8 +50,9 @@ class Ops:
         return web.Response(text="alive\n")
 
     async def _get_ready(self, _: web.Request) -> web.Response:
-        ready = self._ready()
-        return web.Response(text="ready\n" if ready else "not ready\n", status=200 if ready else 503)
+        ready, remark = self._ready(), self._remark()
+        text = ("ready\n" if ready else "not ready\n") + (f"{remark}\n" if remark else "")
+        return web.Response(text=text, status=200 if ready else 503)
 
     async def _get_metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self._registry), headers=_METRICS_TYPE)

@@ -50,7 +50,11 @@ async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
     rpc = RpcServer(settings.host, settings.port, "master", registry)
     master_pb2_grpc.add_MasterServicer_to_server(MasterService(driver), rpc.server)
     node_pb2_grpc.add_NodeRegistryServicer_to_server(NodeRegistry(driver), rpc.server)
-    ops = Ops(settings.host, settings.metrics_port, registry, ready=lambda: not stop.is_set())
+    state = driver.core.state
+    # It rests and is ready: reads go on, and nodes have to find it.
+    ops = Ops(
+        settings.host, settings.metrics_port, registry, lambda: not stop.is_set(), lambda: state.rest.said(state.now)
+    )
     port = await rpc.start(SERVICES)
     try:
         metrics_port = await ops.start()

@@ -54,6 +54,10 @@ class CoreCollector(Collector):
         yield GaugeMetricFamily("larder_master_repairs_pending", "Objects that lack copies", self._core.repair.pending)
         yield GaugeMetricFamily("larder_master_epoch", "Number of this master's reign", value=state.epoch)
         yield GaugeMetricFamily("larder_master_draining_nodes", "Storage nodes that are to go", state.draining)
+        rests_s = state.rest.left_ms(state.now) / 1000
+        yield GaugeMetricFamily(
+            "larder_master_rest_seconds", "Until what is free can be used, after a start; 0: nothing rests", rests_s
+        )
         nodes = GaugeMetricFamily("larder_master_nodes", "Storage nodes by state", labels=["state"])
         for phase in ("attaching", "attached", "suspect"):
             nodes.add_metric([phase], sum(node.phase.value == phase for node in state.nodes.values()))

@@ -33,6 +33,8 @@ class MasterService(master_pb2_grpc.MasterServicer):
             write_ids=answer.write_ids,
             places=wire.places_message(answer.places, self._segment),
             write_ttl_ms=answer.write_ttl_ms,
+            shortage=answer.shortage,
+            remedy=answer.remedy,
         )
 
     async def PutEnd(self, request: pb.PutEndRequest, context: Context) -> pb.PutEndReply:

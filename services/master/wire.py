@@ -124,6 +124,8 @@ def status_message(answer: m.StatusReport, version: str, segment_of: SegmentOf) 
         object_bytes=answer.object_bytes,
         writes_in_flight=answer.writes_in_flight,
         slice_bytes=answer.slice_bytes,
+        rested_ms=answer.rested_ms,
+        rest_left_ms=answer.rest_left_ms,
         nodes=[
             pb.NodeStatus(
                 node_id=node.node_id,

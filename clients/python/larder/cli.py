@@ -125,6 +125,12 @@ def status(common: _Common) -> None:
         f"master of version {reply.version}, epoch {reply.epoch}: {reply.objects} objects of "
         f"{show_size(reply.object_bytes)}, {reply.writes_in_flight} writes in flight"
     )
+    if reply.rest_left_ms:
+        rested_s, left_s = reply.rested_ms / 1000, reply.rest_left_ms / 1000
+        click.echo(
+            f"what is free has rested for {rested_s:.1f} s and does for {left_s:.1f} s more: "
+            "writes of before the master's start may still land there"
+        )
     rows = []
     for node in reply.nodes:
         for part in node.segments:

@@ -193,7 +193,8 @@ class Putter:
             elif result == _EXISTS:
                 answers[index] = PutResult(copies=0, existed=True)
             elif result == _NO_SPACE:
-                answers[index] = NoSpace(f"no room for {size} bytes", key=key)
+                said = f"no room for {size} bytes" + (f": {begun.shortage}" if begun.shortage else "")
+                answers[index] = NoSpace(said, key=key, remedy=begun.remedy or None)
             elif result == _TOO_LARGE:
                 answers[index] = TooLarge(f"no room for {size} bytes even in empty pools", key=key)
             elif result == _PIN_REFUSED:

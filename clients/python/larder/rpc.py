@@ -56,6 +56,8 @@ class Started:
     write_ids: Sequence[int]
     slices: list[list[Slice]]
     until: float
+    shortage: str = ""  # why there was no room for some, where the pools are not just full
+    remedy: str = ""  # then, what to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,8 @@ class MasterClient:
             wait_ms=max(0, int(1000 * _WAIT_SHARE * (deadline - asked_at))),
         )
         reply: pb.PutStartReply = await self._call("PutStart", request, deadline)
-        return Started(reply.results, reply.write_ids, unpack(reply.places), asked_at + reply.write_ttl_ms / 1000)
+        until = asked_at + reply.write_ttl_ms / 1000
+        return Started(reply.results, reply.write_ids, unpack(reply.places), until, reply.shortage, reply.remedy)
 
     async def put_end(
         self,

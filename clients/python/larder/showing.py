@@ -70,6 +70,8 @@ def status_json(reply: master_pb2.StatusReply) -> dict[str, Any]:
         "object_bytes": reply.object_bytes,
         "writes_in_flight": reply.writes_in_flight,
         "slice_bytes": reply.slice_bytes,
+        "rested_ms": reply.rested_ms,
+        "rest_left_ms": reply.rest_left_ms,
         "nodes": [
             {
                 "node_id": node.node_id,

@@ -35,6 +35,7 @@ class Adoption:
         self.began = state.now
         # Readers that an earlier master sent here may still be reading.
         self.leases_end = state.now + state.config.lease_ms
+        self._rest_until = state.now + state.config.write_ttl_ms + state.config.late_write_ms
         # By segment, in order: what was free and may yet turn out to be held. Nobody else sees it meanwhile.
         self.unclaimed: dict[int, deque[Extent]] = {}
         self._work = self._run(inventory)
@@ -146,6 +147,8 @@ class Adoption:
                 self.node.strays.append((segment.number, offset, claim.write_id))  # the extent is somebody else's
             yield
         yield from self._pass_over(segment, segment.capacity)
+        if segment.fenced and segment.quarantined_bytes:
+            self.state.rest.extend(self.began, self._rest_until)
         segment.fenced = False
         adopted[-1].sort(key=_put_order)
         for obj in merge(*adopted, key=_put_order):
@@ -155,7 +158,6 @@ class Adoption:
     def _pass_over(self, segment: Segment, end: int) -> Work:
         """Nobody holds what is before `end`: it is free, after a while where an earlier master may have promised it."""
         config, extents = self.state.config, self.unclaimed[segment.number]
-        not_before = self.began + config.write_ttl_ms + config.late_write_ms
         piece = aligned(config.slice_bytes)  # a writer that was stopped holds up no more than the pieces it is in
         while extents and extents[0][0] < end:
             begin, size = extents.popleft()
@@ -163,7 +165,7 @@ class Adoption:
             if length < size:
                 extents.appendleft((begin + length, size - length))
             if segment.fenced:
-                self.space.quarantine(segment, begin, length, 0, not_before=not_before, recorded=False)
+                self.space.quarantine(segment, begin, length, 0, not_before=self._rest_until, recorded=False)
             else:
                 segment.allocator.free(begin, length)
             yield

@@ -47,6 +47,8 @@ class PutStarted:
     write_ids: list[int]
     places: Places
     write_ttl_ms: int
+    shortage: str = ""  # why there was no room for some, where the pools are not just full
+    remedy: str = ""  # then, what to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,8 @@ class StatusReport:
     writes_in_flight: int
     slice_bytes: int
     nodes: list[NodeReport]
+    rested_ms: int = 0
+    rest_left_ms: int = 0  # until what is free can be used; 0: nothing rests
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,14 @@ from itertools import accumulate, chain
 
 from services.master.core import messages as m
 from services.master.core.allocator import aligned
-from services.master.core.calls import Calls, Invalid, Overloaded
+from services.master.core.calls import Calls, Overloaded
 from services.master.core.grants import Grants
 from services.master.core.messages import HeldCopy, Pin, Result
 from services.master.core.pending import PendingEnd, PendingStart
 from services.master.core.placing import make_places
+from services.master.core.put_checks import check_end, check_start
 from services.master.core.repair import Repair
+from services.master.core.rest import Shortage, shortage
 from services.master.core.runs import link
 from services.master.core.space import Space
 from services.master.core.tables import Copy, Near, Node, Object, Slice, State, Terms, Write
@@ -37,7 +39,7 @@ class Puts:
 
     def start(self, command: m.PutStart) -> None:
         config = self.state.config
-        self._check_start(command)
+        check_start(self.state, self.calls, command)
         if self.calls.is_new(command.request_id, m.PutStarted):
             self._check_waiting(command.client)
             self.grants.take(command.client, len(command.keys))
@@ -55,24 +57,10 @@ class Puts:
     def _check_waiting(self, client: str) -> None:
         config = self.state.config
         if len(self.waiting) >= config.waiting_max:
-            raise Overloaded("too many puts wait for room")
+            rests = self.state.rest.said(self.state.now)
+            raise Overloaded(f"too many puts wait for room{rests and ': '}{rests}")
         if sum(pending.command.client == client for pending in self.waiting) >= config.waiting_per_client_max:
             raise Overloaded(f"this client has {config.waiting_per_client_max} puts that wait for room")
-
-    def _check_start(self, command: m.PutStart) -> None:
-        config = self.state.config
-        self.calls.check_keys(command.keys)
-        self.calls.check_column("sizes", command.sizes, len(command.keys))
-        if command.depths:
-            self.calls.check_column("depths", command.depths, len(command.keys))
-        if not 0 <= command.copies <= config.copies_max:
-            raise Invalid(f"copies is {command.copies}: give 1 to {config.copies_max}, or 0 for the default")
-        if not 0 <= command.ttl_ms <= config.ttl_ms_max:
-            raise Invalid(f"ttl_ms is {command.ttl_ms}: give 1 to {config.ttl_ms_max}, or 0 for no end")
-        limit = config.slices_max * config.slice_bytes
-        for key, size in zip(command.keys, command.sizes, strict=True):
-            if not 0 < size <= limit:
-                raise Invalid(f"object {key[:64]!r} has {size} bytes: give 1 to {limit}")
 
     def _advance(self, pending: PendingStart, *, degraded: bool = False) -> bool:
         """Decide the keys that can be decided now, in order; True when none is left."""
@@ -146,7 +134,9 @@ class Puts:
         slices = [write.slices if write else () for write in writes]
         parts = list(chain.from_iterable(slices))
         places = make_places(list(map(len, slices)), parts, [part.copies for part in parts])
-        answer = m.PutStarted(pending.results, pending.write_ids, places, self.state.now - pending.asked_at + ttl_ms)
+        why = shortage(self.state) if Result.NO_SPACE in pending.results else Shortage()
+        ttl_ms += self.state.now - pending.asked_at
+        answer = m.PutStarted(pending.results, pending.write_ids, places, ttl_ms, why.reason, why.remedy)
         self.calls.finish(pending.command.request_id, answer)
 
     def _prune(self, write: Write) -> bool:
@@ -174,7 +164,7 @@ class Puts:
     # ---- end -------------------------------------------------------------------------------------
 
     def end(self, command: m.PutEnd) -> None:
-        self._check_end(command)
+        check_end(self.state, self.calls, command)
         if not self.calls.begin(command.call, command.request_id, m.PutEnded):
             return
         failed = {(index, part, copy) for index, part, copy in command.failed}
@@ -207,17 +197,6 @@ class Puts:
         """The write, if it was started and neither ended, aborted nor expired."""
         write = self.state.writes.get(write_id)
         return write if write is not None and write.end is None else None
-
-    def _check_end(self, command: m.PutEnd) -> None:
-        self.calls.check_batch(len(command.write_ids))
-        if len(set(command.write_ids)) != len(command.write_ids):
-            raise Invalid("a write id stands twice in the batch")
-        self.calls.check_column("slice_counts", command.slice_counts, len(command.write_ids))
-        self.calls.check_column("checksums", command.checksums, sum(command.slice_counts))
-        for write_id, given in zip(command.write_ids, command.slice_counts, strict=True):
-            write = self.state.writes.get(write_id)
-            if write is not None and len(write.slices) != given and write.end is None:
-                raise Invalid(f"write {write_id} has {len(write.slices)} slices: slice_counts says {given}")
 
     def _keep_written(self, write: Write, part: Slice, failed: list[bool]) -> None:
         """Keep of a slice the copies that were written and can be recorded; the rest is released."""

@@ -251,6 +251,8 @@ class Reads:
             )
             for node in state.nodes.values()
         ]
+        rest_left_ms = state.rest.left_ms(state.now)
         return m.StatusReport(
-            state.epoch, len(state.objects), state.object_bytes, len(state.writes), state.config.slice_bytes, nodes
-        )
+            state.epoch, len(state.objects), state.object_bytes, len(state.writes), state.config.slice_bytes, nodes,
+            state.now - state.rest.since if rest_left_ms else 0, rest_left_ms,
+        )  # fmt: skip

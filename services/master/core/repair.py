@@ -235,7 +235,9 @@ class Repair:
 
         Another copy is enough then; without one the object is evicted. Whether it was.
         """
-        is_calm = all(node.phase is Phase.LIVE and node.probed_at is None for node in self.state.nodes.values())
+        state = self.state
+        is_calm = all(node.phase is Phase.LIVE and node.probed_at is None for node in state.nodes.values())
+        is_calm = is_calm and not state.rest.left_ms(state.now)
         live, staying = self._live(part), self._staying(part)
         if not is_calm or len(staying) == len(live) or not self.space.is_worth_least(obj, part):
             return False

@@ -298,11 +298,12 @@ class Space(Placing):
         return bool(takers) and all(would_go(segment) and self._to_evict(segment, size) for segment in takers)
 
     def prospects(self) -> Prospects:
-        """Nothing is to go while a node attaches: it may have room."""
+        """Nothing is to go while a node attaches, which may have room, nor while room rests that will be free."""
         segments = self._open()
         room = max((-self._excess(segment, 0) for segment in segments), default=0)
         is_attaching = any(node.phase is Phase.ATTACHING for node in self.state.nodes.values())
-        leasts = [] if is_attaching else [(s.residents.least() or HIGHEST, s.number) for s in segments]
+        rests = self.state.rest.left_ms(self.state.now) > 0
+        leasts = [] if is_attaching or rests else [(s.residents.least() or HIGHEST, s.number) for s in segments]
         return Prospects(room, {number: least for least, number in sorted(leasts)})
 
     def is_hopeless(self, obj: Object, prospects: Prospects) -> bool:

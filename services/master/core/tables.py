@@ -17,6 +17,7 @@ from services.master.core.allocator import Allocator
 from services.master.core.eviction import Residents, Traffic
 from services.master.core.messages import Effect, HeldCopy, Hello, Note, SegmentInfo
 from services.master.core.pending import PendingEnd, PendingRemove
+from services.master.core.rest import Rest
 from services.master.core.runs import Run
 
 if TYPE_CHECKING:
@@ -331,6 +332,7 @@ class State:
     timers: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
     absences: Absences = field(default_factory=Absences)
     read_until: dict[Copy, int] = field(default_factory=dict)  # sources of repairs under way
+    rest: Rest = field(default_factory=Rest)
     traffic: Traffic = field(init=False)
 
     def __post_init__(self) -> None:

@@ -29,6 +29,17 @@ async def test_health_ready_and_metrics() -> None:
         await ops.close()
 
 
+async def test_what_is_to_be_said_beside_ready_is_said() -> None:
+    ops = Ops("127.0.0.1", 0, CollectorRegistry(), lambda: True, lambda: "it rests")
+    port = await ops.start()
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+            reply = await http.get("/ready")
+            assert (reply.status, await reply.text()) == (200, "ready\nit rests\n")
+    finally:
+        await ops.close()
+
+
 async def test_a_taken_port_is_named() -> None:
     first = Ops("127.0.0.1", 0, CollectorRegistry(), lambda: True)
     port = await first.start()

@@ -43,16 +43,20 @@ class PutStartRequest(_message.Message):
     def __init__(self, request_id: _Optional[bytes] = ..., keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., copies: _Optional[int] = ..., depths: _Optional[_Iterable[int]] = ..., host_id: _Optional[str] = ..., wait_ms: _Optional[int] = ..., zone: _Optional[str] = ..., ttl_ms: _Optional[int] = ..., pin: _Optional[_Union[_types_pb2.Pin, str]] = ..., client_id: _Optional[bytes] = ...) -> None: ...
 
 class PutStartReply(_message.Message):
-    __slots__ = ("results", "write_ids", "places", "write_ttl_ms")
+    __slots__ = ("results", "write_ids", "places", "write_ttl_ms", "shortage", "remedy")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     WRITE_IDS_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
     WRITE_TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    SHORTAGE_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedScalarFieldContainer[_types_pb2.Result]
     write_ids: _containers.RepeatedScalarFieldContainer[int]
     places: _types_pb2.Places
     write_ttl_ms: int
-    def __init__(self, results: _Optional[_Iterable[_Union[_types_pb2.Result, str]]] = ..., write_ids: _Optional[_Iterable[int]] = ..., places: _Optional[_Union[_types_pb2.Places, _Mapping]] = ..., write_ttl_ms: _Optional[int] = ...) -> None: ...
+    shortage: str
+    remedy: str
+    def __init__(self, results: _Optional[_Iterable[_Union[_types_pb2.Result, str]]] = ..., write_ids: _Optional[_Iterable[int]] = ..., places: _Optional[_Union[_types_pb2.Places, _Mapping]] = ..., write_ttl_ms: _Optional[int] = ..., shortage: _Optional[str] = ..., remedy: _Optional[str] = ...) -> None: ...
 
 class PutEndRequest(_message.Message):
     __slots__ = ("request_id", "write_ids", "checksums", "failed_writes", "failed_slices", "failed_copies", "slice_counts", "wait_ms")
@@ -205,7 +209,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("version", "epoch", "objects", "object_bytes", "writes_in_flight", "slice_bytes", "nodes")
+    __slots__ = ("version", "epoch", "objects", "object_bytes", "writes_in_flight", "slice_bytes", "nodes", "rested_ms", "rest_left_ms")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OBJECTS_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +217,8 @@ class StatusReply(_message.Message):
     WRITES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     SLICE_BYTES_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
+    RESTED_MS_FIELD_NUMBER: _ClassVar[int]
+    REST_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
     version: str
     epoch: int
     objects: int
@@ -220,7 +226,9 @@ class StatusReply(_message.Message):
     writes_in_flight: int
     slice_bytes: int
     nodes: _containers.RepeatedCompositeFieldContainer[NodeStatus]
-    def __init__(self, version: _Optional[str] = ..., epoch: _Optional[int] = ..., objects: _Optional[int] = ..., object_bytes: _Optional[int] = ..., writes_in_flight: _Optional[int] = ..., slice_bytes: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ...) -> None: ...
+    rested_ms: int
+    rest_left_ms: int
+    def __init__(self, version: _Optional[str] = ..., epoch: _Optional[int] = ..., objects: _Optional[int] = ..., object_bytes: _Optional[int] = ..., writes_in_flight: _Optional[int] = ..., slice_bytes: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., rested_ms: _Optional[int] = ..., rest_left_ms: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("node_id", "host_id", "state", "incarnation", "segments", "zone", "draining", "drain_objects", "drain_without_room")
