@@ -156,6 +156,8 @@ class Exchange:
             if answer.status >= 500 or 300 <= answer.status < 400 or answer.status == 429:
                 outcome = _outcome_of(answer.status)
                 reason = f"it answered {answer.status}"
+            elif handover is Handover.PUSH and legs.sends_nothing(content):
+                outcome, reason = Outcome.NOTHING, "its one token ended the answer"
             elif handover in (None, Handover.PULL):
                 self._params = legs.pulled_params(content, to)
                 if handover is None and answer.status == 200 and not booking.engine.transfer_ids:

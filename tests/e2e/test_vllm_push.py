@@ -56,7 +56,7 @@ def texts(model: Path) -> list[str]:
     return [prompt.text for prompt in make_prompts(model, tokens=[400] * 16, seed=11)]
 
 
-def answers(cluster: Cluster, name: str, asked: dict[str, Any]) -> tuple[list[Any], int]:
+def answers(cluster: Cluster, name: str, asked: dict[str, Any]) -> tuple[list[Any], int | None]:
     """What each choice says, and why it ends; and how many tokens of the prompt were cached."""
     fields = {"model": MODEL_NAME, "max_tokens": 12, "temperature": 0, "return_token_ids": True} | asked
     path = "/v1/chat/completions" if "messages" in asked else "/v1/completions"
@@ -70,7 +70,8 @@ def answers(cluster: Cluster, name: str, asked: dict[str, Any]) -> tuple[list[An
         (each["token_ids"], each.get("text") or each.get("message"), each["finish_reason"], each["stop_reason"])
         for each in sorted(content["choices"], key=lambda each: each["index"])
     ]
-    return choices, content["usage"]["prompt_tokens_details"]["cached_tokens"]
+    details = content["usage"]["prompt_tokens_details"]  # of beams there are none
+    return choices, details and details["cached_tokens"]
 
 
 def pushed(cluster: Cluster) -> float:

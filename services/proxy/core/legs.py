@@ -185,6 +185,15 @@ def pulled_params(answer: bytes, prefill: Address) -> dict[str, Any] | None:
     return params
 
 
+def sends_nothing(answer: bytes) -> bool:
+    """Whether a prefill engine that pushes keeps its KV for itself: it ended the answer otherwise than by length."""
+    try:
+        reasons = {choice.finish_reason for choice in _ended.decode(answer).choices}
+    except (ValueError, RecursionError):
+        return False
+    return not reasons.isdisjoint({"stop", "abort", "error", "repetition"})
+
+
 def with_params(body: bytes, request: Fields, params: dict[str, Any]) -> bytes:
     """The client's request, told where the KV lies; `request` is what `body` says."""
     if not request or PARAMS in request:
@@ -229,10 +238,19 @@ class _Part(msgspec.Struct, gc=False):
         return next((text for text in (self.text, self.refusal, self.thinking) if text is not None), None)
 
 
+class _Choice(msgspec.Struct, gc=False):
+    finish_reason: str | None = None
+
+
+class _Ended(msgspec.Struct, gc=False):
+    choices: list[_Choice] = []
+
+
 class _Message(msgspec.Struct, gc=False):
     content: str | list[str | _Part] | None = None
 
 
+_ended: Final = msgspec.json.Decoder(_Ended)
 _messages: Final = msgspec.json.Decoder(list[_Message])
 
 

@@ -34,6 +34,7 @@ class Outcome(Enum):
     BUSY = "busy"  # the engine refused it for want of room (429, 503)
     BROKEN = "broken"  # the engine may have run the request, but gave no answer that can be used
     TIMED_OUT = "timed_out"  # as BROKEN, for want of time
+    NOTHING = "nothing"  # a prefill was done, and none of its KV is handed over: another's would not be either
 
 
 _UNSEEN: Final = frozenset({Outcome.UNREACHABLE, Outcome.UNCONNECTED, Outcome.BUSY})
@@ -230,7 +231,7 @@ class Route:
         """Tells the fleet; returns whether another engine may be asked."""
         leg = self._legs.pop(role)
         match outcome:
-            case Outcome.DONE:
+            case Outcome.DONE | Outcome.NOTHING:
                 self._fleet.answered(leg)
             case Outcome.UNREACHABLE | Outcome.UNCONNECTED | Outcome.DIED:
                 self._fleet.unreachable(leg, refused=outcome is not Outcome.UNCONNECTED)
@@ -239,7 +240,7 @@ class Route:
         self._fleet.ended(leg)
         if outcome is Outcome.DONE or outcome in _UNSEEN:
             return True
-        if role is Role.DECODE and not self._repeatable:
+        if outcome is Outcome.NOTHING or (role is Role.DECODE and not self._repeatable):
             return False
         self._reruns[role] += 1
         return self._reruns[role] <= RERUNS_MAX and self._router.budget.spend()

@@ -148,6 +148,22 @@ def test_answers_that_say_nothing_of_where_the_kv_lies(answer: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "nothing"),
+    [
+        (b'{"choices": [{"finish_reason": "stop", "text": "x"}]}', True),
+        (b'{"choices": [{"finish_reason": "abort"}]}', True),
+        (b'{"choices": [{"finish_reason": "length"}]}', False),
+        (b'{"choices": [{"finish_reason": "tool_calls"}]}', False),
+        (b'{"choices": [{}]}', False),
+        (b"{}", False),
+        (b"[", False),
+    ],
+)
+def test_a_prefill_that_ends_otherwise_than_by_length_sends_nothing(answer: bytes, nothing: bool) -> None:
+    assert legs.sends_nothing(answer) is nothing
+
+
+@pytest.mark.parametrize(
     ("answer", "ids"),
     [
         (b'{"1": {"engine_id": "b"}, "0": {"engine_id": "a", "worker_addr": {}}, "10": {"engine_id": "c"}}', "abc"),
