@@ -25,12 +25,11 @@ SAMPLES_A_S = 16_000
 
 
 def make_audio_model(path: Path, *, tokenizer: Path) -> None:
-    """A Qwen2-Audio for sounds of two seconds, whose answers depend on them: 50 tokens each."""
+    """A Qwen2-Audio whose answers depend on what it hears: 25 tokens a second."""
     fast = PreTrainedTokenizerFast.from_pretrained(tokenizer)
     fast.add_tokens(AUDIO_TOKENS, special_tokens=True)
-    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=AUDIO_S, n_fft=400)
+    extractor = WhisperFeatureExtractor(feature_size=16, n_fft=400)
     Qwen2AudioProcessor(extractor, fast, audio_token=AUDIO_TOKENS[0]).save_pretrained(path)
-    frames = AUDIO_S * SAMPLES_A_S // extractor.hop_length
     config = Qwen2AudioConfig(
         audio_config={
             "d_model": 64,
@@ -38,7 +37,7 @@ def make_audio_model(path: Path, *, tokenizer: Path) -> None:
             "encoder_attention_heads": 2,
             "encoder_ffn_dim": 64,
             "num_mel_bins": 16,
-            "max_source_positions": frames // 2,
+            "max_source_positions": extractor.nb_max_frames // 2,
         },
         text_config={
             "model_type": "qwen2",

@@ -5,10 +5,11 @@ its own prefixes for the model's sake, neither do others'. A user who only switc
 keeps the store.
 """
 
-from typing import Any
+import os
+from typing import Any, Final
 
-from vllm import envs
-from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs
+NO_INVARIANCE: Final = {"FLASHINFER", "TRITON_MLA"}
+"""Backends with which vLLM does not keep its batch invariance over a cached prefix."""
 
 
 def no_prefix_reason(vllm_config: Any, kv_cache_config: Any) -> str | None:
@@ -25,13 +26,13 @@ def no_prefix_reason(vllm_config: Any, kv_cache_config: Any) -> str | None:
     # what follows a cached prefix are computed alike, so a platform that cannot do the one switches both off.
     if not vllm_config.scheduler_config.enable_chunked_prefill and model.is_chunked_prefill_supported:
         return "vLLM computes every prompt of this model in one piece here"
-    if envs.VLLM_BATCH_INVARIANT and _backends(vllm_config) & {"FLASHINFER", "TRITON_MLA"}:
+    if os.environ.get("VLLM_BATCH_INVARIANT", "0") != "0" and _backends(vllm_config) & NO_INVARIANCE:
         return "vLLM's batch invariance excludes prefix caching with this attention backend"
     return None
 
 
 def _specs(spec: Any) -> list[Any]:
-    return list(spec.kv_cache_specs.values()) if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
+    return [spec, *getattr(spec, "kv_cache_specs", {}).values()]
 
 
 def _backends(vllm_config: Any) -> set[str]:
