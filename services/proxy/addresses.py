@@ -9,6 +9,7 @@ import json
 from collections.abc import Container, Iterable
 from typing import Final
 
+from services.proxy.core.endpoint import BadPort, endpoint_of
 from services.proxy.core.fleet import Address, Role
 
 PRIVATE: Final = ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
@@ -30,7 +31,7 @@ class Refused(Exception):
 
 
 def parse_instance(body: bytes, given: Container[str] = ()) -> tuple[Role, Address]:
-    """{"type": "prefill" | "decode", "instance": "HOST:PORT"}; the order of the complaints is vLLM's demo's.
+    """{"type": "prefill" | "decode", "instance": "HOST:PORT", or a URL}; the order of the complaints is vLLM's demo's.
 
     Given: engines of the command line, which may be called by any name that was used there.
     """
@@ -43,14 +44,16 @@ def parse_instance(body: bytes, given: Container[str] = ()) -> tuple[Role, Addre
     instance = asked.get("instance")
     if not isinstance(instance, str) or ":" not in instance:
         raise Refused(400, "Invalid instance format.")
-    if instance in given:
-        return Role(asked["type"]), Address(instance)
-    host, _, port = instance.rpartition(":")
-    if (host != "localhost" and _ip_of(host) is None) or not (port.isascii() and port.isdigit()):
+    try:
+        endpoint = endpoint_of(instance)
+    except BadPort as error:
+        raise Refused(400, "Invalid port number.") from error
+    except ValueError as error:
+        raise Refused(400, "Invalid instance address.") from error
+    address = Address(str(endpoint))
+    if address not in given and endpoint.name != "localhost" and _ip_of(endpoint.name) is None:
         raise Refused(400, "Invalid instance address.")
-    if len(port) > 5 or not 0 < int(port) < 65536:
-        raise Refused(400, "Invalid port number.")
-    return Role(asked["type"]), Address(f"{host}:{int(port)}")
+    return Role(asked["type"]), address
 
 
 class AllowList:
@@ -59,7 +62,10 @@ class AllowList:
 
     async def allows(self, address: Address) -> bool:
         """Localhost is, if all that it stands for is; no other name."""
-        host = address.rpartition(":")[0]
+        try:
+            host = endpoint_of(address).name
+        except ValueError:
+            return False
         ip = _ip_of(host)
         if ip is None and host != "localhost":
             return False

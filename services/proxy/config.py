@@ -3,23 +3,22 @@
 import ipaddress
 import json
 import re
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
-from services.common.settings import HostPorts, Names, Port, ServiceSettings
+from services.common.settings import Names, Port, ServiceSettings
 from services.proxy.addresses import PRIVATE
+from services.proxy.core.endpoint import canonical
 from services.proxy.core.scheduling import POLICIES
 
 _ORIGIN: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#\s]+")
-_URL: Final = re.compile(r"http://([^/,\s]+)/?(?=[,\s]|$)")
 
 
-def _without_scheme(value: Any) -> Any:
-    if isinstance(value, str):
-        return _URL.sub(r"\1", value)
-    return [_without_scheme(part) for part in value] if isinstance(value, list | tuple) else value
+def _canonical(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(canonical(address) for address in addresses)
 
 
 def _check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
@@ -29,6 +28,14 @@ def _check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
         except ValueError as error:
             raise ValueError(f"{network!r} is not a network such as 10.0.0.0/8 or fd00::/8 ({error})") from error
     return networks
+
+
+def _check_authorities(path: Path) -> Path:
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:  # SSLError is one
+        raise ValueError(f"not a file of certificates in PEM that can be read ({error.strerror or error})") from error
+    return path
 
 
 def _check_key(key: SecretStr) -> SecretStr:
@@ -55,7 +62,7 @@ def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     return origins
 
 
-Engines = Annotated[HostPorts, BeforeValidator(_without_scheme)]
+Engines = Annotated[Names, AfterValidator(_canonical)]
 JsonNames = Annotated[Names, BeforeValidator(_from_json)]
 PolicyName = Literal["round_robin", "least_loaded", "power_of_two", "prefix_affinity", "session"]
 Networks = Annotated[Names, AfterValidator(_check_networks)]
@@ -83,8 +90,11 @@ class ProxySettings(ServiceSettings):
         1, ge=1, le=256, description="processes that serve; requests and queue below are shared out among them"
     )
     model: str = Field("", description="the model that an engine added later must serve; empty: any")
-    prefill: Engines = Field((), description="prefill engines, HOST:PORT")
-    decode: Engines = Field((), description="decode engines, HOST:PORT")
+    prefill: Engines = Field((), description="prefill engines: HOST:PORT, or https://HOST:PORT/BASE")
+    decode: Engines = Field((), description="decode engines, likewise")
+    engine_ca_file: Annotated[Path, AfterValidator(_check_authorities)] | None = Field(
+        None, description="certificates (PEM) that https engines are checked against, instead of this system's"
+    )
     handover: Literal["auto", "store", "pull", "push", "none"] = Field(
         "auto", description="how KV reaches decode: store, pull (NIXL), push (Mooncake), none; auto finds out"
     )

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from services.proxy.config import ProxySettings
 from services.proxy.core import legs
+from services.proxy.core.endpoint import endpoint_of
 from services.proxy.core.fleet import Address, Change, Engine, Fleet, Handover, Health, Probe, Role
 from services.proxy.core.routing import Outcome
 from services.proxy.metrics import Metrics
@@ -132,7 +133,7 @@ class HealthChecks:
         known = engine.handover is not None and engine.health is Health.UP
         if known or not self._pushes or engine.role is not Role.PREFILL:
             return ()
-        host = Address(f"{engine.address.rpartition(':')[0]}:{self._port}")
+        host = Address(endpoint_of(engine.address).beside(self._port))
         try:
             status, content = await self._upstream.get(
                 host, "/query", seconds=PROBE_S, bytes_max=_ANSWER_BYTES_MAX, with_key=False

@@ -20,6 +20,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from services.common.version import VERSION
+from services.proxy.core.endpoint import endpoint_of
 from services.proxy.story import DONE, LegNote, Story
 from services.proxy.tracing import Trace
 
@@ -102,14 +103,14 @@ class Exporter:
             pass
 
     def _leg(self, leg: LegNote, parent: SpanContext, now: float, offset_ns: int) -> ReadableSpan:
-        host, _, port = leg.to.rpartition(":")
+        to = endpoint_of(leg.to)
         failed = leg.outcome != DONE and bool(leg.reason)
         return ReadableSpan(
             name=leg.role.value,
             context=_context(parent.trace_id, leg.span_id),
             parent=parent,
             resource=self._resource,
-            attributes={"server.address": host, "server.port": int(port), "larder.outcome": leg.outcome},
+            attributes={"server.address": to.name, "server.port": to.port, "larder.outcome": leg.outcome},
             kind=SpanKind.CLIENT,
             status=Status(StatusCode.ERROR, leg.reason[:_REASON_MAX]) if failed else _UNSET,
             start_time=_ns(leg.began, offset_ns),

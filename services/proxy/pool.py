@@ -6,16 +6,20 @@ answers is taken (happy eyeballs). Keeps invariant 12 for its part: an idle conn
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Sequence
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
 
+from services.proxy.core.endpoint import Endpoint, endpoint_of
 from services.proxy.wire import Connection, ConnectTimeout, Disconnected, Response, Unconnected
 
 KEEPALIVE_S: Final = 4.0  # below the 5 s after which the engines' servers close an idle connection
 _NAMES_S: Final = 10.0
+_CLOSE_S: Final = 1.0  # for the last words of TLS
 _NEXT_ADDRESS_S: Final = 0.25
 _KEEPALIVE: Final = (  # a host that went without a word is found out within 11 s, by this connection alone
     (socket.TCP_KEEPIDLE, 5),
@@ -25,11 +29,13 @@ _KEEPALIVE: Final = (  # a host that went without a word is found out within 11 
 
 
 class Pool:
-    """Make it where an event loop runs. Servers are named HOST:PORT."""
+    """Make it where an event loop runs. Servers are named as `endpoint` reads it; those of https are checked by their
+    certificate: against the authorities of ca_file, or this system's. Raises OSError if that file cannot be read."""
 
-    def __init__(self, *, connect_timeout_s: float) -> None:
+    def __init__(self, *, connect_timeout_s: float, ca_file: Path | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._connect_timeout_s = connect_timeout_s
+        self._tls: ssl.SSLContext | None = None if ca_file is None else ssl.create_default_context(cafile=ca_file)
         self._open: set[Connection] = set()
         self._idle: dict[str, dict[Connection, None]] = {}  # the one that was used last is last
         self._sweeping: asyncio.TimerHandle | None = None
@@ -107,8 +113,8 @@ class Pool:
         response.is_new = True
         try:
             async with asyncio.timeout(self._connect_timeout_s) as response.connecting:
-                host, _, port = to.rpartition(":")
-                found = await self._addresses(host.strip("[]"), int(port))
+                server = endpoint_of(to)
+                found = await self._addresses(server.host, server.port)
                 taken = await aiohappyeyeballs.start_connection(
                     found, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1, loop=self._loop
                 )
@@ -116,7 +122,9 @@ class Pool:
                     taken.setsockopt(socket.IPPROTO_TCP, option, seconds)
                 taken.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 _, connection = await self._loop.create_connection(
-                    lambda: Connection(to, self._loop, self._keep, self._lost), sock=taken
+                    lambda: Connection(to, self._loop, self._keep, self._lost),
+                    sock=taken,
+                    **self._tls_options(server),
                 )
         except (OSError, RuntimeError) as error:  # uvloop's for a socket that it has not let go of
             response.check()
@@ -131,6 +139,13 @@ class Pool:
         self._open.add(connection)
         response.check()
         return connection
+
+    def _tls_options(self, server: Endpoint) -> dict[str, Any]:
+        if not server.is_tls:
+            return {}
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return {"ssl": self._tls, "server_hostname": server.host, "ssl_shutdown_timeout": _CLOSE_S}
 
     async def _addresses(self, host: str, port: int) -> Sequence[AddrInfoType]:
         key = (host, port)

@@ -37,7 +37,9 @@ async def serve(
     key = settings.openai_api_key
     async with contextlib.AsyncExitStack() as ending:
         upstream = Upstream(
-            connect_timeout_s=settings.connect_timeout, api_key=None if key is None else key.get_secret_value()
+            connect_timeout_s=settings.connect_timeout,
+            api_key=None if key is None else key.get_secret_value(),
+            ca_file=settings.engine_ca_file,
         )
         ending.push_async_callback(upstream.close)
         registry = CollectorRegistry()

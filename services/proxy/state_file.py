@@ -12,12 +12,12 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from larder.errors import LarderError
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from services.common.settings import HostPort
+from services.proxy.core.endpoint import canonical
 from services.proxy.core.fleet import Address, Role
 from services.proxy.core.membership import Changes, Membership, Wish, without_stale
 
@@ -30,12 +30,15 @@ class StateFileError(LarderError):
     """The file cannot be read, or not be written; str() says why and how to mend it."""
 
 
+_Engine = Annotated[str, AfterValidator(canonical)]
+
+
 class _Content(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     larder_proxy_instances: Literal[1]  # _VERSION
-    prefill: dict[HostPort, Wish]
-    decode: dict[HostPort, Wish]
+    prefill: dict[_Engine, Wish]
+    decode: dict[_Engine, Wish]
 
 
 class StateFile:

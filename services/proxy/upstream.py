@@ -7,11 +7,13 @@ found to be lost (cut). Nothing is rewritten on the way: no redirects followed, 
 
 import asyncio
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
 from multidict import CIMultiDict
 
+from services.proxy.core.endpoint import endpoint_of
 from services.proxy.core.events import first_event, is_stream
 from services.proxy.core.fleet import Address
 from services.proxy.core.routing import Outcome
@@ -128,7 +130,8 @@ class Leg:
     ) -> Answer:
         """The answer, once its status line and headers are there. Lines: the headers, as header_lines makes them.
         Anew: over a new connection."""
-        head = request_head(method, target, self.to, lines, len(body))
+        engine = endpoint_of(self.to)
+        head = request_head(method, engine.base + target, engine.authority, lines, len(body))
         stale = 0
         while self._failed is None:
             started = self._loop.time()
@@ -178,11 +181,11 @@ class Leg:
 class Upstream:
     """Make it where an event loop runs."""
 
-    def __init__(self, *, connect_timeout_s: float, api_key: str | None = None) -> None:
+    def __init__(self, *, connect_timeout_s: float, api_key: str | None = None, ca_file: Path | None = None) -> None:
         self._authorization = None if api_key is None else f"Bearer {api_key}"
         self.loop = asyncio.get_running_loop()
         self.legs: dict[Address, set[Leg]] = {}
-        self.pool = Pool(connect_timeout_s=connect_timeout_s)
+        self.pool = Pool(connect_timeout_s=connect_timeout_s, ca_file=ca_file)
         self.deadlines = Deadlines()
 
     async def close(self) -> None:

@@ -337,20 +337,21 @@ class Connection(asyncio.Protocol):
         self.drop()
         if response is None or response.ended:
             return
-        if error is None and response.status and _lasts_until_close(response.headers):
+        if error is None and response.status and self._may_last_until_close(response):
             response.ended = True
             response.wake()
         else:
             response.fail(Disconnected(f"the connection ended before the answer: {error or 'closed'}"))
 
+    def _may_last_until_close(self, response: Response) -> bool:
+        """Not with TLS: who cuts the wire would make a part look like the whole."""
+        is_framed = "Content-Length" in response.headers or "Transfer-Encoding" in response.headers
+        return not is_framed and self._transport.get_extra_info("sslcontext") is None
+
     def _forget(self) -> None:
         if self._response is not None:
             self._response.goes_over(None)
         self._response = self._parser = self._rest = None
-
-
-def _lasts_until_close(headers: CIMultiDict[str]) -> bool:
-    return "Content-Length" not in headers and "Transfer-Encoding" not in headers
 
 
 def _text(raw: bytes) -> str:

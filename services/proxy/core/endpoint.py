@@ -39,6 +39,14 @@ class Endpoint(NamedTuple):
         return f"{'https://' if self.is_tls else ''}{self.authority}{self.base}"
 
 
+def canonical(address: str) -> str:
+    """The one way in which the same engine is always written; raises ValueError, which names it."""
+    try:
+        return str(endpoint_of(address))
+    except ValueError as error:
+        raise ValueError(f"{address!r} is {error}") from error
+
+
 @lru_cache(maxsize=4096)
 def endpoint_of(address: str) -> Endpoint:
     """Of an address, in whatever way a user writes it; raises BadPort or another ValueError, without saying of what."""

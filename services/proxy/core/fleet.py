@@ -19,7 +19,7 @@ from enum import Enum, StrEnum
 from typing import Final, NewType
 
 Address = NewType("Address", str)
-"""HOST:PORT of an engine's HTTP server."""
+"""Of an engine's HTTP server, as `endpoint` reads it: HOST:PORT, or https://HOST:PORT, and perhaps /BASE."""
 
 FAILURES_MAX: Final = 3  # in a row, until the breaker opens
 OPEN_S: Final = 1.0

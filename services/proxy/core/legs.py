@@ -17,6 +17,7 @@ import msgspec
 import xxhash
 
 from services.proxy.core.codec import NotAnObject, Raw, decode, decode_fields, encode
+from services.proxy.core.endpoint import endpoint_of
 from services.proxy.core.fleet import Address, Engine, Handover
 from services.proxy.core.scheduling import Ask
 
@@ -179,7 +180,7 @@ def pulled_params(answer: bytes, prefill: Address) -> dict[str, Any] | None:
     params = content.get(PARAMS) if isinstance(content, dict) else None
     if not isinstance(params, dict) or not params:
         return None
-    host = prefill.rpartition(":")[0].strip("[]")
+    host = endpoint_of(prefill).host
     if "remote_host" in params and _is_loopback(str(params["remote_host"])) and not _is_loopback(host):
         params = params | {"remote_host": host}
     return params
@@ -214,7 +215,7 @@ def pushed_params(transfer_id: str, engine_id: str, bootstrap: str) -> dict[str,
 
 def bootstrap_of(engine: Engine, port: int) -> str:
     """Where a prefill engine's bootstrap server listens: http://HOST:PORT."""
-    return f"http://{engine.address.rpartition(':')[0]}:{port}"
+    return f"http://{endpoint_of(engine.address).beside(port)}"
 
 
 def transfer_ids(answer: bytes) -> tuple[str, ...]:

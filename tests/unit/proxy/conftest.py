@@ -304,7 +304,9 @@ async def start_cluster() -> AsyncIterator[StartCluster]:
             chosen = ProxySettings(**settings)
             key = chosen.openai_api_key
             upstream = Upstream(
-                connect_timeout_s=chosen.connect_timeout, api_key=key.get_secret_value() if key else None
+                connect_timeout_s=chosen.connect_timeout,
+                api_key=key.get_secret_value() if key else None,
+                ca_file=chosen.engine_ca_file,
             )
             stack.push_async_callback(upstream.close)
             registry = CollectorRegistry()

@@ -48,11 +48,11 @@ def test_engines_in_every_spelling(argv: tuple[str, ...]) -> None:
 
 
 def test_engines_and_keys_from_the_environment_and_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFILL_ENDPOINTS", "http://10.0.0.1:8100, 10.0.0.2:8100/")
+    monkeypatch.setenv("PREFILL_ENDPOINTS", "http://10.0.0.1:8100, 10.0.0.2/")
     (tmp_path / ".env").write_text("DECODE_ENDPOINTS=http://[::1]:8200\nADMIN_API_KEY=hidden\nOPENAI_API_KEY=\n")
     with pytest.raises(SystemExit):
-        read()  # a slash belongs to a URL
-    monkeypatch.setenv("PREFILL_ENDPOINTS", "http://10.0.0.1:8100, 10.0.0.2:8100")
+        read()  # no port, and no scheme that implies one
+    monkeypatch.setenv("PREFILL_ENDPOINTS", "http://10.0.0.1:8100, 10.0.0.2:8100/")
     settings = read()
     assert settings.prefill == ("10.0.0.1:8100", "10.0.0.2:8100")
     assert settings.decode == ("[::1]:8200",)
@@ -90,8 +90,17 @@ def test_origins_as_vllm_takes_them_or_plain(monkeypatch: pytest.MonkeyPatch) ->
         ((), "no decode engine: give --decode HOST:PORT (or DECODE_ENDPOINTS), or set ADMIN_API_KEY"),
         (("--decode", "a:1,b:2,a:1"), "--decode lists a:1 more than once"),
         (("--decode", "localhost"), "'localhost' is not HOST:PORT"),
-        (("--decode", "https://localhost:1"), "'https://localhost:1' is not HOST:PORT"),
-        (("--decode", "http://localhost:1/v1"), "'http://localhost:1/v1' is not HOST:PORT"),
+        (
+            ("--decode", "ftp://localhost:1"),
+            "'ftp://localhost:1' is not HOST:PORT, nor a URL such as https://HOST:PORT",
+        ),
+        (("--decode", "http://localhost:1/../v1"), "'http://localhost:1/../v1' is not a path without .."),
+        (("--decode", "https://a,https://a:443/"), "--decode lists https://a:443 more than once"),
+        (
+            ("--decode", "a:1", "--engine-ca-file", "/none"),
+            "not a file of certificates in PEM that can be read (No such",
+        ),
+        (("--decode", "a:1", "--engine-ca-file", "/dev/null"), "not a file of certificates in PEM that can be read ("),
         (("--decode", "a:1", "--scheduling", "magic"), "--scheduling"),
         (("--decode", "a:1", "--request-timeout", "0"), "--request-timeout 0"),
         (("--decode", "a:1", "--workers", "0"), "--workers 0"),

@@ -136,7 +136,7 @@ async def test_no_such_body_reaches_an_engine(cluster: Any, path: str) -> None:
         for body in bodies:
             async with cluster.client.post(path, data=json.dumps(body), headers=headers) as response:
                 error = (await response.json())["error"]
-                assert (response.status, error["code"], error["type"]) == (400, 400, "invalid_request_error")
+                assert (response.status, error["type"]) == (400, "invalid_request_error")
                 assert error["message"].endswith("_transfer_params is between the proxy and its engines: leave it out")
     form = aiohttp.FormData({"vllm_xargs": json.dumps({"kv_transfer_params": "x"}), "model": "tiny"})
     async with cluster.client.post(path, data=form) as response:
