@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
 import grpc
+from larder.masters import SEVERAL
 from larder.v1 import master_pb2 as pb
 from larder.v1 import master_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from larder.wire import pack_keys, unpack_keys
@@ -18,6 +19,7 @@ from services.master.driver import Driver, ToNode
 
 logger = logging.getLogger(__name__)
 
+NO_NODES = "no storage node is attached to this master"
 SERVICES = ("larder.v1.Master", "larder.v1.NodeRegistry")
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -83,7 +85,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
         return pb.ListReply(keys=pack_keys(answer.keys), sizes=answer.sizes, copies=answer.copies, more=answer.more)
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
-        answer: m.StatusReport = await self._ask(m.Status, context)
+        answer: m.StatusReport = await self._ask(lambda call: m.Status(call, request.brief), context)
         return wire.status_message(answer, VERSION, self._segment)
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
@@ -94,6 +96,8 @@ class MasterService(master_pb2_grpc.MasterServicer):
         return segment_message(self._driver, number)
 
     async def _ask(self, command: Callable[[int], m.ClientCommand], context: Context) -> Any:
+        if not self._driver.core.state.attached() and _knows_others(context):
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, NO_NODES)
         try:
             answer = await self._driver.call(command)
         except ValueError as error:  # columns that contradict each other: the core never saw them
@@ -157,6 +161,11 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
             pass  # the call is over: the writer's end sees to it
         if not queue.full():
             queue.put_nowait(m.Close(stream, reason))
+
+
+def _knows_others(context: Context) -> bool:
+    """Whether the caller names several masters: then one of the others may be in charge."""
+    return any(name == SEVERAL for name, _ in context.invocation_metadata() or ())
 
 
 async def _abort(context: Context, code: grpc.StatusCode, reason: str) -> NoReturn:

@@ -126,6 +126,7 @@ def status_message(answer: m.StatusReport, version: str, segment_of: SegmentOf) 
         slice_bytes=answer.slice_bytes,
         rested_ms=answer.rested_ms,
         rest_left_ms=answer.rest_left_ms,
+        attached=answer.attached,
         nodes=[
             pb.NodeStatus(
                 node_id=node.node_id,

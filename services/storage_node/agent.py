@@ -19,6 +19,7 @@ from larder.v1 import types_pb2
 from larder.v1.node_pb2 import Ack, Copies, Forget, Heartbeat, Hello, InventoryEnd, Leave, MasterMessage, NodeMessage
 
 from services.storage_node.core.index import Answer, Copy, Index, Outcome, Place
+from services.storage_node.masters import RECHECK_S, Masters
 from services.storage_node.metrics import Metrics
 from services.storage_node.stream import IdTaken, MasterStream, StreamError, open_stream
 from services.storage_node.wire import Numbers, WireError, copies_from_wire, copies_to_wire, places_from_wire
@@ -49,6 +50,7 @@ class Patience:
     retry_s_min: float = 0.1  # between attempts: doubled up to the maximum, each time with jitter
     retry_s_max: float = 2.0
     refused_s: float = 5.0  # for another process with this node's id to go, before the first attachment
+    recheck_s: float = RECHECK_S  # between two looks at whether another master is in charge
     writers_s: float = 0.1  # between two looks at whether somebody still writes what is to be forgotten
 
 
@@ -72,7 +74,7 @@ class Agent:
         has_writer: HasWriter,
         patience: Patience | None = None,
     ) -> None:
-        self._masters = masters
+        self._masters = Masters(masters, (patience or Patience()).recheck_s)
         self._fetcher = fetcher
         self._has_writer = has_writer
         self._hello = hello
@@ -92,11 +94,11 @@ class Agent:
         """
         patience = self._patience
         retry_s = patience.retry_s_min
-        attempt = 0
         while not stop.is_set():
             begun = asyncio.get_running_loop().time()
-            await self._try(self._masters[attempt % len(self._masters)], stop)
-            attempt += 1
+            for address in await self._masters.candidates():
+                if await self._try(address, stop) or stop.is_set():
+                    break
             lasted_s = asyncio.get_running_loop().time() - begun
             retry_s = patience.retry_s_min if lasted_s > 2 * retry_s else min(2 * retry_s, patience.retry_s_max)
             try:
@@ -105,17 +107,18 @@ class Agent:
             except TimeoutError:
                 continue
 
-    async def _try(self, address: str, stop: asyncio.Event) -> None:
-        """One attempt, and the whole attachment where it succeeds."""
+    async def _try(self, address: str, stop: asyncio.Event) -> bool:
+        """One attempt, and the whole attachment where it succeeds; whether it did."""
+        was_attached = False
         try:
             async with open_stream(address, self._patience.answer_s) as stream:
                 attachment = await self._attach(stream)
                 self._metrics.attaches.labels("attached").inc()
                 self._set_attached(True)
                 self._last_trouble = ""
-                self._was_attached = True
+                self._was_attached = was_attached = True
                 logger.info("attached to the master at %s, epoch %d", address, self._index.epoch)
-                await attachment.serve(stop)
+                await attachment.serve(stop, self._masters.watch(address))
                 logger.info("left the master at %s", address)
         except* (StreamError, WireError) as group:
             if not self.attached.is_set():
@@ -130,6 +133,7 @@ class Agent:
                 self._refused_since = None
         finally:
             self._set_attached(False)
+        return was_attached
 
     async def _attach(self, stream: MasterStream) -> "_Attachment":
         """Hello, welcome, inventory."""
@@ -204,10 +208,13 @@ class _Attachment:
         self._acks: asyncio.Queue[tuple[int, Answer]] = asyncio.Queue(_ACKS_WAITING_MAX)
         self._fetches: dict[asyncio.Task[None], Copies] = {}  # under way, and what each is to hold
 
-    async def serve(self, stop: asyncio.Event) -> None:
-        """Returns at the master's farewell, which answers the leave that follows `stop`, or ends a drain."""
+    async def serve(self, stop: asyncio.Event, watch: Coroutine[Any, Any, None]) -> None:
+        """Returns at the master's farewell, which answers the leave that follows `stop`, or ends a drain.
+
+        `watch` raises where it is to end for another master's sake.
+        """
         async with asyncio.TaskGroup() as group:
-            helpers = [group.create_task(work) for work in (self._beat(), self._ack(), self._leave(stop))]
+            helpers = [group.create_task(work) for work in (self._beat(), self._ack(), self._leave(stop), watch)]
             begun: set[asyncio.Task[None]] = set()
 
             def begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

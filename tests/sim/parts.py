@@ -108,7 +108,7 @@ class Stub:
         self._process = PROCESS.get()
 
     def __getattr__(self, name: str) -> Any:
-        async def call(request: Any, timeout: float) -> Any:
+        async def call(request: Any, timeout: float, metadata: None) -> Any:
             self._world.oracle.asks(name, request)
             return await self._world.net.call(self._process, name, request, timeout)
 

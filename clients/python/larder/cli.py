@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, TypeVar
@@ -20,10 +20,12 @@ from larder import aio
 from larder.draining import drained, goes_on
 from larder.errors import LarderError, show_key
 from larder.keys import encode_key
+from larder.masters import SURVEY_S, Seen, in_charge, survey, warnings
 from larder.options import CONFIG_FILE_VARIABLE, MASTER_VARIABLE, MOONCAKE_VARIABLE, Options, resolve
 from larder.rpc import MasterClient
 from larder.showing import key_of, show_argument, show_rows, show_size, state_of, status_json
 from larder.stats import Stats
+from larder.v1 import master_pb2
 
 T = TypeVar("T")
 DEFAULT_MASTER: Final = "127.0.0.1:50001"
@@ -117,9 +119,12 @@ def cli() -> None:
 @_common
 def status(common: _Common) -> None:
     """The master, its nodes and what they hold."""
-    reply = _ask(common, lambda client: client.status(deadline=common.deadline()))
+    reply, seen = asyncio.run(_status(common))
+    for warning in warnings(seen):
+        click.echo(f"larder: warning: {warning}", err=True)
     if common.is_json:
-        click.echo(json.dumps(status_json(reply)))
+        masters = [asdict(each) for each in seen]
+        click.echo(json.dumps(status_json(reply) | {"masters": masters, "warnings": warnings(seen)}))
         return
     click.echo(
         f"master of version {reply.version}, epoch {reply.epoch}: {reply.objects} objects of "
@@ -140,6 +145,18 @@ def status(common: _Common) -> None:
             rows.append([*named, *map(show_size, sizes), capacity, str(part.copies), engine])
     names = ["node", "zone", "state", "live", "reserved", "quarantined", "free", "capacity", "copies", "engine"]
     show_rows(names, rows)
+
+
+async def _status(common: _Common) -> tuple[master_pb2.StatusReply, list[Seen]]:
+    """What the master in charge says; where none is, the first that answers."""
+    deadline, masters = common.deadline(), common.options().masters
+    seen = await survey(masters, min(SURVEY_S, common.timeout / 2))
+    chosen = in_charge(seen) or next((each for each in seen if not each.trouble), None)
+    client = MasterClient([chosen.address] if chosen else masters, Stats())
+    try:
+        return await client.status(deadline=deadline), seen
+    finally:
+        await client.close()
 
 
 @cli.command()

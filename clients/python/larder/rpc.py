@@ -18,6 +18,7 @@ import grpc.aio
 from larder.arguments import Terms
 from larder.errors import InvalidArgument, LarderError, NoSpace, StoreClosed, Unavailable
 from larder.host import host_id
+from larder.masters import SEVERAL
 from larder.places import Fault, Slice, unpack
 from larder.stats import Stats
 from larder.v1 import master_pb2 as pb
@@ -44,6 +45,7 @@ _BACK_OFF_S_MAX: Final = 0.5
 _PUSHBACK_S_MAX: Final = 5.0
 _WAIT_SHARE: Final = 0.75
 """Of a put's time, what it may wait for room, and of the rest for copies that are made elsewhere."""
+_NONE_SERVES: Final = "check that one of them runs and storage nodes are attached to it, then try again"
 _REPLACED_S_MAX: Final = 2.0
 """How long a put waits at most until the master has made copies elsewhere that failed."""
 
@@ -99,6 +101,8 @@ class MasterClient:
         self._channels = [grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) for address in addresses]
         self._stubs: list[Any] = [_stub(channel) for channel in self._channels]
         self._leader = 0
+        self._metadata = ((SEVERAL, str(len(addresses))),) if len(addresses) > 1 else None
+        self._said: dict[str, str] = {}  # by address: why it did not serve the last time
 
     async def close(self) -> None:
         for channel in self._channels:
@@ -209,9 +213,10 @@ class MasterClient:
             left_s = deadline - time.monotonic()
             try:
                 method: Callable[..., Awaitable[Any]] = getattr(self._stubs[self._leader], name)
-                return await method(request, timeout=max(left_s, 0.001))
+                return await method(request, timeout=max(left_s, 0.001), metadata=self._metadata)
             except grpc.aio.AioRpcError as error:
                 code, said, hint_s = error.code(), error.details() or "", _pushback_s(error)
+                self._said[self.addresses[self._leader]] = said
                 if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
                     raise self._error(name, code, said) from None
             except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
@@ -238,6 +243,9 @@ class MasterClient:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Unavailable(f"the master {master} did not answer {name} in time")
         if code is grpc.StatusCode.UNAVAILABLE:
+            if len(self.addresses) > 1:
+                each = "; ".join(f"{address}: {self._said.get(address, 'not asked')}" for address in self.addresses)
+                return Unavailable(f"no master serves: {each}", remedy=_NONE_SERVES)
             return Unavailable(f"no master answers at {master}: {said}")
         if code is grpc.StatusCode.CANCELLED:
             return StoreClosed("the store was closed while the call was under way")

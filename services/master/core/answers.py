@@ -137,6 +137,7 @@ class StatusReport:
     nodes: list[NodeReport]
     rested_ms: int = 0
     rest_left_ms: int = 0  # until what is free can be used; 0: nothing rests
+    attached: int = 0  # nodes that answer now
 
 
 @dataclass(frozen=True, slots=True)

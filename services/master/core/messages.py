@@ -123,6 +123,7 @@ class List:
 @dataclass(frozen=True, slots=True)
 class Status:
     call: int
+    brief: bool = False  # without nodes
 
 
 @dataclass(frozen=True, slots=True)

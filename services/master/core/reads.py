@@ -223,9 +223,9 @@ class Reads:
         )
 
     def status(self, command: m.Status) -> None:
-        self.calls.reply(command.call, self.report_status())
+        self.calls.reply(command.call, self.report_status(brief=command.brief))
 
-    def report_status(self) -> m.StatusReport:
+    def report_status(self, *, brief: bool = False) -> m.StatusReport:
         state = self.state
         nodes = [
             m.NodeReport(
@@ -249,10 +249,10 @@ class Reads:
                 node.zone,
                 self.drain_report(node),
             )
-            for node in state.nodes.values()
+            for node in (() if brief else state.nodes.values())
         ]
         rest_left_ms = state.rest.left_ms(state.now)
         return m.StatusReport(
             state.epoch, len(state.objects), state.object_bytes, len(state.writes), state.config.slice_bytes, nodes,
-            state.now - state.rest.since if rest_left_ms else 0, rest_left_ms,
+            state.now - state.rest.since if rest_left_ms else 0, rest_left_ms, state.attached(),
         )  # fmt: skip

@@ -344,6 +344,10 @@ class State:
         self.epoch = epoch
         self.next_write_id = max(self.next_write_id, (epoch << 32) + self.salt)
 
+    def attached(self) -> int:
+        """Nodes that answer now."""
+        return sum(node.phase is not Phase.SUSPECT for node in self.nodes.values())
+
     def readable(self, obj: Object) -> bool:
         """Whether it has not expired and every slice has a copy on a live node."""
         return not 0 < obj.expires_at <= self.now and self.at_hand(obj.slices)

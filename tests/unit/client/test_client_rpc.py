@@ -28,9 +28,11 @@ class Master(master_pb2_grpc.MasterServicer):
         self.script: list[Any] = []
         self.requests: list[Any] = []
         self.pushback = ""
+        self.metadata: dict[str, Any] = {}
 
     async def _answer(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
+        self.metadata = dict(context.invocation_metadata())
         answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if answer is None:
             await asyncio.sleep(60)
@@ -140,6 +142,24 @@ async def test_the_other_address_is_tried(master: Any) -> None:
     assert await client.match([b"key"], wait_s=0, deadline=soon()) == 3
     assert await client.match([b"key"], wait_s=0, deadline=soon()) == 3  # and kept
     assert client._stats.as_dict() == {"rpc_retries": 1}
+    await client.close()
+
+
+async def test_where_none_serves_each_is_named_with_its_reason(master: Any) -> None:
+    client = MasterClient(["127.0.0.1:1", master.address], Stats())
+    master.script = [Code.UNAVAILABLE]
+    with pytest.raises(Unavailable, match=rf"127.0.0.1:1: .*refused.*; {master.address}: scripted") as caught:
+        await client.match([b"key"], wait_s=0, deadline=soon(0.5))
+    assert "storage nodes are attached" in str(caught.value)
+    await client.close()
+
+
+@pytest.mark.parametrize("several", [True, False])
+async def test_a_master_is_told_whether_others_are_known(master: Any, several: bool) -> None:
+    client = MasterClient([master.address] * (1 + several), Stats())
+    master.script = [pb.MatchReply(matched=3)]
+    await client.match([b"key"], wait_s=0, deadline=soon())
+    assert master.metadata.get("larder-masters") == ("2" if several else None)
     await client.close()
 
 

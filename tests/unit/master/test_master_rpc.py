@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+from larder.masters import SEVERAL
 from larder.v1 import master_pb2 as pb
 from larder.v1 import master_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from larder.wire import pack_keys
@@ -257,3 +258,25 @@ async def test_a_core_that_contradicts_itself_ends_the_master(driver: Driver, mo
         driver.step(m.Tick())
     with pytest.raises(ZeroDivisionError):
         await failing
+
+
+async def test_a_master_without_nodes_sends_on_whoever_knows_others(
+    channel: grpc.aio.Channel, node: Node, driver: Driver
+) -> None:
+    stub, others = master_pb2_grpc.MasterStub(channel), ((SEVERAL, "2"),)
+    exists = pb.ExistsRequest(keys=pack_keys([b"k"]))
+    assert list((await stub.Exists(exists, metadata=others)).exists) == [False]
+    assert (await stub.Status(pb.StatusRequest(brief=True))).attached == 1
+    await node.close()
+    await until(lambda: not driver.core.state.attached())
+    for method, request in (
+        (stub.Exists, exists),
+        (stub.Status, pb.StatusRequest()),
+        (stub.PutStart, pb.PutStartRequest(request_id=ID, keys=pack_keys([b"k"]), sizes=[1], wait_ms=60_000)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match="no storage node is attached to this master") as refused:
+            await method(request, metadata=others, timeout=5)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert list((await stub.Exists(exists)).exists) == [False], "who knows no other gets what there is"
+    brief = await stub.Status(pb.StatusRequest(brief=True))
+    assert (brief.attached, list(brief.nodes)) == (0, [])

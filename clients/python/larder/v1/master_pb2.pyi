@@ -205,11 +205,13 @@ class ListReply(_message.Message):
     def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., copies: _Optional[_Iterable[int]] = ..., more: bool = ...) -> None: ...
 
 class StatusRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("brief",)
+    BRIEF_FIELD_NUMBER: _ClassVar[int]
+    brief: bool
+    def __init__(self, brief: bool = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("version", "epoch", "objects", "object_bytes", "writes_in_flight", "slice_bytes", "nodes", "rested_ms", "rest_left_ms")
+    __slots__ = ("version", "epoch", "objects", "object_bytes", "writes_in_flight", "slice_bytes", "nodes", "rested_ms", "rest_left_ms", "attached")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OBJECTS_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +221,7 @@ class StatusReply(_message.Message):
     NODES_FIELD_NUMBER: _ClassVar[int]
     RESTED_MS_FIELD_NUMBER: _ClassVar[int]
     REST_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
+    ATTACHED_FIELD_NUMBER: _ClassVar[int]
     version: str
     epoch: int
     objects: int
@@ -228,7 +231,8 @@ class StatusReply(_message.Message):
     nodes: _containers.RepeatedCompositeFieldContainer[NodeStatus]
     rested_ms: int
     rest_left_ms: int
-    def __init__(self, version: _Optional[str] = ..., epoch: _Optional[int] = ..., objects: _Optional[int] = ..., object_bytes: _Optional[int] = ..., writes_in_flight: _Optional[int] = ..., slice_bytes: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., rested_ms: _Optional[int] = ..., rest_left_ms: _Optional[int] = ...) -> None: ...
+    attached: int
+    def __init__(self, version: _Optional[str] = ..., epoch: _Optional[int] = ..., objects: _Optional[int] = ..., object_bytes: _Optional[int] = ..., writes_in_flight: _Optional[int] = ..., slice_bytes: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., rested_ms: _Optional[int] = ..., rest_left_ms: _Optional[int] = ..., attached: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("node_id", "host_id", "state", "incarnation", "segments", "zone", "draining", "drain_objects", "drain_without_room")
