@@ -134,6 +134,7 @@ class Fleet:
     def __init__(self, on_change: Callable[[Engine, Change], None] = _ignore) -> None:
         self._on_change = on_change
         self._engines: dict[Role, dict[Address, Engine]] = {role: {} for role in Role}
+        self._common: dict[Role, frozenset[str] | None] = dict.fromkeys(Role)  # what all list; None: nobody lists any
 
     def engines(self, role: Role) -> tuple[Engine, ...]:
         """In the order in which they were added."""
@@ -157,7 +158,9 @@ class Fleet:
 
     def remove(self, role: Role, address: Address) -> Engine | None:
         """Takes it out; legs under way to it go on."""
-        return self._engines[role].pop(address, None)
+        removed = self._engines[role].pop(address, None)
+        self._compare(role)
+        return removed
 
     def drain(self, role: Role, address: Address) -> Engine | None:
         """No new legs; those under way go on."""
@@ -284,7 +287,18 @@ class Fleet:
 
     def listed(self, engine: Engine, models: frozenset[str]) -> None:
         """The models that it says it serves."""
-        engine.models = models
+        if engine.models != models:
+            engine.models = models
+            self._compare(engine.role)
+
+    def all_serve(self, role: Role, model: str) -> bool:
+        """As far as they list their models. Costs nothing."""
+        common = self._common[role]
+        return common is None or model in common
+
+    def _compare(self, role: Role) -> None:
+        lists = [engine.models for engine in self._engines[role].values() if engine.models is not None]
+        self._common[role] = frozenset.intersection(*lists) if lists else None
 
     def check(self) -> None:
         """Asserts what must always hold; for tests."""
@@ -293,6 +307,7 @@ class Fleet:
                 assert (engine.role, engine.address) == (role, address)
                 assert engine.requests >= 0
                 assert engine.awaited >= 0
+                assert engine.models is None or (self._common[role] or frozenset()) <= engine.models
                 assert engine.prompt_tokens >= 0
                 assert engine.requests > 0 or (engine.prompt_tokens == 0 and not engine.trial)
 

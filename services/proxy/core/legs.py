@@ -104,6 +104,7 @@ def is_handed_over(request: Fields) -> bool:
 
 
 def _says(request: Fields, name: str, *, but: frozenset[bytes] = _NOT_SET) -> bool:
+    """Whether the request sets that field, to something else than the values in `but`."""
     return name in request and (len(memoryview(request[name])) > len(b"false") or bytes(request[name]) not in but)
 
 

@@ -115,12 +115,14 @@ class Router:
         return Route(self, ask, prefill=wanted, repeatable=repeatable)
 
     def _may_prefill(self, ask: Ask) -> bool:
-        engines = self.fleet.engines(Role.PREFILL)
-        return len(self.unfit(Role.PREFILL, ask)) < len(engines)
+        return len(self.fleet.engines(Role.PREFILL)) > len(self.unfit(Role.PREFILL, ask))
 
     def unfit(self, role: Role, ask: Ask) -> frozenset[Address]:
         """The engines that cannot do what the request needs. A model that no engine lists is a decode engine's to
         refuse: it may have been loaded a moment ago."""
+        handed_over = ask.handed_over or role is Role.DECODE
+        if handed_over and ask.home is None and (not ask.model or self.fleet.all_serve(role, ask.model)):
+            return frozenset()
         engines = self.fleet.engines(role)
         unfit = frozenset(engine.address for engine in engines if not self._is_fit(engine, ask))
         if role is Role.DECODE and ask.home is None and len(unfit) == len(engines):
@@ -265,7 +267,10 @@ class Route:
         return Unserved(self._tried[Role.DECODE], may_have_run)
 
     def _candidates(self, role: Role, now: float) -> list[Engine]:
-        return self._fleet.candidates(role, now, self._router.unfit(role, self._ask).union(self._tried[role]))
+        not_to_ask = self._router.unfit(role, self._ask)
+        return self._fleet.candidates(
+            role, now, not_to_ask.union(self._tried[role]) if self._tried[role] else not_to_ask
+        )
 
     def _pick(self, role: Role, now: float) -> Booking | None:
         candidates = self._candidates(role, now)
