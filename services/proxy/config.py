@@ -113,7 +113,9 @@ class ProxySettings(ServiceSettings):
     queue_timeout: Seconds = Field(30, description="seconds a request may wait for its turn")
     connect_timeout: Seconds = Field(2, description="seconds to wait for an engine to take a connection")
     first_token_timeout: Seconds = Field(
-        60, description="seconds to wait for a prefill, or for a stream's first byte, before another engine is asked"
+        60,
+        description="seconds to wait for a prefill, or for a stream's first byte, before another engine that is well "
+        "is asked",
     )
     request_timeout: Seconds = Field(600, description="seconds to wait for an answer, and for each next byte of it")
     slow_client_timeout: Seconds = Field(30, description="seconds a client may take nothing of its answer")

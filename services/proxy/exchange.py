@@ -18,7 +18,7 @@ from multidict import CIMultiDict
 
 from services.proxy.billing import Bill, BilledAnswer
 from services.proxy.config import ProxySettings
-from services.proxy.core import legs
+from services.proxy.core import legs, verdicts
 from services.proxy.core.codec import encode
 from services.proxy.core.events import failure_of
 from services.proxy.core.fleet import Address, Booking, Handover, Role
@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 _PREFILL_BYTES_MAX: Final = 8 << 20
 _HELD_BYTES_MAX: Final = 1 << 20
-_BUSY: Final = frozenset({429, 503, 529})
-_RETRIED: Final = _BUSY | {500, 502, 504}
 
 
 @dataclass(slots=True)
@@ -89,6 +87,10 @@ class Exchange:
         self._params: dict[str, Any] | None = None  # what the decode leg is told of where the KV lies
         self._bill: Bill | None = None  # None: no prefill was done for this request
         self._held: Held | None = None
+        self._refusals: dict[Address, tuple[LegNote, int]] = {}  # by prefill engines: whose fault is not known yet
+        self._decoding: Leg | None = None
+        self._is_prefilling = False  # beside the decode leg, which waits for it
+        self._is_refused = False  # decode's answer says that it is the client's fault
         self._limit: Within  # of the wait for an answer, and then for each of its next bytes
         self._alone = False
 
@@ -153,20 +155,22 @@ class Exchange:
                 answer = await self._send(leg, body, self._call.story.headers(headers, note))
                 content = await answer.read_all(_PREFILL_BYTES_MAX)
             bill.set_result(cached_of(content) if answer.status == 200 else None)
-            if answer.status >= 500 or 300 <= answer.status < 400 or answer.status == 429:
-                outcome = _outcome_of(answer.status)
-                reason = f"it answered {answer.status}"
-            elif handover is Handover.PUSH and legs.sends_nothing(content):
+            outcome, reason = verdicts.of_prefill(answer.status, content)
+            if outcome in (Outcome.REFUSED, Outcome.INVALID):
+                self._refusals[to] = (note, answer.status)
+            elif outcome is Outcome.DONE and handover is Handover.PUSH and legs.sends_nothing(content):
                 outcome, reason = Outcome.NOTHING, "its one token ended the answer"
-            elif handover in (None, Handover.PULL):
+            elif outcome is Outcome.DONE and handover in (None, Handover.PULL):
                 self._params = legs.pulled_params(content, to)
-                if handover is None and answer.status == 200 and not booking.engine.transfer_ids:
+                if handover is None and not booking.engine.transfer_ids:
                     found = Handover.STORE if self._params is None else Handover.PULL
                     self._router.fleet.learned(booking.engine, found)
         except LegFailed as failure:
             bill.set_result(None)
             outcome, reason = failure.outcome, str(failure)
         self._leg_ended(note, outcome, reason)
+        if outcome in (Outcome.DONE, Outcome.NOTHING):
+            self._took()
         return outcome
 
     async def _pair(self, prefill: Booking, decode: Booking) -> tuple[Role, Outcome]:
@@ -178,19 +182,23 @@ class Exchange:
             engine_ids[rank],
             legs.bootstrap_of(prefill.engine, self._settings.mooncake_bootstrap_port),
         )
+        self._is_prefilling = True
         decoding = asyncio.ensure_future(self._decode(decode, params))
         prefilling = asyncio.ensure_future(
             self._prefill(prefill, Handover.PUSH, transfer_id, rank if len(engine_ids) > 1 else None)
         )
         try:
             await asyncio.wait((decoding, prefilling), return_when=asyncio.FIRST_COMPLETED)
-            if prefilling.done() and not decoding.done():
-                if prefilling.result() is Outcome.DONE:
-                    self._route.prefilled()
-                elif self._reply.response is None:
-                    return Role.PREFILL, prefilling.result()
+            if prefilling.done() and self._reply.response is None and prefilling.result() is not Outcome.DONE:
+                return Role.PREFILL, prefilling.result()  # whatever became of decode, which waited for it
+            if prefilling.done() and not decoding.done() and prefilling.result() is Outcome.DONE:
+                self._route.prefilled()
+                self._is_prefilling = False
+                if self._decoding is not None and self._decoding.deadline is not None:
+                    self._decoding.limit(self._settings.first_token_timeout)  # now it waits for decode alone
             return Role.DECODE, await decoding
         finally:
+            self._is_prefilling = False
             for task in (prefilling, decoding):
                 task.cancel()
             await asyncio.gather(prefilling, decoding, return_exceptions=True)
@@ -203,7 +211,8 @@ class Exchange:
             body = legs.with_params(body, call.asked, params)
         try:
             timeout_s = self._settings.first_token_timeout if call.streamed else None
-            with self._upstream.leg(note.to, timeout_s) as leg:
+            with self._upstream.leg(note.to, timeout_s, self._is_late) as self._decoding:
+                leg = self._decoding
                 answer = await self._send(leg, body, call.story.headers(call.headers, note))
                 if self._bill is not None and not answer.is_packed:
                     answer = BilledAnswer(answer, self._bill)
@@ -212,6 +221,9 @@ class Exchange:
                     outcome, reason = looked.outcome, looked.reason
                 else:
                     self._route.answered()
+                    self._is_refused |= answer.status >= 400
+                    if not self._is_refused:
+                        self._took()
                     await self._pass_on(leg, answer, looked)
         except LegFailed as failure:
             self._leg_ended(note, failure.outcome, str(failure))
@@ -221,6 +233,19 @@ class Exchange:
             return failure.outcome
         self._leg_ended(note, outcome, reason)
         return outcome
+
+    def _is_late(self) -> bool:
+        return not self._is_prefilling and self._route.may_move(time.monotonic())
+
+    def _took(self) -> None:
+        """An engine took the request: what prefill engines refused was not the client's fault."""
+        said = self._route.took(time.monotonic())
+        for note, status in self._refusals.values():
+            self._metrics.retries.labels(note.role.value, note.to, note.outcome).inc()
+            if note.to in said:
+                text = "prefill engine %s answered %d to what another engine took: has it other models, or another key?"
+                logger.warning(text, note.to, status)
+        self._refusals.clear()
 
     async def _send(self, leg: Leg, body: bytes, headers: CIMultiDict[str]) -> Answer:
         return await leg.send(
@@ -233,10 +258,10 @@ class Exchange:
 
     async def _look(self, answer: Answer) -> bytes | _Failed:
         """The answer's first bytes; or how it failed, where another engine may do better."""
-        if answer.status in _RETRIED:
+        if answer.status in verdicts.RETRIED:
             body = await answer.read_all(_HELD_BYTES_MAX)
             self._held = Held(answer.status, answer.reason, answer.headers, body)
-            return _Failed(_outcome_of(answer.status), f"it answered {answer.status}")
+            return _Failed(verdicts.of_failure(answer.status), f"it answered {answer.status}")
         if not (answer.status == 200 and answer.is_events):
             first = await answer.read()
             if not first and answer.status == 200 and self._call.asked is not None:
@@ -244,10 +269,11 @@ class Exchange:
             return first
         first = await answer.read_event()
         failure = failure_of(first)
-        if failure is None or (failure.status < 500 and failure.status not in _RETRIED):  # the client's to see
+        if failure is None or (failure.status < 500 and failure.status not in verdicts.RETRIED):
+            self._is_refused = failure is not None  # for the client to see
             return first
         self._held = Held(failure.status, None, CIMultiDict({"Content-Type": "application/json"}), failure.body)
-        return _Failed(_outcome_of(failure.status), f"its stream began with an error: {failure.message}")
+        return _Failed(verdicts.of_failure(failure.status), f"its stream began with an error: {failure.message}")
 
     async def _pass_on(self, leg: Leg, answer: Answer, first: bytes) -> None:
         call = self._call
@@ -272,7 +298,8 @@ class Exchange:
         await self._reply.end(chunk)
 
     async def _begin(self, status: int, reason: str | None, headers: CIMultiDict[str]) -> None:
-        outcome = "engine_error" if status >= 400 else "decode_alone" if self._alone else "ok"
+        is_error = status >= 400 or self._is_refused
+        outcome = "engine_error" if is_error else "decode_alone" if self._alone else "ok"
         await self._reply.begin(status, reason, headers, outcome=outcome)
 
     # -- how it can end badly
@@ -292,10 +319,7 @@ class Exchange:
         role, to = note.role, note.to
         note.end(outcome.value, reason)
         self._metrics.leg(role, to, outcome.value).observe(note.ended - note.began)
-        if outcome is not Outcome.DONE and self._reply.response is None:
+        is_doubtful = outcome in (Outcome.REFUSED, Outcome.INVALID)
+        if outcome is not Outcome.DONE and not is_doubtful and self._reply.response is None:
             self._metrics.retries.labels(role.value, to, outcome.value).inc()
             logger.warning("request %s: %s engine %s failed: %s", self._call.request[ID], role.value, to, reason)
-
-
-def _outcome_of(status: int) -> Outcome:
-    return Outcome.BUSY if status in _BUSY else Outcome.BROKEN

@@ -6,7 +6,7 @@ found to be lost (cut). Nothing is rewritten on the way: no redirects followed, 
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
@@ -30,6 +30,7 @@ from services.proxy.wire import (
 
 _STALE_S: Final = 0.5  # an idle connection that was closed is found out within a round trip
 _STALE_MAX: Final = 3  # in a row; more are the engine's doing
+_WAIT_ON_S: Final = 0.5
 _EVENT_BYTES_MAX: Final = 64 << 10
 _REASON_MAX: Final = 300  # characters
 
@@ -94,14 +95,18 @@ class Answer:
 
 class Leg:
     """One request to an engine, as a context. What fails within it comes out as LegFailed; leaving it before the
-    answer's end cancels the request. Its deadline is for everything of the engine's, until limit() moves it."""
+    answer's end cancels the request. Its deadline is for everything of the engine's, until limit() moves it. Late: is
+    asked when it is over, and from then on, whether the leg is to be given up."""
 
-    def __init__(self, upstream: "Upstream", to: Address, seconds: float | None) -> None:
+    def __init__(
+        self, upstream: "Upstream", to: Address, seconds: float | None, late: Callable[[], bool] | None = None
+    ) -> None:
         self._upstream = upstream
         self._loop = upstream.loop
         self._response: Response | None = None
         self._failed: LegFailed | None = None
         self._why = "no answer in time"
+        self._late = late
         self.to = to
         self.heard_at: float | None = None
         self.deadline = None if seconds is None else self._loop.time() + seconds
@@ -167,6 +172,9 @@ class Leg:
             self._response.fail(self._failed)
 
     def expire(self) -> None:
+        if self._late is not None and not self._late():
+            self.deadline = self._loop.time() + _WAIT_ON_S
+            return
         self.deadline = None
         self.cut(self._why)
 
@@ -192,8 +200,8 @@ class Upstream:
         self.deadlines.close()
         await self.pool.close()
 
-    def leg(self, to: Address, seconds: float | None) -> Leg:
-        return Leg(self, to, seconds)
+    def leg(self, to: Address, seconds: float | None, late: Callable[[], bool] | None = None) -> Leg:
+        return Leg(self, to, seconds, late)
 
     def cut(self, to: Address, *, silent_s: float, why: str) -> None:
         """Ends the legs to an engine that is lost, but for those that it told something in the last silent_s."""

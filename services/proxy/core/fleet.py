@@ -24,6 +24,7 @@ Address = NewType("Address", str)
 FAILURES_MAX: Final = 3  # in a row, until the breaker opens
 OPEN_S: Final = 1.0
 OPEN_S_MAX: Final = 30.0
+SAY_EVERY_S: Final = 60.0
 SILENT_PROBES: Final = 2  # probes in a row without an answer, until an engine counts as silent
 
 
@@ -89,6 +90,7 @@ class Engine:
     open_until: float | None = None  # the breaker's; None: closed
     open_s: float = OPEN_S
     trial: bool = False  # half open, and a leg is finding out
+    said_at: float | None = None  # misfit() said that it was to be said
     handover: Handover | None = None  # a prefill engine's; None: not known yet
     transfer_ids: tuple[str, ...] = ()  # by data-parallel rank: what PUSH calls the engine
     models: frozenset[str] | None = None  # what it lists, adapters among them; None: not known
@@ -190,6 +192,10 @@ class Fleet:
         more = (engine for engine in self._engines[role].values() if engine.is_offered and engine not in asked)
         return asked + [engine for engine in more if not (engine.models or frozenset()) <= listed]
 
+    def is_well(self, engine: Engine, now: float) -> bool:
+        """Whether nothing speaks against asking it."""
+        return _tier(engine, now) == 0
+
     def serves(self, role: Role, now: float) -> bool:
         """Whether an engine answers that may be asked."""
         return any(_tier(engine, now) < _SILENT for engine in self._engines[role].values())
@@ -228,6 +234,15 @@ class Fleet:
             return
         engine.open_until = now + engine.open_s
         self._on_change(engine, Change.OPENED)
+
+    def misfit(self, booking: Booking, now: float) -> bool:
+        """It refused, as if it were the client's fault, what another one took. Whether to say so: once in a while."""
+        self.failed(booking, now)
+        engine = booking.engine
+        if engine.said_at is not None and now - engine.said_at < SAY_EVERY_S:
+            return False
+        engine.said_at = now
+        return True
 
     def unreachable(self, booking: Booking, *, refused: bool) -> None:
         """No connection to the engine; refused: at once, so nobody listens there."""

@@ -9,6 +9,9 @@ kill them all. So it always ends. Engines come and go under way: a route sees th
                     └─┘                └─┘
     push:         Pair ──done──▶ Finished; either leg fails: another pair, without a prefill engine Decode(alone=True)
 
+A prefill engine that refuses a request, as if it were the client's fault, is believed once a decode engine says so too;
+if another engine takes it, the refusal was that engine's failure (took).
+
 What keeps a failing prefill from failing the request is invariant 16: the decode engine computes what it cannot load.
 """
 
@@ -27,7 +30,7 @@ BUDGET_SHARE: Final = 0.2  # reruns that each request earns the proxy: failing e
 class Outcome(Enum):
     """How a leg ended."""
 
-    DONE = "done"  # the engine answered: a decode with anything that is not a 5xx, a prefill likewise
+    DONE = "done"  # the engine answered: a decode with anything that is not a 5xx, a prefill with 200
     UNREACHABLE = "unreachable"  # no connection, refused: the engine cannot have seen the request
     UNCONNECTED = "unconnected"  # no connection in time: likewise
     DIED = "died"  # it broke off and then refused connections: perhaps of this request
@@ -35,6 +38,8 @@ class Outcome(Enum):
     BROKEN = "broken"  # the engine may have run the request, but gave no answer that can be used
     TIMED_OUT = "timed_out"  # as BROKEN, for want of time
     NOTHING = "nothing"  # a prefill was done, and none of its KV is handed over: another's would not be either
+    REFUSED = "refused"  # a prefill engine does not know the key or the model; another one may
+    INVALID = "invalid"  # a prefill engine says that the request is wrong: decode will tell
 
 
 _UNSEEN: Final = frozenset({Outcome.UNREACHABLE, Outcome.UNCONNECTED, Outcome.BUSY})
@@ -160,6 +165,8 @@ class Route:
         self._legs: dict[Role, Booking] = {}
         self._fetching = False
         self._source: Engine | None = None  # the prefill engine whose KV the decode leg may still need
+        self._refused: list[Booking] = []
+        self._has_paid = False
         self._last: Decision | None = None
 
     def begin(self, now: float) -> Decision:
@@ -212,6 +219,22 @@ class Route:
         self._fleet.answered(self._legs[Role.DECODE])
         self._need(None)
 
+    def took(self, now: float) -> list[Address]:
+        """An engine took the request: those that refused it failed. Returns of which of them that is to be said."""
+        refused, self._refused = self._refused, []
+        return [leg.engine.address for leg in refused if self._fleet.misfit(leg, now)]
+
+    def may_move(self, now: float) -> bool:
+        """Whether a decode leg that is late is to be given up: only for an engine that is well, and that may be asked.
+        The rerun is paid for, so that it follows."""
+        if self._has_paid:
+            return True
+        if not self._repeatable or self._reruns[Role.DECODE] >= RERUNS_MAX:
+            return False
+        others = self._candidates(Role.DECODE, now)
+        self._has_paid = bool(others) and self._fleet.is_well(others[0], now) and self._router.budget.spend()
+        return self._has_paid
+
     def broke_off(self, now: float) -> None:
         """The decode engine's answer broke off after it had begun: nothing can follow."""
         self._fleet.failed(self._legs[Role.DECODE], now)
@@ -239,13 +262,18 @@ class Route:
                 self._fleet.unreachable(leg, refused=outcome is not Outcome.UNCONNECTED)
             case Outcome.BROKEN | Outcome.TIMED_OUT:
                 self._fleet.failed(leg, now)
+            case Outcome.REFUSED | Outcome.INVALID:
+                self._refused.append(leg)
         self._fleet.ended(leg)
         if outcome is Outcome.DONE or outcome in _UNSEEN:
             return True
         if outcome is Outcome.NOTHING or (role is Role.DECODE and not self._repeatable):
             return False
         self._reruns[role] += 1
-        return self._reruns[role] <= RERUNS_MAX and self._router.budget.spend()
+        if outcome in (Outcome.REFUSED, Outcome.INVALID):  # it did no work
+            return outcome is Outcome.REFUSED and self._reruns[role] <= RERUNS_MAX
+        has_paid, self._has_paid = self._has_paid and role is Role.DECODE, False
+        return has_paid or (self._reruns[role] <= RERUNS_MAX and self._router.budget.spend())
 
     def _prefill(self, now: float) -> Decision:
         while (prefill := self._pick(Role.PREFILL, now)) is not None:
