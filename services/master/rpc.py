@@ -58,7 +58,12 @@ class MasterService(master_pb2_grpc.MasterServicer):
             sizes=answer.sizes,
             places=wire.places_message(answer.places, self._segment),
             lease_ms=answer.lease_ms,
+            lease_id=answer.lease,
         )
+
+    async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseReply:
+        await self._ask(lambda call: m.Release(call, list(request.lease_ids)), context)
+        return pb.ReleaseReply()
 
     async def Match(self, request: pb.MatchRequest, context: Context) -> pb.MatchReply:
         answer: m.Matched = await self._ask(lambda call: wire.match(call, request), context)

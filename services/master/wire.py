@@ -89,7 +89,8 @@ def match(call: int, request: pb.MatchRequest) -> m.Match:
     """Most keys are not made one by one: what was put together is compared as it came."""
     keys = request.keys
     packed = keys.width and not keys.lengths
-    return m.Match(call, PackedKeys(keys.data, keys.width) if packed else unpack_keys(keys), request.wait_ms)
+    columns = PackedKeys(keys.data, keys.width) if packed else unpack_keys(keys)
+    return m.Match(call, columns, request.wait_ms, request.hold_ms)
 
 
 def put_end(call: int, request: pb.PutEndRequest) -> m.PutEnd:

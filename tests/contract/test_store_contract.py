@@ -179,13 +179,15 @@ def test_bad_batches(store: Any, key: str) -> None:
         store.put_many([key, key + "b"], [b"data"])
     with pytest.raises(larder.InvalidArgument, match="0 buffers for 1 keys"):
         store.get_many_into([key], [])
-    with pytest.raises(larder.InvalidArgument, match="depths"):
-        store.put_many([key], [b"data"], depths=[1, 2])
-    with pytest.raises(larder.InvalidArgument, match="depths"):
-        store.put_many([key], [b"data"], depths=[-1])
+    for depths in ([1, 2], [-1]):
+        with pytest.raises(larder.InvalidArgument, match="depths"):
+            store.put_many([key], [b"data"], depths=depths)
     for copies in (0, -1, 17, True, "2"):
         with pytest.raises(larder.InvalidArgument, match="copies"):
             store.put(key, b"data", copies=copies)
+    for wait_s in (-1, True, float("nan")):
+        with pytest.raises(larder.InvalidArgument, match="wait_s is"):
+            store.put_many([key], [b"data"], wait_s=wait_s)
     assert store.exists([key]) == [False]
 
 

@@ -33,10 +33,10 @@ class Driver:
         from vllm import LLM
         from vllm.config import KVTransferConfig
 
-        transfer = KVTransferConfig(**options.pop("kv_transfer_config"))
+        transfer = options.pop("kv_transfer_config")
         self._llm = LLM(
             **options,
-            kv_transfer_config=transfer,
+            kv_transfer_config=transfer and KVTransferConfig(**transfer),
             enforce_eager=True,
             distributed_executor_backend="uni",
             disable_log_stats=False,
@@ -46,13 +46,23 @@ class Driver:
 
     def generate(self, prompts: list[list[int]], max_tokens: int) -> list[dict[str, Any]]:
         """Answers at temperature 0 to prompts sent together; returns when the engine has nothing left to do."""
+        answers = self._generate(prompts, max_tokens)
+        self.drain()
+        return answers
+
+    def in_turn(self, prompts: list[list[int]], max_tokens: int) -> list[dict[str, Any]]:
+        """The same, one prompt after the other, at once: what the former left to do may go on meanwhile."""
+        answers = [self._generate([prompt], max_tokens)[0] for prompt in prompts]
+        self.drain()
+        return answers
+
+    def _generate(self, prompts: list[list[int]], max_tokens: int) -> list[dict[str, Any]]:
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
         started = time.monotonic()
         outputs = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
         seconds = time.monotonic() - started
-        self.drain()
         return [
             {"tokens": list(o.outputs[0].token_ids), "cached": o.num_cached_tokens, "seconds": seconds} for o in outputs
         ]
@@ -66,6 +76,18 @@ class Driver:
             if time.monotonic() - started > DRAIN_S:
                 raise RuntimeError("the engine still has requests or saves")
         return time.monotonic() - started
+
+    def until_saved(self, prompt: list[int]) -> None:
+        """Ask a prompt that the engine has not computed yet, until something was saved."""
+        started = time.monotonic()
+        name = "larder_client_put_objects_total"
+        before = self.counts().get(name, 0)
+        while self.counts().get(name, 0) == before:
+            self.reset()
+            self.generate([prompt], 1)
+            time.sleep(0.2)
+            if time.monotonic() - started > DRAIN_S:
+                raise RuntimeError("nothing was saved")
 
     def abort_in_load(self, prompt: list[int]) -> str:
         """Send a prompt, abort it when its load is under way, and drain; the state it was in when it was aborted."""

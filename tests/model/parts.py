@@ -64,3 +64,4 @@ class Grant:
 
     until: int
     places: list[tuple[Spot, bytes]]
+    lease: int = 0  # what can be given back; 0: a hold

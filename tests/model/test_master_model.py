@@ -106,6 +106,16 @@ class MasterMachine(RuleBasedStateMachine):
         hits = [result is m.Result.OK for result in found.results]
         assert matched.matched == (hits.index(False) if False in hits else len(hits))
 
+    @precondition(lambda self: any(grant.lease for grant in self.world.grants))
+    @rule(data=st.data(), again=st.booleans())
+    def release(self, data: st.DataObject, again: bool) -> None:
+        lease = data.draw(st.sampled_from([grant.lease for grant in self.world.grants if grant.lease]))
+        self.world.release([lease, lease, lease + 1_000] if again else [lease])
+
+    @rule(names=st.lists(keys, min_size=1, max_size=3), hold=st.integers(1, 2 * CONFIG.lease_ms))
+    def match_holding(self, names: list[bytes], hold: int) -> None:
+        self.world.hold(names, hold)
+
     @rule(names=st.lists(keys, min_size=1, max_size=3), wait=st.integers(0, 200))
     def match_waiting(self, names: list[bytes], wait: int) -> None:
         self.world.step(m.Match(self.world.call(), names, wait))

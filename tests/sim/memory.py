@@ -39,7 +39,7 @@ class Pool:
         self.address = self.data_address  # as a Mapping of shared memory names it
         self.gone_at: float | None = None  # when its node was killed
         self.tainted: list[tuple[int, int]] = []  # bytes that a fault has changed: (start, end)
-        self.grants: list[tuple[float, int, int]] = []  # leases: (until, start, end)
+        self.grants: list[tuple[float, int, int, int]] = []  # (until, start, end, lease)
         self.used: set[int] = set()  # offsets that were written before
         self.locks: dict[object, tuple[Process, int, int]] = {}  # a writer by shared memory: (process, start, end)
 
@@ -54,7 +54,7 @@ class Pool:
         )
 
     def is_granted(self, start: int, end: int, now: float) -> bool:
-        return any(until > now and first < end and start < last for until, first, last in self.grants)
+        return any(until > now and first < end and start < last for until, first, last, _ in self.grants)
 
 
 class InlineCopiers:

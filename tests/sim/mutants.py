@@ -21,6 +21,7 @@ from services.master.core.allocator import Allocator
 from services.master.core.calls import Calls
 from services.master.core.eviction import SOFT_ROW, Residents
 from services.master.core.expiry import Expiry
+from services.master.core.leases import Leases
 from services.master.core.messages import Pin
 from services.master.core.puts import Puts
 from services.master.core.reads import Reads
@@ -77,6 +78,19 @@ def ignore_leases_in_reuse(put: Put) -> None:
         return original(self, obj, *args)
 
     put(Space, "drop_copy", drop_copy)
+
+
+@breaks("7")
+def give_back_the_leases_of_others(put: Put) -> None:
+    original = Leases.give
+
+    def give(self: Leases, objects: Any) -> int:
+        lease = original(self, objects)
+        for obj in objects:
+            obj.readers = 1
+        return lease
+
+    put(Leases, "give", give)
 
 
 @breaks("7, 8")

@@ -121,6 +121,9 @@ class Oracle:
         elif isinstance(command, m.Remove):
             for key in command.keys:
                 self.stored.pop(key, None)
+        elif isinstance(command, m.Release):
+            for pool in self.world.pools.values():
+                pool.grants = [grant for grant in pool.grants if grant[3] not in command.leases]
         if not isinstance(command, m.Heartbeat | m.Tick):
             self.world.trace("  ", command)
 
@@ -238,13 +241,13 @@ class Oracle:
                 segment = core.state.segments.get(places.segments[places.copy_segments[copy]])
                 if segment is None or not self._was_live(core, segment):
                     raise Violation("a copy is offered on a node that is not live")
-                self._grant(segment.info.shm_token, places.copy_offsets[copy], length, until)
+                self._grant(segment.info.shm_token, places.copy_offsets[copy], length, until, answer.lease)
                 copy += 1
 
-    def _grant(self, token: bytes, offset: int, length: int, until: float) -> None:
+    def _grant(self, token: bytes, offset: int, length: int, until: float, lease: int) -> None:
         pool = self.world.pools[token]
         pool.grants = [grant for grant in pool.grants if grant[0] > self.world.now]
-        pool.grants.append((until, offset, offset + length))
+        pool.grants.append((until, offset, offset + length, lease))
 
     def _is_offered(self, core: Master, obj: Object) -> bool:
         segments = core.state.segments

@@ -91,15 +91,19 @@ class Store:
         ttl_s: float | None = None,
         depths: Sequence[int] | None = None,
         started: Callable[[], None] | None = None,
+        wait_s: float | None = None,
     ) -> list[PutResult | LarderError]:
         """Stores many objects; a buffer may be a list of buffers, whose bytes are joined.
 
         pin: "soft" objects are evicted when nothing else is left, "hard" ones never, of which only so much of each pool
         may consist. ttl_s: after so long they are a miss.
         depths: each block's position in its prompt's chain, for eviction. started: called once, when the master knows
-        of all keys as being written. Answers per key a PutResult, or the error.
+        of all keys as being written. wait_s: for room, at most (default: most of the call's time); 0: what
+        finds none now is NoSpace. Answers per key a PutResult, or the error.
         """
-        put = check_put(keys, buffers, copies=copies, depths=depths, pin=pin, ttl_s=ttl_s, started=started)
+        put = check_put(
+            keys, buffers, copies=copies, depths=depths, pin=pin, ttl_s=ttl_s, started=started, wait_s=wait_s
+        )
         return await self._open().putter.put(
             put.names, put.memories, terms=put.terms, depths=put.depths, started=started, deadline=self._deadline()
         )
@@ -181,16 +185,20 @@ class Store:
 
     # ---- what is there ---------------------------------------------------------------------------
 
-    async def match(self, keys: Sequence[Key], wait_s: float = 0.0) -> int:
-        """How many leading keys are present. Where the run ends at a key that is being written, waits up to wait_s."""
+    async def match(self, keys: Sequence[Key], wait_s: float = 0.0, hold_s: float = 0.0) -> int:
+        """How many leading keys are present. Where the run ends at a key that is being written, waits up to wait_s.
+
+        hold_s: these are not evicted for so long, at most a lease: for who is about to get them.
+        """
         names, wait_s = encode_keys(keys), seconds(wait_s, "wait_s", 0, WAIT_S_MAX)
+        hold_s = seconds(hold_s, "hold_s", 0, WAIT_S_MAX)
         master = self._open().master
         until = time.monotonic() + wait_s
         deadline = self._deadline() + wait_s
         matched = 0
         for batch in batches(len(names)):
             left_s = max(0.0, until - time.monotonic())
-            found = await master.match(names[batch], wait_s=left_s, deadline=deadline)
+            found = await master.match(names[batch], wait_s=left_s, hold_s=hold_s, deadline=deadline)
             matched += found
             if found < batch.stop - batch.start:
                 break

@@ -20,11 +20,15 @@ Pin = Literal["soft", "hard"] | None
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a put asks for beside its bytes: `pin` is None, "soft" or "hard"; a `ttl_ms` of 0 is no end."""
+    """What a put asks for beside its bytes: `pin` is None, "soft" or "hard"; a `ttl_ms` of 0 is no end.
+
+    `wait_s` is for room; None: most of the call's time.
+    """
 
     copies: int = 1
     pin: Pin = None
     ttl_ms: int = 0
+    wait_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ def check_put(
     pin: Pin,
     ttl_s: float | None,
     started: Callable[[], None] | None,
+    wait_s: float | None,
 ) -> Put:
     """The arguments of put_many; raises InvalidArgument."""
     names, memories = _check(keys, buffers, source)
@@ -61,7 +66,8 @@ def check_put(
     if started is not None and not callable(started):
         raise InvalidArgument(f"started is {started!r}: None, or something to call is wanted")
     ttl_ms = 0 if ttl_s is None else int(1000 * seconds(ttl_s, "ttl_s", 0.001, TTL_S_MAX))
-    return Put(names, memories, Terms(copies, pin, ttl_ms), chain)
+    wait_s = None if wait_s is None else seconds(wait_s, "wait_s", 0, WAIT_S_MAX)
+    return Put(names, memories, Terms(copies, pin, ttl_ms, wait_s), chain)
 
 
 def seconds(value: Any, name: str, low: float, high: float) -> float:

@@ -18,6 +18,8 @@ from larder.stats import Stats
 logger = logging.getLogger(__name__)
 
 REPORTS_MAX: Final = 4096
+RELEASES_MAX: Final = 4096
+RELEASE_EVERY_S: Final = 0.02
 TASKS_MAX: Final = 64
 CALL_S: Final = 2.0
 
@@ -30,6 +32,8 @@ class Background:
         self._stats = stats
         self._reports: deque[BadCopy] = deque(maxlen=REPORTS_MAX)
         self._reporting = False
+        self._releases: deque[int] = deque(maxlen=RELEASES_MAX)  # what falls out ends by itself
+        self._releasing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def report(self, bad: BadCopy) -> None:
@@ -37,6 +41,13 @@ class Background:
         self._reports.append(bad)
         if not self._reporting:
             self._reporting = self._start(self._report())
+
+    def release(self, lease: int) -> None:
+        """Tells the master that a read has ended, soon: its objects may go where others want their room."""
+        if lease:
+            self._releases.append(lease)
+            if not self._releasing:
+                self._releasing = self._start(self._release())
 
     def abort(self, write_ids: Sequence[int]) -> None:
         """Gives up writes. Where that fails they expire by themselves."""
@@ -72,6 +83,18 @@ class Background:
             logger.warning("bad copies could not be reported: %s", error)
         finally:
             self._reporting = False
+
+    async def _release(self) -> None:
+        try:
+            while self._releases:
+                await asyncio.sleep(RELEASE_EVERY_S)  # one call for all that end meanwhile
+                leases = [self._releases.popleft() for _ in range(len(self._releases))]
+                await self._master.release(leases, deadline=time.monotonic() + CALL_S)
+        except LarderError as error:
+            self._stats.add("background_failures")
+            logger.info("leases could not be given back, they end by themselves: %s", error)
+        finally:
+            self._releasing = False
 
     async def _abort(self, write_ids: Sequence[int]) -> None:
         try:

@@ -1,7 +1,7 @@
 """The life of a get: one Lookup, the best copy of every slice, and on any failure the next copy (invariants 1, 7, 10).
 
-The lease counts from before the request. What was not there when it ran out is looked up once more; so is what had no
-good copy, for meanwhile it may have been put again, or repaired.
+The lease counts from before the request, and is given back when the read has ended. What was not there when it ran out
+is looked up once more; so is what had no good copy, for meanwhile it may have been put again, or repaired.
 
 A read that hangs is hedged: what it lacks is also read from the next copies, and whoever is first and verified counts.
 A transfer that was given up may still land in the memory it was meant for. So a slice is read the second time into
@@ -176,7 +176,10 @@ class Getter:
                         reads.append(_KeyRead(index, keys[index], size, slices, prepare))
                 except LarderError as error:
                     answers[index] = error
-            await self._read_keys(reads, prepare, min(found.until, deadline), answers)
+            try:
+                await self._read_keys(reads, prepare, min(found.until, deadline), answers)
+            finally:  # whatever is still under way lands where nobody looks
+                self._background.release(found.lease)
             lost = {read.index: read for read in reads if isinstance(answers[read.index], _NO_COPY)}
             failed |= lost
             wanted = [read.index for read in reads if isinstance(answers[read.index], (DeadlineExceeded, *_NO_COPY))]

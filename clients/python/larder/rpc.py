@@ -77,6 +77,7 @@ class Found:
     sizes: Sequence[int]
     slices: list[list[Slice]]
     until: float
+    lease: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class MasterClient:
         self, keys: Sequence[bytes], sizes: Sequence[int], terms: Terms, *, depths: Sequence[int], deadline: float
     ) -> Started:
         asked_at = time.monotonic()
+        wait_s = _WAIT_SHARE * (deadline - asked_at)
         request = pb.PutStartRequest(
             request_id=os.urandom(16),
             keys=pack_keys(keys),
@@ -123,7 +125,7 @@ class MasterClient:
             depths=depths,
             host_id=host_id(),
             zone=self._zone,
-            wait_ms=max(0, int(1000 * _WAIT_SHARE * (deadline - asked_at))),
+            wait_ms=max(0, int(1000 * (wait_s if terms.wait_s is None else min(wait_s, terms.wait_s)))),
         )
         reply: pb.PutStartReply = await self._call("PutStart", request, deadline)
         until = asked_at + reply.write_ttl_ms / 1000
@@ -162,10 +164,13 @@ class MasterClient:
         for result, size, parts in zip(reply.results, reply.sizes, slices, strict=True):
             if (result == _OK) != bool(size) or sum([part.length for part in parts]) != size:
                 raise LarderError("the master's answer contradicts itself: slices do not add up to the object's size")
-        return Found(reply.sizes, slices, asked_at + reply.lease_ms / 1000)
+        return Found(reply.sizes, slices, asked_at + reply.lease_ms / 1000, reply.lease_id)
 
-    async def match(self, keys: Sequence[bytes], *, wait_s: float, deadline: float) -> int:
-        request = pb.MatchRequest(keys=pack_keys(keys), wait_ms=int(1000 * wait_s))
+    async def release(self, leases: Sequence[int], *, deadline: float) -> None:
+        await self._call("Release", pb.ReleaseRequest(lease_ids=leases), deadline)
+
+    async def match(self, keys: Sequence[bytes], *, wait_s: float, hold_s: float = 0.0, deadline: float) -> int:
+        request = pb.MatchRequest(keys=pack_keys(keys), wait_ms=int(1000 * wait_s), hold_ms=int(1000 * hold_s))
         reply: pb.MatchReply = await self._call("Match", request, deadline)
         return reply.matched
 

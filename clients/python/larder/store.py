@@ -76,10 +76,13 @@ class Store:
         ttl_s: float | None = None,
         depths: Sequence[int] | None = None,
         started: Callable[[], None] | None = None,
+        wait_s: float | None = None,
     ) -> list[PutResult | LarderError]:
         """Stores many objects; answers per key a PutResult, or the error. `started` is called on the store's thread."""
         return self._run(
-            self._store.put_many(keys, buffers, copies=copies, pin=pin, ttl_s=ttl_s, depths=depths, started=started)
+            self._store.put_many(
+                keys, buffers, copies=copies, pin=pin, ttl_s=ttl_s, depths=depths, started=started, wait_s=wait_s
+            )
         )
 
     def put_tensor(
@@ -121,9 +124,12 @@ class Store:
         else:
             self._run(_exit(context, None))
 
-    def match(self, keys: Sequence[Key], wait_s: float = 0.0) -> int:
-        """How many leading keys are present. Where the run ends at a key that is being written, waits up to wait_s."""
-        return self._run(self._store.match(keys, wait_s))
+    def match(self, keys: Sequence[Key], wait_s: float = 0.0, hold_s: float = 0.0) -> int:
+        """How many leading keys are present. Where the run ends at a key that is being written, waits up to wait_s.
+
+        hold_s: these are not evicted for so long, at most a lease: for who is about to get them.
+        """
+        return self._run(self._store.match(keys, wait_s, hold_s))
 
     def exists(self, keys: Sequence[Key]) -> list[bool]:
         """Per key whether it is present."""

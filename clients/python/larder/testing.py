@@ -50,8 +50,11 @@ class FakeStore:
         ttl_s: float | None = None,
         depths: Sequence[int] | None = None,
         started: Callable[[], None] | None = None,
+        wait_s: float | None = None,
     ) -> list[PutResult | LarderError]:
-        put = check_put(keys, buffers, copies=copies, depths=depths, pin=pin, ttl_s=ttl_s, started=started)
+        put = check_put(
+            keys, buffers, copies=copies, depths=depths, pin=pin, ttl_s=ttl_s, started=started, wait_s=wait_s
+        )
         self._check_open()
         if started is not None:
             started()
@@ -99,10 +102,11 @@ class FakeStore:
         with memoryview(data) as memory:
             yield memory
 
-    def match(self, keys: Sequence[Key], wait_s: float = 0.0) -> int:
-        """Nothing is ever being written here, so there is nothing to wait for."""
+    def match(self, keys: Sequence[Key], wait_s: float = 0.0, hold_s: float = 0.0) -> int:
+        """Nothing is ever being written or evicted here, so there is nothing to wait for or to hold."""
         names = self._names(keys)
         seconds(wait_s, "wait_s", 0, WAIT_S_MAX)
+        seconds(hold_s, "hold_s", 0, WAIT_S_MAX)
         return next((index for index, name in enumerate(names) if not self._has(name)), len(names))
 
     def exists(self, keys: Sequence[Key]) -> list[bool]:

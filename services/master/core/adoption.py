@@ -206,6 +206,7 @@ class Adoption:
         part.length, part.checksum = claim.length, claim.checksum
         part.copies.append(Copy(segment.number, claim.offset))
         obj.lease_until = max(obj.lease_until, self.leases_end)
+        obj.held_until = max(obj.held_until, self.leases_end)  # readers of the former reign
         segment.live_bytes += aligned(claim.length)
         segment.copies += 1
         self.space.house(obj, segment, claim.length)

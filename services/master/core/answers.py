@@ -68,6 +68,12 @@ class Found:
     sizes: list[int]
     places: Places
     lease_ms: int
+    lease: int = 0  # its number; 0: there is nothing to give back
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,4 +161,6 @@ class Rejected:
 
 
 PutAnswer = PutStarted | PutEnded | PutAborted
-Answer = PutAnswer | Found | Matched | Existing | Removed | Reported | Listed | StatusReport | DrainSet | Rejected
+Answer = (
+    PutAnswer | Found | Released | Matched | Existing | Removed | Reported | Listed | StatusReport | DrainSet | Rejected
+)

@@ -56,8 +56,8 @@ class Residents:
     ) -> tuple[list["Object"], bool]:
         """Objects of about `wanted_bytes` to evict, first ones first, and whether another call now may find more.
 
-        They are not residents any longer: the caller discards them. Those `held` back keep their place. `below`: only
-        what is worth less.
+        They are not residents any longer: the caller discards them. Those `held` back keep their place, unless they are
+        so many that nothing else is found. `below`: only what is worth less.
         """
         traffic, looks = self._traffic, 0
         victims: list[Object] = []
@@ -88,9 +88,15 @@ class Residents:
                 traffic.evicted(obj, returns)
                 victims.append(obj)
                 wanted_bytes -= size_of(obj)
-        for returns, obj, queued in reversed(skipped):
-            self._rows[returns][obj] = queued
-            self._rows[returns].move_to_end(obj, last=False)
+        if (
+            len(skipped) == HELD_SKIPPED_MAX
+        ):  # they are in the way of others: they were used lately, that is their place
+            for returns, obj, _ in skipped:
+                self._rows[returns][obj] = obj.used
+        else:
+            for returns, obj, queued in reversed(skipped):
+                self._rows[returns][obj] = queued
+                self._rows[returns].move_to_end(obj, last=False)
         return victims, looks == LOOKS_MAX
 
     def _next_row(self) -> int | None:

@@ -43,6 +43,7 @@ class Master:
             m.PutEnd: self.puts.end,
             m.PutAbort: self.puts.abort,
             m.Lookup: self.reads.lookup,
+            m.Release: self.reads.release,
             m.Match: self.reads.match,
             m.Exists: self.reads.exists,
             m.Remove: self.reads.remove,

@@ -23,6 +23,7 @@ from services.master.core.answers import PutAnswer as PutAnswer
 from services.master.core.answers import PutEnded as PutEnded
 from services.master.core.answers import PutStarted as PutStarted
 from services.master.core.answers import Rejected as Rejected
+from services.master.core.answers import Released as Released
 from services.master.core.answers import Removed as Removed
 from services.master.core.answers import Reported as Reported
 from services.master.core.answers import Result as Result
@@ -83,10 +84,17 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True)
+class Release:
+    call: int
+    leases: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
     call: int
     keys: Sequence[bytes]
     wait_ms: int = 0
+    hold_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +231,9 @@ class Tick:
     """Time has passed; see `Master.next_deadline_ms`."""
 
 
-ClientCommand = PutStart | PutEnd | PutAbort | Lookup | Match | Exists | Remove | Report | List | Status | Drain
+ClientCommand = (
+    PutStart | PutEnd | PutAbort | Lookup | Release | Match | Exists | Remove | Report | List | Status | Drain
+)
 NodeCommand = Hello | Inventory | InventoryEnd | Heartbeat | Ack | Leave | Broken
 Command = ClientCommand | NodeCommand | Tick
 

@@ -147,14 +147,16 @@ class Puts:
     def retry(self) -> None:
         """Let waiting puts go on, first come first served; answer those whose deadline has come with what there is."""
         expired = [pending for pending in self.waiting if pending.deadline <= self.state.now]
+        wanted = 0
         for pending in expired:
             self.waiting.remove(pending)
             while not self._advance(pending, degraded=True):
+                wanted = pending.size  # by the next one, which may not wait either
                 pending.decide(Result.NO_SPACE)
         while self.waiting and self._advance(self.waiting[0]):
             self.waiting.popleft()
-        if self.waiting:
-            self.space.make_room(self.waiting[0].size)
+        if wanted := self.waiting[0].size if self.waiting else wanted:
+            self.space.make_room(wanted)
 
     def next_poll_ms(self) -> int | None:
         if not self.waiting:

@@ -1,8 +1,8 @@
-"""Lookup, Match, Exists, Remove, Report, List, Status: what clients ask of objects that are there.
+"""Lookup, Release, Match, Exists, Remove, Report, List, Status: what clients ask of objects that are there.
 
 Keeps invariants 1 (only readable objects are offered), 9 (no copy on a node that is not live) and 12 (bounded waits).
-Lookup prolongs life and gives a lease; Match and Exists do neither, so that a client that only probes cannot keep
-anything alive.
+Lookup prolongs life and gives a lease; Match and Exists prolong nothing, so that a client that only probes cannot keep
+anything alive. A Match may hold what it found, for a moment, for the Lookup that follows.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from itertools import chain, repeat
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
+from services.master.core.leases import Leases
 from services.master.core.messages import Fault, Result
 from services.master.core.pending import PendingRemove
 from services.master.core.placing import make_places
@@ -26,10 +27,11 @@ LIST_LIMIT_MAX = 10_000
 class PendingMatch:
     """A Match that waits for the write of the first key it missed."""
 
-    __slots__ = ("answered", "call", "deadline", "keys", "matched")
+    __slots__ = ("answered", "call", "deadline", "hold_ms", "keys", "matched")
 
-    def __init__(self, call: int, keys: Sequence[bytes], matched: int, deadline: int) -> None:
+    def __init__(self, call: int, hold_ms: int, keys: Sequence[bytes], matched: int, deadline: int) -> None:
         self.call = call
+        self.hold_ms = hold_ms
         self.keys = keys
         self.matched = matched
         self.deadline = deadline
@@ -50,6 +52,7 @@ class Reads:
         self.calls = calls
         self.repair = repair
         self.drain_report = drain_report
+        self.leases = Leases(state)
         self._matching: dict[bytes, list[PendingMatch]] = {}  # by the key waited for
         self._waiting = 0
         self._absent = Object(b"", write_id=0, size=0, depth=0, slices=[], lease_until=0, wanted=0)
@@ -65,11 +68,11 @@ class Reads:
         sizes = [obj.size for obj in objects]
         missing = sizes.count(0)
         results = [_OK if size else _MISS for size in sizes] if missing else [_OK] * len(sizes)
-        lease_until = state.now + state.config.lease_ms
         used = state.traffic.use(len(sizes) - missing)
         for obj in objects:
-            obj.lease_until = lease_until
             obj.used = used
+        found = [obj for obj in objects if obj is not absent] if missing else objects
+        lease = self.leases.give(found) if found else 0
         state.counters.requested_keys += len(sizes)
         state.counters.hit_keys += len(sizes) - missing
         state.counters.hit_bytes += sum(sizes)
@@ -77,7 +80,12 @@ class Reads:
         parts = list(chain.from_iterable(slices))
         places = make_places(list(map(len, slices)), parts, self._offered(command, parts))
         promised_ms = state.config.lease_ms - 1  # `now` is rounded down: the lease ends that much earlier
-        self.calls.reply(command.call, m.Found(results, sizes, places, promised_ms))
+        self.calls.reply(command.call, m.Found(results, sizes, places, promised_ms, lease))
+
+    def release(self, command: m.Release) -> None:
+        self.calls.check_batch(len(command.leases))
+        self.leases.give_back(command.leases)
+        self.calls.reply(command.call, m.Released())
 
     def _offered(self, command: m.Lookup, parts: Sequence[Slice]) -> list[list[Copy]]:
         """For each slice its copies on live nodes: on the caller's host, in its zone, the rest."""
@@ -108,9 +116,9 @@ class Reads:
             keys = PackedKeys(b"".join(keys), width)
         matched = self._matched(keys, 0)
         wait_ms = min(command.wait_ms, self.state.config.wait_ms_max)
-        pending = PendingMatch(command.call, keys, matched, self.state.now + wait_ms)
+        pending = PendingMatch(command.call, command.hold_ms, keys, matched, self.state.now + wait_ms)
         if not wait_ms or not self._wait_for_write(pending):
-            self.calls.reply(command.call, m.Matched(matched))
+            self._reply_match(pending, matched)
             return
         self.state.at(pending.deadline, lambda: self._answer_match(pending))
 
@@ -153,7 +161,12 @@ class Reads:
             return
         pending.answered = True
         # What matched before the wait may have been evicted meanwhile.
-        self.calls.reply(pending.call, m.Matched(self._matched(pending.keys, 0)))
+        self._reply_match(pending, self._matched(pending.keys, 0))
+
+    def _reply_match(self, pending: PendingMatch, matched: int) -> None:
+        if pending.hold_ms:
+            self.leases.hold(map(self.state.objects.__getitem__, pending.keys[:matched]), pending.hold_ms)
+        self.calls.reply(pending.call, m.Matched(matched))
 
     # ---- the rest --------------------------------------------------------------------------------
 

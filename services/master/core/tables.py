@@ -55,6 +55,7 @@ class Config:
     waiting_per_client_max: int = 256  # of those that wait for space
     writes_per_client_max: int = 65_536
     writes_max: int = 1 << 20
+    leased_max: int = 1 << 18  # objects in the leases that can be given back before their time
     remembered_max: int = 1 << 18  # keys in the answers kept for retries
     evictions_per_step_max: int = 512
     adopted_per_step_max: int = 512  # bits of work on an inventory, two or three a copy
@@ -85,8 +86,8 @@ class Object:
     """Bytes under a key: readable when every slice has a copy on a live node."""
 
     __slots__ = (
-        "depth", "expires_at", "key", "lease_until", "pin", "place", "run", "size", "slices", "used", "wanted",
-        "write_id",
+        "depth", "expires_at", "held_until", "key", "lease_until", "pin", "place", "readers", "run", "size", "slices",
+        "used", "wanted", "write_id",
     )  # fmt: skip
 
     def __init__(
@@ -106,7 +107,9 @@ class Object:
         self.size = size
         self.depth = depth
         self.slices = slices
-        self.lease_until = lease_until
+        self.lease_until = lease_until  # the last of all leases and holds
+        self.held_until = lease_until  # before that no lease ends early
+        self.readers = 0  # leases that were not given back, since the object was last without any
         self.used = 0  # last, by the count of `Traffic`
         self.wanted = wanted  # copies
         self.expires_at = expires_at  # 0: never

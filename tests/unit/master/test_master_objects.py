@@ -1,5 +1,7 @@
 """Transcripts of the core: each test tells one story of an object's life."""
 
+from dataclasses import replace
+
 from services.master.core import messages as m
 from services.master.core.messages import Result
 from services.master.core.tables import Config
@@ -52,6 +54,15 @@ def start_many(cluster: Cluster, keys: list[bytes], sizes: list[int], copies: in
     answer = cluster.answers[call]
     assert isinstance(answer, m.PutStarted)
     return answer
+
+
+def test_a_put_that_does_not_wait_is_refused_at_once_and_makes_room_for_the_next() -> None:
+    cluster = Cluster(nodes=1, config=replace(CONFIG, high_watermark=1.0))
+    for i in range(16):
+        cluster.put(b"old%d" % i, KIB)
+    assert start_many(cluster, [b"a", b"b"], [KIB, KIB]).results == [Result.NO_SPACE] * 2
+    assert start_many(cluster, [b"a", b"b"], [KIB, KIB]).results == [Result.OK, Result.NO_SPACE]
+    assert [cluster.found(b"old%d" % i) for i in range(3)] == [False, False, True]
 
 
 def test_objects_of_a_batch_lie_side_by_side_as_far_as_a_slice_goes() -> None:

@@ -52,6 +52,9 @@ class Pool:
         for block in blocks:
             block.ref_cnt += 1
 
+    def get_num_free_blocks(self) -> int:
+        return sum(block.ref_cnt == 0 for block in self.blocks)
+
     def free_blocks(self, ordered_blocks: Iterable[Block]) -> None:
         for block in ordered_blocks:
             block.ref_cnt -= 1
@@ -62,14 +65,16 @@ class Matcher:
     def __init__(self) -> None:
         self.asked: list[tuple[list[bytes], Future[int]]] = []
         self.parts: Sequence[Part] = ()
+        self.holds: list[float] = []
         self.up = True
         self.timeouts = 0
 
     def ready(self) -> bool:
         return self.up
 
-    def match(self, parts: Sequence[Part], chunks: Sequence[Chunk]) -> Future[int]:
+    def match(self, parts: Sequence[Part], chunks: Sequence[Chunk], hold_s: float) -> Future[int]:
         self.parts = parts
+        self.holds.append(hold_s)
         self.asked.append(([chunk.block_hash for chunk in chunks], Future()))
         return self.asked[-1][1]
 
@@ -140,6 +145,7 @@ class DictStore:
         self.objects: dict[bytes, bytes] = {}
         self.corrupt: set[bytes] = set()
         self.refused: set[bytes] = set()
+        self.held: set[bytes] = set()
         self.calls: list[tuple[str, int]] = []
         self.depths: dict[bytes, int] = {}
         self.fail: Exception | None = None
@@ -154,10 +160,13 @@ class DictStore:
         if self.fail is not None:
             raise self.fail
 
-    async def match(self, keys: Sequence[bytes], wait_s: float = 0.0) -> int:
+    async def match(self, keys: Sequence[bytes], wait_s: float = 0.0, hold_s: float = 0.0) -> int:
         self._enter("match", keys)
         await self.hold.wait()
-        return next((i for i, key in enumerate(keys) if key not in self.objects), len(keys))
+        matched = next((i for i, key in enumerate(keys) if key not in self.objects), len(keys))
+        if hold_s:
+            self.held.update(keys[:matched])
+        return matched
 
     async def exists(self, keys: Sequence[bytes]) -> list[bool]:
         self._enter("exists", keys)
@@ -171,8 +180,10 @@ class DictStore:
         copies: int,
         depths: Sequence[int],
         started: Callable[[], None],
+        wait_s: float,
     ) -> list[Any]:
         self._enter("put_many", keys)
+        assert wait_s == 0
         self.depths.update(zip(keys, depths, strict=True))
         await self.hold_start.wait()
         started()

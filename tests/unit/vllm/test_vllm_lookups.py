@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from larder.errors import Unavailable
+from larder.vllm.answers import ANSWER_TTL_S, HELD_FOR_S, HOLD_S, HOLDERS_MAX
 from larder.vllm.jobs import SKIP
-from larder.vllm.scheduler import ANSWER_TTL_S
 
 New = Callable[..., Any]
 
@@ -86,10 +86,63 @@ def test_an_answer_is_asked_for_again_when_it_has_grown_old(new_bench: New, new_
     bench.scheduler.arrived(request)
     bench.answer(3)
     assert bench.scheduler.external_tokens(request, 0) == 96
-    bench.clock.now += ANSWER_TTL_S + 0.1
+    bench.clock.now += HELD_FOR_S + 0.1
     assert bench.scheduler.external_tokens(request, 0) is None
     bench.answer(0)
     assert bench.scheduler.external_tokens(request, 0) == 0
+
+
+def test_a_miss_is_asked_for_again_much_later(new_bench: New, new_request: New) -> None:
+    bench, request = new_bench(), new_request("r", 100)
+    bench.scheduler.arrived(request)
+    bench.answer(0)
+    bench.clock.now += ANSWER_TTL_S - 0.1
+    assert bench.scheduler.external_tokens(request, 0) == 0
+    bench.clock.now += 0.2
+    assert bench.scheduler.external_tokens(request, 0) is None
+    bench.answer(3)
+    assert bench.scheduler.external_tokens(request, 0) == 96
+
+
+def test_an_answer_counts_from_when_it_came_not_from_when_it_was_looked_at(new_bench: New, new_request: New) -> None:
+    bench, request = new_bench(), new_request("r", 100)
+    bench.scheduler.arrived(request)
+    bench.answer(3)
+    bench.clock.now += HELD_FOR_S + 0.1
+    assert bench.scheduler.external_tokens(request, 0) is None
+    assert len(bench.matcher.asked) == 2
+
+
+def test_of_a_long_queue_only_those_hold_whose_turn_comes(new_bench: New, new_request: New) -> None:
+    bench = new_bench()
+    requests = [new_request(f"r{i}", 100, seed=i) for i in range(100)]
+    for request in requests:
+        bench.scheduler.arrived(request)
+    assert bench.matcher.holds == [HOLD_S] * HOLDERS_MAX + [0.0] * (100 - HOLDERS_MAX)
+    for _, future in bench.matcher.asked:
+        future.set_result(3)
+    bench.clock.now += HELD_FOR_S + 0.1
+    # Their turn: all are asked about in one step. The first ask again, and hold; the others wait for theirs.
+    assert [bench.scheduler.external_tokens(request, 0) for request in requests] == [None] * 100
+    assert bench.matcher.holds[100:] == [HOLD_S] * HOLDERS_MAX
+    for _, future in bench.matcher.asked[100:]:
+        future.set_result(2)
+    assert [bench.scheduler.external_tokens(request, 0) for request in requests[:HOLDERS_MAX]] == [64] * HOLDERS_MAX
+    assert bench.scheduler.external_tokens(requests[50], 0) is None
+
+
+def test_a_turn_that_was_had_or_given_up_makes_room_for_the_next_to_hold(new_bench: New, new_request: New) -> None:
+    bench = new_bench()
+    for i in range(10 * HOLDERS_MAX):
+        request = new_request(f"r{i}", 100, seed=i)
+        bench.scheduler.arrived(request)
+        bench.answer(3)
+        if i % 2:
+            assert bench.scheduler.external_tokens(request, 0) == 96
+            bench.scheduler.allocated(request, [[1, 2, 3, 4, 5, 6, 7]], 96)
+        else:
+            bench.scheduler.finished(f"r{i}")
+    assert bench.matcher.holds == [HOLD_S] * 10 * HOLDERS_MAX
 
 
 def test_every_workers_every_group_is_asked_for(new_bench: New, new_request: New) -> None:

@@ -1,5 +1,6 @@
 """The worker's half over real memory, straight and through staging, against a store that fails in every way it can."""
 
+import asyncio
 import logging
 import threading
 import time
@@ -13,7 +14,7 @@ from larder.vllm.jobs import SKIP, ChunkBlocks, LoadJob, SaveJob
 from larder.vllm.link import StoreLink
 from larder.vllm.memory import KVMemory, rows_of
 from larder.vllm.transfer import DirectPath, Path, StagedPath
-from larder.vllm.worker import StoreWorker
+from larder.vllm.worker import ANNOUNCE_S, StoreWorker
 
 BLOCKS, CHUNK = 16, 2
 NAMES = (b"a" * 16, b"b" * 16)
@@ -168,13 +169,54 @@ def test_a_step_ends_when_the_master_knows_of_its_puts_not_when_the_bytes_are_th
     release.join()
 
 
-def test_a_step_does_not_wait_longer_than_a_tenth_of_a_second(new_rig: Callable[..., Rig], store: Any) -> None:
+def test_at_most_one_step_waits_for_a_master_that_is_frozen(
+    new_rig: Callable[..., Rig], store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_: Any) -> list[bool]:
+        await asyncio.Event().wait()
+        return []
+
     rig = new_rig()
     rig.on_loop(store.hold_start.clear)
+    monkeypatch.setattr(store, "exists", never)
     started = time.monotonic()
     rig.worker.save([job(chunk("x", (1, 2), ())), job(chunk("y", (3, 4), ()))])
-    assert 0.09 < time.monotonic() - started < 0.5
+    assert ANNOUNCE_S <= time.monotonic() - started < 10 * ANNOUNCE_S
+    started = time.monotonic()
+    for _ in range(100):
+        rig.worker.save([job(chunk("z", (5, 6), ()))])
+    assert time.monotonic() - started < 50 * ANNOUNCE_S
+    assert rig.worker.take_counts()["dropped_puts"] == 100
+    monkeypatch.undo()
     rig.on_loop(store.hold_start.set)
+    rig.worker.take_report()
+    until(rig.link.ready)
+    rig.worker.save([job(chunk("z", (5, 6), ()))])
+    assert NAMES[0] + chunk("z").block_hash in until(lambda: rig.worker.take_report() and store.objects)
+
+
+def test_a_save_that_is_given_up_ends_at_once_and_is_never_stored(new_rig: Callable[..., Rig], store: Any) -> None:
+    rig = new_rig()
+    rig.on_loop(store.hold.clear)
+    rig.worker.save([job(chunk("x", (1, 2), ()), announce=False)])
+    rig.worker.give_up([8])
+    time.sleep(0.02)
+    assert rig.worker.take_report() is None  # another's
+    rig.worker.give_up([7])
+    report = until(rig.worker.take_report)
+    assert (report.saves_done, report.refused) == ({7: 1}, {7})
+    rig.on_loop(store.hold.set)
+    assert store.objects == {}
+
+
+def test_a_job_of_which_something_was_stored_was_not_refused(new_rig: Callable[..., Rig], store: Any) -> None:
+    rig = new_rig()
+    x, y = chunk("x", (1, 2), ()), chunk("y", (3, 4), ())
+    store.refused.add(NAMES[0] + x.block_hash)
+    rig.worker.save([job(x, y)])
+    assert until(rig.worker.take_report).refused == set()
+    rig.worker.save([job(x)])
+    assert until(rig.worker.take_report).refused == {7}
 
 
 def test_a_step_does_not_wait_for_what_nobody_asks_for(new_rig: Callable[..., Rig], store: Any) -> None:

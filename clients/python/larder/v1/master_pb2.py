@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from larder.v1 import types_pb2 as larder_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16larder/v1/master.proto\x12\tlarder.v1\x1a\x15larder/v1/types.proto\"\xe3\x01\n\x0fPutStartRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x1d\n\x04keys\x18\x02 \x01(\x0b\x32\x0f.larder.v1.Keys\x12\r\n\x05sizes\x18\x03 \x03(\x04\x12\x0e\n\x06\x63opies\x18\x04 \x01(\r\x12\x0e\n\x06\x64\x65pths\x18\x05 \x03(\r\x12\x0f\n\x07host_id\x18\x06 \x01(\t\x12\x0f\n\x07wait_ms\x18\x07 \x01(\r\x12\x0c\n\x04zone\x18\x08 \x01(\t\x12\x0e\n\x06ttl_ms\x18\t \x01(\x04\x12\x1b\n\x03pin\x18\n \x01(\x0e\x32\x0e.larder.v1.Pin\x12\x11\n\tclient_id\x18\x0b \x01(\x0c\"\xa1\x01\n\rPutStartReply\x12\"\n\x07results\x18\x01 \x03(\x0e\x32\x11.larder.v1.Result\x12\x11\n\twrite_ids\x18\x02 \x03(\x06\x12!\n\x06places\x18\x03 \x01(\x0b\x32\x11.larder.v1.Places\x12\x14\n\x0cwrite_ttl_ms\x18\x04 \x01(\r\x12\x10\n\x08shortage\x18\x05 \x01(\t\x12\x0e\n\x06remedy\x18\x06 \x01(\t\"\xb5\x01\n\rPutEndRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x11\n\twrite_ids\x18\x02 \x03(\x06\x12\x11\n\tchecksums\x18\x03 \x03(\x06\x12\x15\n\rfailed_writes\x18\x04 \x03(\r\x12\x15\n\rfailed_slices\x18\x05 \x03(\r\x12\x15\n\rfailed_copies\x18\x06 \x03(\r\x12\x14\n\x0cslice_counts\x18\x07 \x03(\r\x12\x0f\n\x07wait_ms\x18\x08 \x01(\r\"A\n\x0bPutEndReply\x12\"\n\x07results\x18\x01 \x03(\x0e\x32\x11.larder.v1.Result\x12\x0e\n\x06\x63opies\x18\x02 \x03(\r\"8\n\x0fPutAbortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x11\n\twrite_ids\x18\x02 \x03(\x06\"3\n\rPutAbortReply\x12\"\n\x07results\x18\x01 \x03(\x0e\x32\x11.larder.v1.Result\"M\n\rLookupRequest\x12\x1d\n\x04keys\x18\x01 \x01(\x0b\x32\x0f.larder.v1.Keys\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\"u\n\x0bLookupReply\x12\"\n\x07results\x18\x01 \x03(\x0e\x32\x11.larder.v1.Result\x12\r\n\x05sizes\x18\x02 \x03(\x04\x12!\n\x06places\x18\x03 \x01(\x0b\x32\x11.larder.v1.Places\x12\x10\n\x08lease_ms\x18\x04 \x01(\r\">\n\x0cMatchRequest\x12\x1d\n\x04keys\x18\x01 \x01(\x0b\x32\x0f.larder.v1.Keys\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"\x1d\n\nMatchReply\x12\x0f\n\x07matched\x18\x01 \x01(\r\".\n\rExistsRequest\x12\x1d\n\x04keys\x18\x01 \x01(\x0b\x32\x0f.larder.v1.Keys\"\x1d\n\x0b\x45xistsReply\x12\x0e\n\x06\x65xists\x18\x01 \x03(\x08\"B\n\rRemoveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x1d\n\x04keys\x18\x02 \x01(\x0b\x32\x0f.larder.v1.Keys\"1\n\x0bRemoveReply\x12\"\n\x07results\x18\x01 \x03(\x0e\x32\x11.larder.v1.Result\"\x86\x01\n\rReportRequest\x12\x1d\n\x04keys\x18\x01 \x01(\x0b\x32\x0f.larder.v1.Keys\x12\x0e\n\x06slices\x18\x02 \x03(\r\x12\x13\n\x0bsegment_ids\x18\x03 \x03(\r\x12\x0f\n\x07offsets\x18\x04 \x03(\x04\x12 \n\x06\x66\x61ults\x18\x05 \x03(\x0e\x32\x10.larder.v1.Fault\"\x1e\n\x0bReportReply\x12\x0f\n\x07\x64ropped\x18\x01 \x01(\r\";\n\x0bListRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\x0c\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\r\"W\n\tListReply\x12\x1d\n\x04keys\x18\x01 \x01(\x0b\x32\x0f.larder.v1.Keys\x12\r\n\x05sizes\x18\x02 \x03(\x04\x12\x0e\n\x06\x63opies\x18\x03 \x03(\r\x12\x0c\n\x04more\x18\x04 \x01(\x08\"\x1e\n\rStatusRequest\x12\r\n\x05\x62rief\x18\x01 \x01(\x08\"\xe4\x01\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07objects\x18\x03 \x01(\x04\x12\x14\n\x0cobject_bytes\x18\x04 \x01(\x04\x12\x18\n\x10writes_in_flight\x18\x05 \x01(\x04\x12\x13\n\x0bslice_bytes\x18\x06 \x01(\x04\x12$\n\x05nodes\x18\x07 \x03(\x0b\x32\x15.larder.v1.NodeStatus\x12\x11\n\trested_ms\x18\x08 \x01(\x04\x12\x14\n\x0crest_left_ms\x18\t \x01(\x04\x12\x10\n\x08\x61ttached\x18\n \x01(\r\"\xd1\x01\n\nNodeStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12*\n\x08segments\x18\x05 \x03(\x0b\x32\x18.larder.v1.SegmentStatus\x12\x0c\n\x04zone\x18\x06 \x01(\t\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x15\n\rdrain_objects\x18\x08 \x01(\x04\x12\x1a\n\x12\x64rain_without_room\x18\t \x01(\x04\"\xd1\x01\n\rSegmentStatus\x12#\n\x07segment\x18\x01 \x01(\x0b\x32\x12.larder.v1.Segment\x12\x12\n\nlive_bytes\x18\x02 \x01(\x04\x12\x16\n\x0ereserved_bytes\x18\x03 \x01(\x04\x12\x19\n\x11quarantined_bytes\x18\x04 \x01(\x04\x12\x12\n\nfree_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12largest_free_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06\x63opies\x18\x07 \x01(\x04\x12\x14\n\x0cpinned_bytes\x18\x08 \x01(\x04\"/\n\x0c\x44rainRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\"\x0c\n\nDrainReply*H\n\x05\x46\x61ult\x12\x15\n\x11\x46\x41ULT_UNSPECIFIED\x10\x00\x12\x11\n\rFAULT_CORRUPT\x10\x01\x12\x15\n\x11\x46\x41ULT_UNREACHABLE\x10\x02\x32\x9c\x05\n\x06Master\x12@\n\x08PutStart\x12\x1a.larder.v1.PutStartRequest\x1a\x18.larder.v1.PutStartReply\x12:\n\x06PutEnd\x12\x18.larder.v1.PutEndRequest\x1a\x16.larder.v1.PutEndReply\x12@\n\x08PutAbort\x12\x1a.larder.v1.PutAbortRequest\x1a\x18.larder.v1.PutAbortReply\x12:\n\x06Lookup\x12\x18.larder.v1.LookupRequest\x1a\x16.larder.v1.LookupReply\x12\x37\n\x05Match\x12\x17.larder.v1.MatchRequest\x1a\x15.larder.v1.MatchReply\x12:\n\x06\x45xists\x12\x18.larder.v1.ExistsRequest\x1a\x16.larder.v1.ExistsReply\x12:\n\x06Remove\x12\x18.larder.v1.RemoveRequest\x1a\x16.larder.v1.RemoveReply\x12:\n\x06Report\x12\x18.larder.v1.ReportRequest\x1a\x16.larder.v1.ReportReply\x12\x34\n\x04List\x12\x16.larder.v1.ListRequest\x1a\x14.larder.v1.ListReply\x12:\n\x06Status\x12\x18.larder.v1.StatusRequest\x1a\x16.larder.v1.StatusReply\x12\x37\n\x05\x44rain\x12\x17.larder.v1.DrainRequest\x1a\x15.larder.v1.DrainReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16larder/v1/master.proto\x12\tlarder.v1\x1a\x15larder/v1/types.proto\"\xe3\x01\n\x0fPutStartRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x1d\n\x04keys\x18\x02 \x01(\x0b\x32\x0f.larder.v1.Keys\x12\r\n\x05sizes\x18\x03 \x03(\x04\x12\x0e\n\x06\x63opies\x18\x04 \x01(\r\x12\x0e\n\x06\x64\x65pths\x18\x05 \x03(\r\x12\x0f\n\x07host_id\x18\x06 \x01(\t\x12\x0f\n\x07wait_ms\x18\x07 \x01(\r\x12\x0c\n\x04zone\x18\x08 \x01(\t\x12\x0e\n\x06ttl_ms\x18\t \x01(\x04\x12\x1b\n\x03pin\x18\n \x01(\x0e\x32\x0e.larder.v1.Pin\x12\x11\n\tclient_id\x18\x0b \x01(\x0c\"\xa1\x01\n\rPutStartReply\x12\"\n\x07results\x18\x01 \x03(\x0e\x32\x11.larder.v1.Result\x12\x11\n\twrite_ids\x18\x02 \x03(\x06\x12!\n\x06places\x18\x03 \x01(\x0b\x32\x11.larder.v1.Places\x12\x14\n\x0cwrite_ttl_ms\x18\x04 \x01(\r\x12\x10\n\x08shortage\x18\x05 \x01(\t\x12\x0e\n\x06remedy\x18\x06 \x01(\t\"\xb5\x01\n\rPutEndRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x11\n\twrite_ids\x18\x02 \x03(\x06\x12\x11\n\tchecksums\x18\x03 \x03(\x06\x12\x15\n\rfailed_writes\x18\x04 \x03(\r\x12\x15\n\rfailed_slices\x18\x05 \x03(\r\x12\x15\n\rfailed_copies\x18\x06 \x03(\r\x12\x14\n\x0cslice_counts\x18\x07 \x03(\r\x12\x0f\n\x07wait_ms\x18\x08 \x01(\r\"A\n\x0bPutEndReply\x12\"\n\x07results\x18\x01 \x03(\x0e\x32\x11.larder.v1.Result\x12\x0e\n\x06\x63opies\x18\x02 \x03(\r\"8\n\x0fPutAbortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x11\n\twrite_ids\x18\x02 \x03(\x06\"3\n\rPutAbortReply\x12\"\n\x07results\x18\x01 \x03(\x0e\x32\x11.larder.v1.Result\"M\n\rLookupRequest\x12\x1d\n\x04keys\x18\x01 \x01(\x0b\x32\x0f.larder.v1.Keys\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\"\x87\x01\n\x0bLookupReply\x12\"\n\x07results\x18\x01 \x03(\x0e\x32\x11.larder.v1.Result\x12\r\n\x05sizes\x18\x02 \x03(\x04\x12!\n\x06places\x18\x03 \x01(\x0b\x32\x11.larder.v1.Places\x12\x10\n\x08lease_ms\x18\x04 \x01(\r\x12\x10\n\x08lease_id\x18\x05 \x01(\x06\"#\n\x0eReleaseRequest\x12\x11\n\tlease_ids\x18\x01 \x03(\x06\"\x0e\n\x0cReleaseReply\"O\n\x0cMatchRequest\x12\x1d\n\x04keys\x18\x01 \x01(\x0b\x32\x0f.larder.v1.Keys\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\x12\x0f\n\x07hold_ms\x18\x03 \x01(\r\"\x1d\n\nMatchReply\x12\x0f\n\x07matched\x18\x01 \x01(\r\".\n\rExistsRequest\x12\x1d\n\x04keys\x18\x01 \x01(\x0b\x32\x0f.larder.v1.Keys\"\x1d\n\x0b\x45xistsReply\x12\x0e\n\x06\x65xists\x18\x01 \x03(\x08\"B\n\rRemoveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x1d\n\x04keys\x18\x02 \x01(\x0b\x32\x0f.larder.v1.Keys\"1\n\x0bRemoveReply\x12\"\n\x07results\x18\x01 \x03(\x0e\x32\x11.larder.v1.Result\"\x86\x01\n\rReportRequest\x12\x1d\n\x04keys\x18\x01 \x01(\x0b\x32\x0f.larder.v1.Keys\x12\x0e\n\x06slices\x18\x02 \x03(\r\x12\x13\n\x0bsegment_ids\x18\x03 \x03(\r\x12\x0f\n\x07offsets\x18\x04 \x03(\x04\x12 \n\x06\x66\x61ults\x18\x05 \x03(\x0e\x32\x10.larder.v1.Fault\"\x1e\n\x0bReportReply\x12\x0f\n\x07\x64ropped\x18\x01 \x01(\r\";\n\x0bListRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\x0c\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\r\"W\n\tListReply\x12\x1d\n\x04keys\x18\x01 \x01(\x0b\x32\x0f.larder.v1.Keys\x12\r\n\x05sizes\x18\x02 \x03(\x04\x12\x0e\n\x06\x63opies\x18\x03 \x03(\r\x12\x0c\n\x04more\x18\x04 \x01(\x08\"\x1e\n\rStatusRequest\x12\r\n\x05\x62rief\x18\x01 \x01(\x08\"\xe4\x01\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07objects\x18\x03 \x01(\x04\x12\x14\n\x0cobject_bytes\x18\x04 \x01(\x04\x12\x18\n\x10writes_in_flight\x18\x05 \x01(\x04\x12\x13\n\x0bslice_bytes\x18\x06 \x01(\x04\x12$\n\x05nodes\x18\x07 \x03(\x0b\x32\x15.larder.v1.NodeStatus\x12\x11\n\trested_ms\x18\x08 \x01(\x04\x12\x14\n\x0crest_left_ms\x18\t \x01(\x04\x12\x10\n\x08\x61ttached\x18\n \x01(\r\"\xd1\x01\n\nNodeStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12*\n\x08segments\x18\x05 \x03(\x0b\x32\x18.larder.v1.SegmentStatus\x12\x0c\n\x04zone\x18\x06 \x01(\t\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x15\n\rdrain_objects\x18\x08 \x01(\x04\x12\x1a\n\x12\x64rain_without_room\x18\t \x01(\x04\"\xd1\x01\n\rSegmentStatus\x12#\n\x07segment\x18\x01 \x01(\x0b\x32\x12.larder.v1.Segment\x12\x12\n\nlive_bytes\x18\x02 \x01(\x04\x12\x16\n\x0ereserved_bytes\x18\x03 \x01(\x04\x12\x19\n\x11quarantined_bytes\x18\x04 \x01(\x04\x12\x12\n\nfree_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12largest_free_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06\x63opies\x18\x07 \x01(\x04\x12\x14\n\x0cpinned_bytes\x18\x08 \x01(\x04\"/\n\x0c\x44rainRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\"\x0c\n\nDrainReply*H\n\x05\x46\x61ult\x12\x15\n\x11\x46\x41ULT_UNSPECIFIED\x10\x00\x12\x11\n\rFAULT_CORRUPT\x10\x01\x12\x15\n\x11\x46\x41ULT_UNREACHABLE\x10\x02\x32\xdb\x05\n\x06Master\x12@\n\x08PutStart\x12\x1a.larder.v1.PutStartRequest\x1a\x18.larder.v1.PutStartReply\x12:\n\x06PutEnd\x12\x18.larder.v1.PutEndRequest\x1a\x16.larder.v1.PutEndReply\x12@\n\x08PutAbort\x12\x1a.larder.v1.PutAbortRequest\x1a\x18.larder.v1.PutAbortReply\x12:\n\x06Lookup\x12\x18.larder.v1.LookupRequest\x1a\x16.larder.v1.LookupReply\x12=\n\x07Release\x12\x19.larder.v1.ReleaseRequest\x1a\x17.larder.v1.ReleaseReply\x12\x37\n\x05Match\x12\x17.larder.v1.MatchRequest\x1a\x15.larder.v1.MatchReply\x12:\n\x06\x45xists\x12\x18.larder.v1.ExistsRequest\x1a\x16.larder.v1.ExistsReply\x12:\n\x06Remove\x12\x18.larder.v1.RemoveRequest\x1a\x16.larder.v1.RemoveReply\x12:\n\x06Report\x12\x18.larder.v1.ReportRequest\x1a\x16.larder.v1.ReportReply\x12\x34\n\x04List\x12\x16.larder.v1.ListRequest\x1a\x14.larder.v1.ListReply\x12:\n\x06Status\x12\x18.larder.v1.StatusRequest\x1a\x16.larder.v1.StatusReply\x12\x37\n\x05\x44rain\x12\x17.larder.v1.DrainRequest\x1a\x15.larder.v1.DrainReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'larder.v1.master_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FAULT']._serialized_start=2376
-  _globals['_FAULT']._serialized_end=2448
+  _globals['_FAULT']._serialized_start=2465
+  _globals['_FAULT']._serialized_end=2537
   _globals['_PUTSTARTREQUEST']._serialized_start=61
   _globals['_PUTSTARTREQUEST']._serialized_end=288
   _globals['_PUTSTARTREPLY']._serialized_start=291
@@ -48,40 +48,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUTABORTREPLY']._serialized_end=814
   _globals['_LOOKUPREQUEST']._serialized_start=816
   _globals['_LOOKUPREQUEST']._serialized_end=893
-  _globals['_LOOKUPREPLY']._serialized_start=895
-  _globals['_LOOKUPREPLY']._serialized_end=1012
-  _globals['_MATCHREQUEST']._serialized_start=1014
-  _globals['_MATCHREQUEST']._serialized_end=1076
-  _globals['_MATCHREPLY']._serialized_start=1078
-  _globals['_MATCHREPLY']._serialized_end=1107
-  _globals['_EXISTSREQUEST']._serialized_start=1109
-  _globals['_EXISTSREQUEST']._serialized_end=1155
-  _globals['_EXISTSREPLY']._serialized_start=1157
-  _globals['_EXISTSREPLY']._serialized_end=1186
-  _globals['_REMOVEREQUEST']._serialized_start=1188
-  _globals['_REMOVEREQUEST']._serialized_end=1254
-  _globals['_REMOVEREPLY']._serialized_start=1256
-  _globals['_REMOVEREPLY']._serialized_end=1305
-  _globals['_REPORTREQUEST']._serialized_start=1308
-  _globals['_REPORTREQUEST']._serialized_end=1442
-  _globals['_REPORTREPLY']._serialized_start=1444
-  _globals['_REPORTREPLY']._serialized_end=1474
-  _globals['_LISTREQUEST']._serialized_start=1476
-  _globals['_LISTREQUEST']._serialized_end=1535
-  _globals['_LISTREPLY']._serialized_start=1537
-  _globals['_LISTREPLY']._serialized_end=1624
-  _globals['_STATUSREQUEST']._serialized_start=1626
-  _globals['_STATUSREQUEST']._serialized_end=1656
-  _globals['_STATUSREPLY']._serialized_start=1659
-  _globals['_STATUSREPLY']._serialized_end=1887
-  _globals['_NODESTATUS']._serialized_start=1890
-  _globals['_NODESTATUS']._serialized_end=2099
-  _globals['_SEGMENTSTATUS']._serialized_start=2102
-  _globals['_SEGMENTSTATUS']._serialized_end=2311
-  _globals['_DRAINREQUEST']._serialized_start=2313
-  _globals['_DRAINREQUEST']._serialized_end=2360
-  _globals['_DRAINREPLY']._serialized_start=2362
-  _globals['_DRAINREPLY']._serialized_end=2374
-  _globals['_MASTER']._serialized_start=2451
-  _globals['_MASTER']._serialized_end=3119
+  _globals['_LOOKUPREPLY']._serialized_start=896
+  _globals['_LOOKUPREPLY']._serialized_end=1031
+  _globals['_RELEASEREQUEST']._serialized_start=1033
+  _globals['_RELEASEREQUEST']._serialized_end=1068
+  _globals['_RELEASEREPLY']._serialized_start=1070
+  _globals['_RELEASEREPLY']._serialized_end=1084
+  _globals['_MATCHREQUEST']._serialized_start=1086
+  _globals['_MATCHREQUEST']._serialized_end=1165
+  _globals['_MATCHREPLY']._serialized_start=1167
+  _globals['_MATCHREPLY']._serialized_end=1196
+  _globals['_EXISTSREQUEST']._serialized_start=1198
+  _globals['_EXISTSREQUEST']._serialized_end=1244
+  _globals['_EXISTSREPLY']._serialized_start=1246
+  _globals['_EXISTSREPLY']._serialized_end=1275
+  _globals['_REMOVEREQUEST']._serialized_start=1277
+  _globals['_REMOVEREQUEST']._serialized_end=1343
+  _globals['_REMOVEREPLY']._serialized_start=1345
+  _globals['_REMOVEREPLY']._serialized_end=1394
+  _globals['_REPORTREQUEST']._serialized_start=1397
+  _globals['_REPORTREQUEST']._serialized_end=1531
+  _globals['_REPORTREPLY']._serialized_start=1533
+  _globals['_REPORTREPLY']._serialized_end=1563
+  _globals['_LISTREQUEST']._serialized_start=1565
+  _globals['_LISTREQUEST']._serialized_end=1624
+  _globals['_LISTREPLY']._serialized_start=1626
+  _globals['_LISTREPLY']._serialized_end=1713
+  _globals['_STATUSREQUEST']._serialized_start=1715
+  _globals['_STATUSREQUEST']._serialized_end=1745
+  _globals['_STATUSREPLY']._serialized_start=1748
+  _globals['_STATUSREPLY']._serialized_end=1976
+  _globals['_NODESTATUS']._serialized_start=1979
+  _globals['_NODESTATUS']._serialized_end=2188
+  _globals['_SEGMENTSTATUS']._serialized_start=2191
+  _globals['_SEGMENTSTATUS']._serialized_end=2400
+  _globals['_DRAINREQUEST']._serialized_start=2402
+  _globals['_DRAINREQUEST']._serialized_end=2449
+  _globals['_DRAINREPLY']._serialized_start=2451
+  _globals['_DRAINREPLY']._serialized_end=2463
+  _globals['_MASTER']._serialized_start=2540
+  _globals['_MASTER']._serialized_end=3271
 # @@protoc_insertion_point(module_scope)

@@ -111,24 +111,38 @@ class LookupRequest(_message.Message):
     def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., host_id: _Optional[str] = ..., zone: _Optional[str] = ...) -> None: ...
 
 class LookupReply(_message.Message):
-    __slots__ = ("results", "sizes", "places", "lease_ms")
+    __slots__ = ("results", "sizes", "places", "lease_ms", "lease_id")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedScalarFieldContainer[_types_pb2.Result]
     sizes: _containers.RepeatedScalarFieldContainer[int]
     places: _types_pb2.Places
     lease_ms: int
-    def __init__(self, results: _Optional[_Iterable[_Union[_types_pb2.Result, str]]] = ..., sizes: _Optional[_Iterable[int]] = ..., places: _Optional[_Union[_types_pb2.Places, _Mapping]] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+    lease_id: int
+    def __init__(self, results: _Optional[_Iterable[_Union[_types_pb2.Result, str]]] = ..., sizes: _Optional[_Iterable[int]] = ..., places: _Optional[_Union[_types_pb2.Places, _Mapping]] = ..., lease_ms: _Optional[int] = ..., lease_id: _Optional[int] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("lease_ids",)
+    LEASE_IDS_FIELD_NUMBER: _ClassVar[int]
+    lease_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, lease_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReleaseReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class MatchRequest(_message.Message):
-    __slots__ = ("keys", "wait_ms")
+    __slots__ = ("keys", "wait_ms", "hold_ms")
     KEYS_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    HOLD_MS_FIELD_NUMBER: _ClassVar[int]
     keys: _types_pb2.Keys
     wait_ms: int
-    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+    hold_ms: int
+    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., wait_ms: _Optional[int] = ..., hold_ms: _Optional[int] = ...) -> None: ...
 
 class MatchReply(_message.Message):
     __slots__ = ("matched",)

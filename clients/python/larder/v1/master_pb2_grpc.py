@@ -54,6 +54,11 @@ class MasterStub(object):
                 request_serializer=larder_dot_v1_dot_master__pb2.LookupRequest.SerializeToString,
                 response_deserializer=larder_dot_v1_dot_master__pb2.LookupReply.FromString,
                 _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/larder.v1.Master/Release',
+                request_serializer=larder_dot_v1_dot_master__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=larder_dot_v1_dot_master__pb2.ReleaseReply.FromString,
+                _registered_method=True)
         self.Match = channel.unary_unary(
                 '/larder.v1.Master/Match',
                 request_serializer=larder_dot_v1_dot_master__pb2.MatchRequest.SerializeToString,
@@ -113,6 +118,12 @@ class MasterServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Lookup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,6 +193,11 @@ def add_MasterServicer_to_server(servicer, server):
                     servicer.Lookup,
                     request_deserializer=larder_dot_v1_dot_master__pb2.LookupRequest.FromString,
                     response_serializer=larder_dot_v1_dot_master__pb2.LookupReply.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=larder_dot_v1_dot_master__pb2.ReleaseRequest.FromString,
+                    response_serializer=larder_dot_v1_dot_master__pb2.ReleaseReply.SerializeToString,
             ),
             'Match': grpc.unary_unary_rpc_method_handler(
                     servicer.Match,
@@ -327,6 +343,33 @@ class Master(object):
             '/larder.v1.Master/Lookup',
             larder_dot_v1_dot_master__pb2.LookupRequest.SerializeToString,
             larder_dot_v1_dot_master__pb2.LookupReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/larder.v1.Master/Release',
+            larder_dot_v1_dot_master__pb2.ReleaseRequest.SerializeToString,
+            larder_dot_v1_dot_master__pb2.ReleaseReply.FromString,
             options,
             channel_credentials,
             insecure,

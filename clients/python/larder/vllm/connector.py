@@ -228,6 +228,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         """Start this step's loads; none of them is waited for."""
         plan = self._get_connector_metadata()
         self._carrier.follow(plan.weights)
+        self._carrier.give_up(plan.given_up)
         self._carrier.start_loads(plan.loads)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
@@ -317,8 +318,8 @@ class _Matcher:
     def ready(self) -> bool:
         return self._link.ready()
 
-    def match(self, parts: Sequence[Part], chunks: Sequence[Chunk]) -> Future[int]:
-        return self._link.call(lambda store: matched_chunks(store, parts, chunks, wait_s=self._wait_s))
+    def match(self, parts: Sequence[Part], chunks: Sequence[Chunk], hold_s: float) -> Future[int]:
+        return self._link.call(lambda store: matched_chunks(store, parts, chunks, wait_s=self._wait_s, hold_s=hold_s))
 
     def timed_out(self) -> None:
         self._link.doubt()

@@ -60,6 +60,7 @@ class StepPlan:
     weights: bytes = b""
     loads: list[LoadJob] = field(default_factory=list)
     saves: list[SaveJob] = field(default_factory=list)
+    given_up: list[int] = field(default_factory=list)  # earlier save jobs to end at once: their blocks are needed
 
 
 @dataclass(slots=True)
@@ -67,10 +68,12 @@ class WorkerReport:
     """What ended since the last step: save jobs by how many workers are done with them, and failed loads.
 
     `outdated`: what weights were called that a worker has since exchanged. `adapters`: the states of the files that
-    adapters were read from, by the engine's numbers; empty where workers read different ones.
+    adapters were read from, by the engine's numbers; empty where workers read different ones. `refused`: of these jobs
+    the store took nothing, on some worker.
     """
 
     saves_done: dict[int, int] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)
     failed_loads: set[str] = field(default_factory=set)
     outdated: set[bytes] = field(default_factory=set)
     adapters: dict[int, str] = field(default_factory=dict)
@@ -79,6 +82,7 @@ class WorkerReport:
         """This and another worker's report as one."""
         for job_id, workers in other.saves_done.items():
             self.saves_done[job_id] = self.saves_done.get(job_id, 0) + workers
+        self.refused |= other.refused
         self.failed_loads |= other.failed_loads
         self.outdated |= other.outdated
         for number, state in other.adapters.items():

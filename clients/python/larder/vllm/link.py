@@ -28,7 +28,7 @@ T = TypeVar("T")
 class AsyncStore(Protocol):
     """The part of `larder.aio`'s store that the connector uses."""
 
-    async def match(self, keys: Sequence[bytes], wait_s: float = 0.0) -> int: ...
+    async def match(self, keys: Sequence[bytes], wait_s: float = 0.0, hold_s: float = 0.0) -> int: ...
 
     async def exists(self, keys: Sequence[bytes]) -> list[bool]: ...
 
@@ -40,6 +40,7 @@ class AsyncStore(Protocol):
         copies: int,
         depths: Sequence[int],
         started: Callable[[], None],
+        wait_s: float,
     ) -> Sequence[Any]: ...
 
     async def get_many_into(self, keys: Sequence[bytes], buffers: Sequence[Buffers]) -> Sequence[Any]: ...
@@ -78,6 +79,11 @@ class StoreLink:
             refused.set_exception(StoreClosed("the connector was shut down"))
             return refused
         return asyncio.run_coroutine_threadsafe(self._run(work), self._loop)
+
+    def soon(self, action: Callable[[], object]) -> None:
+        """Run `action` on the loop, where it has not been closed."""
+        if not self._closed:
+            self._loop.call_soon_threadsafe(action)
 
     def doubt(self) -> None:
         """The store may be gone: it counts as silent until it has answered a probe."""

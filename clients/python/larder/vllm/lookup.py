@@ -23,13 +23,15 @@ class Part:
 class Matches(Protocol):
     """The part of the store that is asked."""
 
-    async def match(self, keys: Sequence[bytes], wait_s: float = 0.0) -> int: ...
+    async def match(self, keys: Sequence[bytes], wait_s: float = 0.0, hold_s: float = 0.0) -> int: ...
 
     async def exists(self, keys: Sequence[bytes]) -> list[bool]: ...
 
 
-async def matched_chunks(store: Matches, parts: Sequence[Part], chunks: Sequence[Chunk], *, wait_s: float) -> int:
-    """How many leading chunks can be loaded; waits up to `wait_s` for puts under way."""
+async def matched_chunks(
+    store: Matches, parts: Sequence[Part], chunks: Sequence[Chunk], *, wait_s: float, hold_s: float
+) -> int:
+    """How many leading chunks can be loaded, and stay for `hold_s`; waits up to `wait_s` for puts under way."""
     whole = [part.namespace for part in parts if part.window_tokens is None]
     windows = [(part.namespace, part.window_tokens) for part in parts if part.window_tokens is not None]
     wait_s = wait_s / 2 if whole and windows else wait_s
@@ -37,16 +39,19 @@ async def matched_chunks(store: Matches, parts: Sequence[Part], chunks: Sequence
     if whole:
         # Chunk by chunk, in it part by part: leading keys over the number of parts are chunks that every part has.
         keys = [namespace + chunk.block_hash for chunk in chunks for namespace in whole]
-        matched = await store.match(keys, wait_s=wait_s) // len(whole)
+        matched = await store.match(keys, wait_s, hold_s) // len(whole)
     if not windows or not matched:
         return matched
     needed = _needed(windows, chunks, matched)
-    if await store.match(needed, wait_s=wait_s) == len(needed):
+    if await store.match(needed, wait_s, hold_s) == len(needed):
         return matched
     keys = list({key: None for end in range(matched, 0, -1) for key in _needed(windows, chunks, end)})
     there = {key for key, exists in zip(keys, await store.exists(keys), strict=True) if exists}
     ends = (end for end in range(matched, 0, -1) if there.issuperset(_needed(windows, chunks, end)))
-    return next(ends, 0)
+    end = next(ends, 0)
+    if end and hold_s:
+        await store.match(_needed(windows, chunks, end), hold_s=hold_s)
+    return end
 
 
 def _needed(windows: Sequence[tuple[bytes, int]], chunks: Sequence[Chunk], count: int) -> list[bytes]:

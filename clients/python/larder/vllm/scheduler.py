@@ -1,41 +1,24 @@
-"""The scheduler's half: what to look up, what to load, what to save.
+"""The scheduler's half: what to load, what to save. `answers.py` asks the store, `pins.py` holds what is being saved.
 
-No vLLM, no torch, no waiting: requests, block tables and the block pool come in by shape, lookups are futures, the
-clock is handed in. A lookup starts when a request arrives and is asked for its answer until it has one or its time is
-up; then the engine computes (invariant 16). Blocks under a save are held in vLLM's block pool by a reference of their
-own, so that neither a finished, a preempted nor a sliding request can give them away while they are read.
+No vLLM, no torch, no waiting: requests, block tables and the block pool come in by shape, the clock is handed in.
 """
 
-import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from larder.vllm.answers import Lookup, Lookups
 from larder.vllm.jobs import SKIP, Adapter, ChunkBlocks, LoadJob, SaveJob, StepPlan, WorkerReport
 from larder.vllm.keys import NAMESPACE_BYTES, Chunk, ChunkPlan, moved
 from larder.vllm.lookup import Part
+from larder.vllm.pins import Pins
 from larder.vllm.shapes import Matcher, Names, OwnHashes, Pool, Request
 
-logger = logging.getLogger("vllm.larder")
-
-ANSWER_TTL_S: Final = 10.0
-"""A request that could not be scheduled for longer asks again: what was there may be gone, and the other way round."""
-LOOKUP_KEYS_MAX: Final = 8_192
 NULL_BLOCK: Final = 0
 """vLLM's placeholder in a block table: no memory of the request's own."""
-
-
-@dataclass(slots=True)
-class _Lookup:
-    chunks: list[Chunk]
-    future: Future[int]
-    started: float
-    answered: float | None = None
-    tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -43,7 +26,7 @@ class _Tracked:
     request: Request
     names: Names
     arrived: float
-    lookup: _Lookup | None = None
+    lookup: Lookup | None = None
     local_tokens: int = 0  # the engine's own hit when it last asked
     stored_tokens: int = 0  # saved, or loaded: nothing to save before this
     load_failed: bool = False
@@ -70,7 +53,6 @@ class StoreScheduler:
         self._plan = plan
         self._group_block_tokens = tuple(group_block_tokens)
         self._group_windows = tuple(group_windows)
-        self._matcher = matcher
         self._workers = workers
         self._lookup_timeout_s = lookup_timeout_s
         self._consumer = consumer
@@ -79,14 +61,12 @@ class StoreScheduler:
         self._clock = clock
         self._namespaces: tuple[bytes, ...] = ()
         self._weights: bytes | None = b""
-        self._parts: tuple[Part, ...] = ()
         self._requests: dict[str, _Tracked] = {}
         self._loads: list[LoadJob] = []
-        self._pool: Pool | None = None
-        self._pinned: dict[int, tuple[list[int], int]] = {}  # job -> blocks, workers still reading
-        self._pinned_blocks = 0
-        self._next_job = 0
+        self._pins: Pins | None = None
+        self._turns: set[str] = set()  # requests whose turn it was in this step, and that got no blocks yet
         self._counts: Counter[str] = Counter()
+        self._lookups = Lookups(plan, matcher, timeout_s=lookup_timeout_s, counts=self._counts, clock=clock)
 
     def set_namespaces(self, namespaces: Sequence[bytes]) -> None:
         """The namespaces of every worker's every group, worker by worker: an object of each makes one chunk."""
@@ -106,10 +86,11 @@ class StoreScheduler:
                 tracked.stored_tokens = 0
             self.forget_lookups()
         self._weights = weights
-        self._parts = ()
+        self._lookups.parts = ()
         if weights is not None:
             windows = self._group_windows * (len(self._namespaces) // len(self._group_windows))
-            self._parts = tuple(Part(moved(n, weights), w) for n, w in zip(self._namespaces, windows, strict=True))
+            parts = zip(self._namespaces, windows, strict=True)
+            self._lookups.parts = tuple(Part(moved(name, weights), window) for name, window in parts)
 
     @property
     def weights(self) -> bytes | None:
@@ -122,7 +103,7 @@ class StoreScheduler:
 
     def bind_pool(self, pool: Pool) -> None:
         """vLLM's block pool, in which blocks under a save are held."""
-        self._pool = pool
+        self._pins = Pins(pool, self._workers, self._clock)
 
     # ---- lookups
 
@@ -130,66 +111,36 @@ class StoreScheduler:
         """A request is new: start its lookup while it waits for its turn."""
         tracked = self._track(request)
         if self._consumer and not request.skip_reading_prefix_cache and tracked.lookup is None:
-            tracked.lookup = self._start_lookup(tracked)
+            tracked.lookup = self._lookups.start(request, tracked.names)
 
     def external_tokens(self, request: Request, local_tokens: int) -> int | None:
         """Tokens the store can add to the `local_tokens` the engine has; None: not known yet, ask again."""
         tracked = self._track(request)
         tracked.local_tokens = local_tokens
         tracked.mixed |= local_tokens > 0 and tracked.names.suspect
-        if not self._consumer or request.skip_reading_prefix_cache:
-            return 0
-        if tracked.load_failed or tracked.mixed:
-            return 0
-        now = self._clock()
-        lookup = tracked.lookup
-        if lookup is None or (lookup.answered is not None and now - lookup.answered > ANSWER_TTL_S):
-            lookup = tracked.lookup = self._start_lookup(tracked)
-        if lookup is None:
-            return None if now - tracked.arrived < self._lookup_timeout_s else 0
-        if not lookup.chunks or lookup.chunks[-1].end <= local_tokens:
-            return 0
-        if lookup.answered is None and not self._take_answer(lookup, now):
-            return None
-        return max(0, lookup.tokens - local_tokens)
+        tokens = self._asked(tracked, local_tokens)
+        if tokens is not None:
+            self._turns.add(request.request_id)
+        return tokens
 
-    def _start_lookup(self, tracked: _Tracked) -> _Lookup | None:
-        """A lookup under way; None where the request's names are not known yet."""
-        request, chunks = tracked.request, list[Chunk]()
-        if self._parts and self._matcher.ready():
-            if (hashes := tracked.names.hashes()) is None:
-                return None
-            chunks = self._plan.chunks(
-                hashes, known_tokens=request.num_tokens, prompt_tokens=request.num_prompt_tokens
-            )[: LOOKUP_KEYS_MAX // len(self._parts)]
-        if not chunks:
-            return _Lookup([], Future(), self._clock(), answered=self._clock())
-        return _Lookup(chunks, self._matcher.match(self._parts, chunks), self._clock())
-
-    def _take_answer(self, lookup: _Lookup, now: float) -> bool:
-        if lookup.future.done():
-            matched = 0
-            if lookup.future.cancelled() or lookup.future.exception() is not None:
-                self._counts["lookup_failures"] += 1
-            else:
-                matched = lookup.future.result()
-            lookup.tokens = lookup.chunks[matched - 1].end if matched else 0
-        elif now - lookup.started >= self._lookup_timeout_s:
-            lookup.future.cancel()
-            self._matcher.timed_out()
-            self._counts["lookup_failures"] += 1
-        else:
-            return False
-        lookup.answered = now
-        return True
+    def _asked(self, tracked: _Tracked, local_tokens: int) -> int | None:
+        request = tracked.request
+        if not self._consumer or request.skip_reading_prefix_cache or tracked.load_failed or tracked.mixed:
+            return 0
+        tracked.lookup, tokens = self._lookups.turn(request, tracked.names, tracked.lookup, local_tokens)
+        if tracked.lookup is None:  # its names are not known yet
+            return None if self._clock() - tracked.arrived < self._lookup_timeout_s else 0
+        return tokens
 
     # ---- loads
 
     def allocated(self, request: Request, block_ids: Sequence[Sequence[int]], external_tokens: int) -> None:
         """Blocks were given to a request; `external_tokens` of them are to be loaded (0: none)."""
+        self._turns.discard(request.request_id)
         tracked = self._track(request)
         lookup, tracked.lookup = tracked.lookup, None
         if lookup is not None:
+            self._lookups.over(lookup)
             self._counts["requested_tokens"] += max(0, request.num_tokens - tracked.local_tokens)
         if external_tokens == 0:
             return
@@ -225,21 +176,20 @@ class StoreScheduler:
     ) -> StepPlan:
         """This step's work: `scheduled` tokens per request, computed when the workers come to the saves."""
         plan, self._loads = StepPlan(self._weights or b"", self._loads), []
-        if (
-            not self._producer
-            or not self._parts
-            or self._pool is None
-            or 2 * self._pinned_blocks > len(self._pool.blocks)
-        ):
-            return plan  # more than half the pool waits for the store: what is not offered now is offered later
+        starving, self._turns = bool(self._turns), set()
+        if self._pins is None:
+            return plan
+        plan.given_up = self._pins.give_way(starving=starving)
+        room = self._pins.room() if self._producer and self._lookups.parts else 0
         jobs: dict[tuple[bool, bool, Adapter | None], list[ChunkBlocks]] = {}
         offered: set[bytes] = set()  # requests of one prompt in one step have the same chunks
         for request_id, tokens in scheduled.items():
             tracked = self._requests.get(request_id)
-            if tracked is not None and (table := block_table(request_id)) is not None:
-                self._offer(tracked, tokens, table, jobs, offered)
+            if room > 0 and tracked is not None and (table := block_table(request_id)) is not None:
+                room = self._offer(tracked, tokens, table, jobs, offered, room)
         for (recheck, announce, adapter), chunks in jobs.items():
-            plan.saves.append(SaveJob(self._pin(self._pool, chunks), tuple(chunks), recheck, announce, adapter))
+            job = self._pins.hold(i for chunk in chunks for group in chunk.blocks for i in group)
+            plan.saves.append(SaveJob(job, tuple(chunks), recheck, announce, adapter))
         return plan
 
     def _offer(
@@ -249,10 +199,15 @@ class StoreScheduler:
         table: Sequence[Sequence[int]],
         jobs: dict[tuple[bool, bool, Adapter | None], list[ChunkBlocks]],
         offered: set[bytes],
-    ) -> None:
+        room: int,
+    ) -> int:
+        """Adds a request's new chunks to the jobs, as many as there is room to hold; the room left.
+
+        What is not offered now is offered later, if the request still has it then.
+        """
         request, hashes = tracked.request, tracked.names.hashes()
         if hashes is None or tracked.mixed:
-            return
+            return room
         computed = request.num_computed_tokens
         # Only tokens that are known have a hash: drafts and placeholders do not count, however many are scheduled.
         chunks = self._plan.chunks(
@@ -265,33 +220,23 @@ class StoreScheduler:
             blocks = self._blocks(table, chunk, start=chunk.start, end=chunk.end)
             # A group that gave up a block of the chunk (a sliding window) cannot save its part.
             blocks = tuple(() if SKIP in ids else ids for ids in blocks)
-            tracked.stored_tokens = chunk.end
             if any(blocks) and chunk.block_hash not in offered:
+                room -= sum(map(len, blocks))
+                if room < 0:
+                    return 0
                 offered.add(chunk.block_hash)
                 kind = (chunk.end <= computed, chunk.start < request.num_prompt_tokens, tracked.names.adapter)
                 jobs.setdefault(kind, []).append(ChunkBlocks(chunk.block_hash, self._plan.depth(chunk), blocks))
-
-    def _pin(self, pool: Pool, chunks: Iterable[ChunkBlocks]) -> int:
-        ids = list(dict.fromkeys(i for chunk in chunks for group in chunk.blocks for i in group))
-        pool.touch([pool.blocks[i] for i in ids])
-        job = self._next_job
-        self._next_job += 1
-        self._pinned[job] = (ids, self._workers)
-        self._pinned_blocks += len(ids)
-        return job
+            tracked.stored_tokens = chunk.end
+        return room
 
     # ---- what came of it
 
     def report(self, report: WorkerReport) -> None:
         """Let go of blocks whose saves ended; a request whose load failed computes, and is not looked up again."""
         for job, workers in report.saves_done.items():
-            ids, left = self._pinned.pop(job)
-            if left > workers:
-                self._pinned[job] = (ids, left - workers)
-                continue
-            self._pinned_blocks -= len(ids)
-            assert self._pool is not None  # noqa: S101  # a job exists only where a pool was bound
-            self._pool.free_blocks(self._pool.blocks[i] for i in reversed(ids))
+            assert self._pins is not None  # noqa: S101  # a job exists only where a pool was bound
+            self._pins.done(job, workers, refused=job in report.refused)
         for request_id in report.failed_loads:
             if (tracked := self._requests.get(request_id)) is not None:
                 tracked.load_failed = True
@@ -303,7 +248,7 @@ class StoreScheduler:
         """A request is over. Its saves go on: they hold their blocks themselves."""
         tracked = self._requests.pop(request_id, None)
         if tracked is not None and tracked.lookup is not None:
-            tracked.lookup.future.cancel()
+            self._lookups.over(tracked.lookup)
 
     def forget_lookups(self) -> None:
         """Answers no longer hold, say because the store was emptied."""
@@ -312,18 +257,18 @@ class StoreScheduler:
 
     def take_counts(self) -> dict[str, float]:
         """What was asked and promised since it was last asked."""
-        counts, self._counts = self._counts, Counter()
-        return dict(counts)
+        counts: dict[str, float] = dict(self._counts)
+        self._counts.clear()
+        return counts
 
     @property
     def saving(self) -> bool:
         """Whether blocks are held for saves: the engine must go on stepping to hear of their end."""
-        return bool(self._pinned)
+        return bool(self._pins)
 
     def frees_soon(self) -> bool:
         """Whether a save holds blocks that nobody else does: worth waiting for before preempting a request."""
-        pool = self._pool
-        return pool is not None and any(pool.blocks[i].ref_cnt == 1 for ids, _ in self._pinned.values() for i in ids)
+        return self._pins is not None and self._pins.frees_soon()
 
     def _track(self, request: Request) -> _Tracked:
         tracked = self._requests.get(request.request_id)

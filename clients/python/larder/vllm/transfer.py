@@ -170,6 +170,7 @@ async def _put(
         copies=copies,
         depths=[item.depth for item in batch],
         started=lambda: started(len(batch)),
+        wait_s=0.0,  # what finds no room is not saved: to wait for it would hold the engine's blocks
     )
     for result, piece in zip(results, pieces, strict=True):
         if isinstance(result, Exception):

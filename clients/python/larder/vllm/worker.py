@@ -2,8 +2,9 @@
 
 Loads: a request is named as received when no transfer into its blocks is possible any more; what did not arrive in
 time, or not as it was put, is named bad, and the engine computes it (invariants 1 and 16). Saves: a step ends when
-the master knows of its puts, or after ANNOUNCE_S, so that whoever asks for them next finds them on their way; the
-bytes move later, out of blocks that the scheduler holds until the job is reported.
+the master knows of its puts, or after ANNOUNCE_S, so that whoever asks for them next finds them on their way; a master
+that missed that is in doubt, and no later step waits for it until it answers. The bytes move later, out of blocks that
+the scheduler holds until the job is reported; it may want them back before.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from larder.vllm.transfer import Item, Path, Saved
 
 logger = logging.getLogger("vllm.larder")
 
-ANNOUNCE_S: Final = 0.1
+ANNOUNCE_S: Final = 0.05
 DRAIN_S: Final = 5.0
 WARN_EVERY_S: Final = 10.0
 
@@ -58,6 +59,8 @@ class _Save:
     saved: Saved
     started: float
     announced: threading.Event = field(default_factory=threading.Event)
+    task: asyncio.Task[Any] | None = None
+    given_up: bool = False
     known: int = 0  # objects the master knows of
 
 
@@ -89,7 +92,7 @@ class StoreWorker:
         self._ended = Ended()
         self._report = WorkerReport()
         self._counts: dict[str, float] = {}
-        self._saving: set[Future[None]] = set()
+        self._saving: dict[Future[None], _Save] = {}
         self._warned_at = clock() - WARN_EVERY_S
 
     def follow(self, weights: bytes) -> None:
@@ -150,10 +153,9 @@ class StoreWorker:
         """Start saves, and wait until the master knows of those that someone may ask for; at most ANNOUNCE_S."""
         if not jobs:
             return
-        wanted = [job for job in jobs if not self._outdated and self._watch.may_save(job.adapter)]
-        if not self._link.ready():
-            wanted = []
-        self._drop([job for job in jobs if job not in wanted])
+        ready = self._link.ready()
+        wanted = [job for job in jobs if ready and not self._outdated and self._watch.may_save(job.adapter)]
+        self._drop([job for job in jobs if job not in wanted], refused=not ready)
         fence = self._path.fence() if wanted else None
         waiting_for = []
         for job in wanted:
@@ -161,13 +163,22 @@ class StoreWorker:
             save = _Save(job, items, len(items), Saved(), self._clock())
             future = self._link.call(partial(self._save, save, fence))
             with self._lock:
-                self._saving.add(future)
+                self._saving[future] = save
             future.add_done_callback(partial(self._saved, save))
             if job.announce:
                 waiting_for.append(save)
         until = self._clock() + ANNOUNCE_S
-        for save in waiting_for:
-            save.announced.wait(max(0.0, until - self._clock()))
+        # One that was not announced in time is enough: the master is asked first whether it is there.
+        if not all(save.announced.wait(max(0.0, until - self._clock())) for save in waiting_for):
+            self._link.doubt()
+
+    def give_up(self, job_ids: Sequence[int]) -> None:
+        """End these saves: a request waits for their blocks. They are reported like others, once nothing reads them."""
+        with self._lock:
+            saves = [save for save in self._saving.values() if save.job.job_id in job_ids]
+        for save in saves:
+            save.given_up = True
+            self._link.soon(partial(_cancel, save))
 
     async def _save(self, save: _Save, fence: Any, store: AsyncStore) -> None:
         def started(objects: int) -> None:
@@ -175,6 +186,9 @@ class StoreWorker:
             if save.known >= len(save.items):
                 save.announced.set()
 
+        save.task = asyncio.current_task()
+        if save.given_up:
+            raise asyncio.CancelledError
         async with asyncio.timeout(self._save_timeout_s):
             if save.job.recheck:
                 there = await store.exists([item.key for item in save.items])
@@ -188,8 +202,10 @@ class StoreWorker:
         error, saved = _error(future), save.saved
         self._warn_of(error or (saved.error if saved.failed else None), f"a save of {len(save.items)} objects")
         with self._lock:
-            self._saving.discard(future)
+            self._saving.pop(future, None)
             self._report.saves_done[save.job.job_id] = 1
+            if not saved.put and not saved.existed:
+                self._report.refused.add(save.job.job_id)
             self._count(
                 saves=1,
                 put_objects=saved.put,
@@ -199,11 +215,13 @@ class StoreWorker:
                 save_seconds=self._clock() - save.started,
             )
 
-    def _drop(self, jobs: Sequence[SaveJob]) -> None:
+    def _drop(self, jobs: Sequence[SaveJob], *, refused: bool) -> None:
         """The store does not answer at the moment, or the names are no longer right: these chunks are not saved."""
         with self._lock:
             for job in jobs:
                 self._report.saves_done[job.job_id] = 1
+                if refused:
+                    self._report.refused.add(job.job_id)
                 self._count(dropped_puts=len(self._items(job.chunks)))
 
     # ---- both
@@ -264,6 +282,11 @@ def _exchanged() -> Future[None]:
     future: Future[None] = Future()
     future.set_exception(DataLost("the weights or the adapter are no longer those that were looked up"))
     return future
+
+
+def _cancel(save: _Save) -> None:
+    if save.task is not None:
+        save.task.cancel()
 
 
 def _error(future: Future[None]) -> BaseException | None:

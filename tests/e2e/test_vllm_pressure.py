@@ -1,0 +1,78 @@
+"""Engines whose store cannot do what they ask: no node, no room, objects that go before they are loaded.
+
+Whatever the store lacks, no request fails and none waits for it. Answers are compared with those of an engine that has
+no connector; each test ends with a control in which the store is used.
+"""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.cluster import Cluster
+from tests.e2e.vllm_engine import BLOCK, Engine, prompt_of, whole_blocks
+
+SMALL = 40  # blocks: a request of 900 tokens takes 29 of them
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A master that has no node yet."""
+    with Cluster(tmp_path_factory.mktemp("store")) as cluster:
+        cluster.start_master()
+        cluster.wait_ready()
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def engines(cluster: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
+    """`plain` has no connector. With `small` what fails to load fails its request."""
+    work_dir = tmp_path_factory.mktemp("engines")
+    engines = {
+        "plain": Engine("plain", work_dir, model, kv_blocks=SMALL),
+        "small": Engine("small", work_dir, model, cluster.master, kv_blocks=SMALL, kv_load_failure_policy="fail"),
+    }
+    try:
+        yield {name: engine.ready() for name, engine in engines.items()}
+    finally:
+        for engine in engines.values():
+            engine.close()
+
+
+def test_a_store_without_a_node_costs_no_request_its_blocks(engines: dict[str, Engine], cluster: Cluster) -> None:
+    plain, small = engines["plain"], engines["small"]
+    prompts = [prompt_of(900, seed=i) for i in range(10)]
+    for engine in (plain, small):
+        engine.ask(prompt_of(900, seed=99))
+    expected = plain.in_turn(prompts=prompts, max_tokens=2)
+    answers = small.in_turn(prompts=prompts, max_tokens=2)
+    assert [answer["tokens"] for answer in answers] == [answer["tokens"] for answer in expected]
+    assert sum(answer["seconds"] for answer in answers) < 5.0  # each that waits for one save would take 3.75 s
+    assert small.used_blocks() == 0
+
+    cluster.start_node("node-1", dram="24MB")
+    cluster.wait_ready()
+    small.until_saved(prompt=prompts[0])
+    assert small.reset()
+    loaded = small.ask(prompts[0], max_tokens=2)
+    assert (loaded["tokens"], loaded["cached"]) == (expected[0]["tokens"], whole_blocks(900))
+
+
+def test_what_is_evicted_before_a_requests_turn_fails_no_load(engines: dict[str, Engine]) -> None:
+    """Four times as much as the store holds, asked for at once, again and again in another order."""
+    plain, small = engines["plain"], engines["small"]
+    prompts = [prompt_of(8 * BLOCK + 20, seed=100 + i) for i in range(200)]
+    expected = [answer["tokens"] for answer in plain.generate(prompts=prompts, max_tokens=2)]
+    before = small.counts()
+    order = list(range(len(prompts)))
+    for seed in range(3):
+        random.Random(seed).shuffle(order)
+        assert small.reset()
+        answers = small.generate(prompts=[prompts[i] for i in order], max_tokens=2)
+        assert [answer["tokens"] for answer in answers] == [expected[i] for i in order]
+    grown = {name: count - before.get(name, 0) for name, count in small.counts().items()}
+    assert grown["larder_client_failed_gets_total"] == 0
+    assert grown["larder_client_loads_total"] > 20
+    assert grown["larder_client_put_objects_total"] > 200
