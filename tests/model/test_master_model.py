@@ -10,10 +10,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from services.master.core import messages as m
 from services.master.core.allocator import Allocator
 from services.master.core.expiry import Expiry
+from services.master.core.leases import Leases
 from services.master.core.nodes import Nodes
 from services.master.core.repair import Repair
 from services.master.core.space import Space
 from services.master.core.tables import Node, Quarantined, State
+from tests.model.parts import Grant, content
 from tests.model.world import CONFIG, World
 from tests.sim.repairs import unrepaired
 
@@ -109,12 +111,30 @@ class MasterMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(grant.lease for grant in self.world.grants))
     @rule(data=st.data(), again=st.booleans())
     def release(self, data: st.DataObject, again: bool) -> None:
-        lease = data.draw(st.sampled_from([grant.lease for grant in self.world.grants if grant.lease]))
-        self.world.release([lease, lease, lease + 1_000] if again else [lease])
+        """A read has ended: what it was promised may go, what others were may not."""
+        world = self.world
+        lease = data.draw(st.sampled_from([grant.lease for grant in world.grants if grant.lease]))
+        world.grants = [grant for grant in world.grants if grant.lease != lease]
+        call = world.call()
+        world.step(m.Release(call, [lease, lease, lease + 1_000] if again else [lease]))
+        assert world.replies[call] == m.Released()
 
     @rule(names=st.lists(keys, min_size=1, max_size=3), hold=st.integers(1, 2 * CONFIG.lease_ms))
     def match_holding(self, names: list[bytes], hold: int) -> None:
-        self.world.hold(names, hold)
+        """What it found stays as it is for that long."""
+        world = self.world
+        call = world.call()
+        world.step(m.Match(call, names, 0, hold))
+        matched = world.replies[call]
+        assert isinstance(matched, m.Matched)
+        for obj in map(world.core.state.objects.__getitem__, names[: matched.matched]):
+            whole, start, spots = content(obj.key, obj.write_id, obj.size), 0, []
+            for part in obj.slices:
+                bytes_here = whole[start : start + part.length]
+                live = [copy for copy in part.copies if world.core.state.segments[copy.segment].live]
+                spots += [(world.spot(*copy), bytes_here) for copy in live]
+                start += part.length
+            world.grants.append(Grant(world.now + min(hold, CONFIG.lease_ms), spots))
 
     @rule(names=st.lists(keys, min_size=1, max_size=3), wait=st.integers(0, 200))
     def match_waiting(self, names: list[bytes], wait: int) -> None:
@@ -285,6 +305,18 @@ def overlap_extents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Allocator, "free", free)
 
 
+def give_back_what_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Leases.give_back
+
+    def give_back(self: Leases, leases: Any) -> None:
+        for lease in leases:
+            for obj in self._given.get(lease, (0, []))[1]:
+                obj.readers = 1
+        original(self, leases)
+
+    monkeypatch.setattr(Leases, "give_back", give_back)
+
+
 def offer_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(State, "readable", lambda self, obj: True)
 
@@ -320,6 +352,7 @@ def keep_surplus(monkeypatch: pytest.MonkeyPatch) -> None:
         overlap_extents,
         offer_the_dead,
         forget_to_forget,
+        give_back_what_others_read,
     ],
 )
 def test_the_model_catches(mutate: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,30 +210,6 @@ class World:
                 self.grants.append(Grant(self.now + self.config.lease_ms, spots, answer.lease))
         return answer
 
-    def release(self, leases: list[int]) -> None:
-        """These reads have ended: what they were promised may go, what others were may not."""
-        self.grants = [grant for grant in self.grants if not grant.lease or grant.lease not in leases]
-        call = self.call()
-        self.step(m.Release(call, leases))
-        assert self.replies[call] == m.Released()
-
-    def hold(self, keys: list[bytes], hold_ms: int) -> None:
-        """A match that keeps what it found."""
-        call = self.call()
-        self.step(m.Match(call, keys, 0, hold_ms))
-        answer = self.replies[call]
-        assert isinstance(answer, m.Matched)
-        for key in keys[: answer.matched]:
-            obj = self.core.state.objects[key]
-            whole, start, spots = content(key, obj.write_id, obj.size), 0, []
-            for part in obj.slices:
-                bytes_here = whole[start : start + part.length]
-                spots += [
-                    (self.spot(*copy), bytes_here) for copy in part.copies if self.core.state.segments[copy[0]].live
-                ]
-                start += part.length
-            self.grants.append(Grant(self.now + min(hold_ms, self.config.lease_ms), spots))
-
     def _note(self, call: int, answer: m.Answer, calm: bool) -> None:
         if isinstance(answer, m.PutEnded):
             for put, result, copies in zip(self.ended.pop(call, []), answer.results, answer.copies, strict=True):

@@ -1,8 +1,12 @@
 """kv_connector_extra_config: what is taken, and what is said of what is not."""
 
+import inspect
+from dataclasses import fields
+
+import larder
 import pytest
 from larder.errors import InvalidArgument
-from larder.vllm.settings import parse
+from larder.vllm.settings import ConnectorSettings, parse
 
 MASTER = {"master": "127.0.0.1:50001"}
 
@@ -37,18 +41,54 @@ def test_an_option_like_no_other_is_refused_with_those_there_are() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("master", "127.0.0.1", "master is '127.0.0.1': HOST:PORT is wanted"),
+        ("master", "127.0.0.1:0", "master is '127.0.0.1:0'"),
+        ("master", "127.0.0.1:50001,10.0.0.1", "master is '10.0.0.1'"),
+        ("master", "http://127.0.0.1:x", "master is 'http://127.0.0.1:x'"),
+        ("verify", "no", "verify is 'no': true or false is wanted"),
+        ("zone", 7, "zone is 7: a label"),
+        ("transports", "shm", "transports is 'shm': one or more of shm, engine"),
+        ("transports", ["tcp"], "transports is .'tcp'.: one or more of shm, engine"),
+        ("timeout_s", 0, "timeout_s is 0: seconds are wanted"),
+        ("timeout_s", "5s", "timeout_s is '5s'"),
+    ],
+)
+def test_an_option_of_the_store_is_refused_as_the_store_does(name: str, value: object, said: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"kv_connector_extra_config: {said}"):
+        parse({**MASTER, name: value})
+
+
+def test_every_option_of_the_store_is_one_here() -> None:
+    settings = parse({**MASTER, "transports": ["shm"], "zone": "a", "verify": False, "timeout_s": 0.25})
+    assert (settings.transports, settings.zone, settings.verify) == (["shm"], "a", False)
+    assert set(inspect.signature(larder.connect).parameters) <= {each.name for each in fields(ConnectorSettings)}
+
+
+@pytest.mark.parametrize("master", ["[::1]:50001", "localhost:50001", "10.0.0.1:50001, 10.0.0.2:50001"])
+def test_what_the_store_takes_for_an_address_is_one(master: str) -> None:
+    assert parse({"master": master}).master == master
+
+
+def test_the_stores_time_stands_for_those_that_are_not_given() -> None:
+    settings = parse({**MASTER, "timeout_s": 0.25, "load_timeout_ms": 700})
+    assert (settings.lookup_timeout_ms, settings.load_timeout_ms, settings.save_timeout_ms) == (250, 700, 250)
+    settings = parse(MASTER)
+    assert (settings.lookup_timeout_ms, settings.load_timeout_ms, settings.save_timeout_ms) == (1_000, 2_000, 5_000)
+
+
+@pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [
         ("master", "", "an address"),
         ("master", 50001, "an address"),
         ("namespace", 7, "text"),
-        ("verify", "no", "true or false"),
         ("copies", 0, "from 1 to 16"),
         ("copies", True, "from 1 to 16"),
         ("copies", 17, "from 1 to 16"),
         ("chunk_blocks", 0, "from 1"),
         ("lookup_timeout_ms", -1, "from 1 to 600000"),
-        ("zone", 7, "a label"),
         ("load_timeout_ms", 1.5, "from 1 to 600000"),
         ("save_timeout_ms", "5s", "from 1 to 600000"),
     ],

@@ -38,6 +38,7 @@ from larder.vllm.keys import Chunk, ChunkPlan, namespace
 from larder.vllm.link import AsyncStore, StoreLink
 from larder.vllm.lookup import Part, matched_chunks
 from larder.vllm.memory import KVMemory, rows_of
+from larder.vllm.plugin import register
 from larder.vllm.scheduler import StoreScheduler
 from larder.vllm.settings import ConnectorSettings, parse
 from larder.vllm.stats import LarderPromMetrics, LarderStats
@@ -45,6 +46,7 @@ from larder.vllm.transfer import DirectPath, StagedPath
 from larder.vllm.worker import Ended, StoreWorker
 
 logger = logging.getLogger("vllm.larder")
+register()  # where the connector was named by its module: MultiConnector finds its children's statistics by their names
 
 MATCH_WAIT_SHARE: Final = 0.8
 """Of a lookup's time, what the master may wait for a put under way; the rest is for its answer to arrive."""
@@ -326,7 +328,13 @@ class _Matcher:
 
 
 async def _connect(settings: ConnectorSettings, timeout_s: float, buffers: Sequence[memoryview] = ()) -> AsyncStore:
-    store = aio.connect(settings.master, timeout_s=timeout_s, verify=settings.verify, zone=settings.zone)
+    store = aio.connect(
+        settings.master,
+        timeout_s=timeout_s,
+        verify=settings.verify,
+        transports=settings.transports,
+        zone=settings.zone,
+    )
     for buffer in buffers:
         await store.register_buffer(buffer)
     return store

@@ -6,18 +6,20 @@ because a mistyped option that is silently ignored costs its user a cold cache. 
 """
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from larder.errors import InvalidArgument
-from larder.options import ZONE_LENGTH_MAX
+from larder.options import resolve
 
 EXAMPLE: Final = '{"master": "127.0.0.1:50001"}'
 CHUNK_TOKENS: Final = 256
 """Tokens to an object where chunk_blocks is not given: large enough to move well, small enough to be shared."""
 COPIES_MAX: Final = 16
 TIMEOUT_MS_MAX: Final = 600_000
+TIMEOUTS: Final = ("lookup_timeout_ms", "load_timeout_ms", "save_timeout_ms")
+"""`timeout_s`, the store's own option, stands for those that are not given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class ConnectorSettings:
     namespace: str = ""
     verify: bool = True
     zone: str = ""
+    transports: Sequence[str] | None = None
+    timeout_s: float | None = None
     copies: int = 1
     media_by_content: bool = False
     lookup_timeout_ms: int = 1_000
@@ -37,14 +41,20 @@ class ConnectorSettings:
 
     def __post_init__(self) -> None:
         _check(isinstance(self.master, str) and bool(self.master), "master", self.master, "an address, HOST:PORT")
+        try:  # what it takes for an address, the store alone knows
+            resolve(
+                self.master,
+                timeout_s=self.timeout_s,
+                verify=self.verify,
+                transports=self.transports,
+                zone=self.zone,
+            )
+        except InvalidArgument as error:
+            raise InvalidArgument(f"kv_connector_extra_config: {error}") from error
         _check(isinstance(self.namespace, str), "namespace", self.namespace, "text")
-        _check(
-            isinstance(self.zone, str) and len(self.zone) <= ZONE_LENGTH_MAX, "zone", self.zone, "a label, as --zone"
-        )
-        for name in ("verify", "media_by_content"):
-            _check(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+        _check(isinstance(self.media_by_content, bool), "media_by_content", self.media_by_content, "true or false")
         _check_int("copies", self.copies, COPIES_MAX)
-        for name in ("lookup_timeout_ms", "load_timeout_ms", "save_timeout_ms"):
+        for name in TIMEOUTS:
             _check_int(name, getattr(self, name), TIMEOUT_MS_MAX)
         if self.chunk_blocks is not None:
             _check_int("chunk_blocks", self.chunk_blocks, 1 << 20)
@@ -64,7 +74,11 @@ def parse(extra_config: Mapping[str, object]) -> ConnectorSettings:
             raise InvalidArgument(f"kv_connector_extra_config has no option {name!r}; {hint}")
     if "master" not in extra_config:
         raise InvalidArgument(f"kv_connector_extra_config needs the master's address, for example {EXAMPLE}")
-    return ConnectorSettings(**extra_config)  # type: ignore[arg-type]  # names are checked above, values on init
+    settings = ConnectorSettings(**extra_config)  # type: ignore[arg-type]  # names are checked above, values on init
+    if settings.timeout_s is None:
+        return settings
+    every_ms = max(1, min(int(settings.timeout_s * 1e3), TIMEOUT_MS_MAX))
+    return replace(settings, **{name: every_ms for name in TIMEOUTS if name not in extra_config})
 
 
 def _check_int(name: str, value: object, most: int) -> None:
