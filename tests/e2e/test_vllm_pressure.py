@@ -52,16 +52,19 @@ def test_a_store_without_a_node_costs_no_request_its_blocks(engines: dict[str, E
     assert sum(answer["seconds"] for answer in answers) < 5.0  # each that waits for one save would take 3.75 s
     assert small.used_blocks() == 0
 
-    cluster.start_node("node-1", dram="24MB")
+    cluster.start_node("node-1", dram="48MB")
     cluster.wait_ready()
-    small.until_saved(prompt=prompts[0])
+    small.until_saved(prompt=prompt_of(300, seed=98))
+    computed = small.ask(prompts[0])  # half the pool's blocks are saved with the first step, the rest a little later
     assert small.reset()
-    loaded = small.ask(prompts[0], max_tokens=2)
-    assert (loaded["tokens"], loaded["cached"]) == (expected[0]["tokens"], whole_blocks(900))
+    loaded = small.ask(prompts[0])
+    assert loaded["cached"] == whole_blocks(900)
+    assert loaded["tokens"] == computed["tokens"]
+    assert loaded["tokens"][:2] == expected[0]["tokens"]
 
 
 def test_what_is_evicted_before_a_requests_turn_fails_no_load(engines: dict[str, Engine]) -> None:
-    """Four times as much as the store holds, asked for at once, again and again in another order."""
+    """Twice as much as the store holds, asked for at once, again and again in another order."""
     plain, small = engines["plain"], engines["small"]
     prompts = [prompt_of(8 * BLOCK + 20, seed=100 + i) for i in range(200)]
     expected = [answer["tokens"] for answer in plain.generate(prompts=prompts, max_tokens=2)]
@@ -73,6 +76,7 @@ def test_what_is_evicted_before_a_requests_turn_fails_no_load(engines: dict[str,
         answers = small.generate(prompts=[prompts[i] for i in order], max_tokens=2)
         assert [answer["tokens"] for answer in answers] == [expected[i] for i in order]
     grown = {name: count - before.get(name, 0) for name, count in small.counts().items()}
+    print(grown)
     assert grown["larder_client_failed_gets_total"] == 0
     assert grown["larder_client_loads_total"] > 20
     assert grown["larder_client_put_objects_total"] > 200

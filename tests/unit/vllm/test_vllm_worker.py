@@ -121,6 +121,21 @@ def test_what_is_missing_or_corrupt_is_named_and_the_rest_arrives(new_rig: Calla
     assert rig.worker.take_counts()["failed_gets"] == 2
 
 
+def test_why_loads_failed_is_said_in_one_line_without_any_statistics(
+    new_rig: Callable[..., Rig], store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = new_rig()
+    chunks = [chunk(name, (i, i + 1), ()) for name, i in (("x", 1), ("y", 3), ("z", 5))]
+    rig.worker.save([job(*chunks)])
+    until(rig.worker.take_report)
+    store.corrupt |= {NAMES[0] + chunk(name).block_hash for name in "yz"}
+    with caplog.at_level(logging.WARNING, "vllm.larder"):
+        rig.worker.start_loads([LoadJob("r", (*chunks, chunk("never put", (7, 8), ())))])
+        until(lambda: rig.worker.take_report() is None and caplog.records)  # asked after every step
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "Larder: 3 of 4 objects were not loaded, and are computed: corrupt on purpose (2 of them)"
+
+
 def test_a_late_load_is_given_up_and_all_its_blocks_named(new_rig: Callable[..., Rig], store: Any) -> None:
     rig = new_rig(timeout_s=0.1)
     rig.on_loop(store.hold.clear)

@@ -5,6 +5,7 @@ vLLM's classes; it decides nothing. What it holds to: a hook never waits for byt
 leaves it as an exception (invariant 16). What cannot be served right (a layout, a kind of cache) is refused at start.
 """
 
+import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -19,22 +20,16 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
-from vllm.v1.core.kv_cache_utils import resolve_dcp_kv_block_size, resolve_kv_cache_block_sizes
-from vllm.v1.kv_cache_interface import (
-    AttentionSpec,
-    CrossAttentionSpec,
-    SlidingWindowSpec,
-    UniformTypeKVCacheSpecs,
-)
+from vllm.v1.core.kv_cache_utils import resolve_dcp_kv_block_size
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from larder import aio
-from larder.errors import InvalidArgument
 from larder.vllm.fingerprint import facts, group_facts
 from larder.vllm.identity import hooks
 from larder.vllm.identity.engine import EngineIdentity
 from larder.vllm.jobs import StepPlan, WorkerNames, WorkerReport
-from larder.vllm.keys import Chunk, ChunkPlan, namespace
+from larder.vllm.keys import Chunk, namespace
+from larder.vllm.layout import allow_amx, check_supported, chunk_plan, owned_layers, window
 from larder.vllm.link import AsyncStore, StoreLink
 from larder.vllm.lookup import Part, matched_chunks
 from larder.vllm.memory import KVMemory, rows_of
@@ -60,13 +55,14 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         self._settings = parse(self._kv_transfer_config.kv_connector_extra_config)
-        _check_supported(vllm_config, kv_cache_config)
-        self._plan = _plan(vllm_config, kv_cache_config, self._settings)
+        check_supported(vllm_config, kv_cache_config)
+        self._plan = chunk_plan(vllm_config, kv_cache_config, self._settings)
         self._scheduler: StoreScheduler | None = None
         self._worker: StoreWorker | None = None
         self._link: StoreLink | None = None
         self._names: WorkerNames | None = None
         self._bad_blocks: set[int] = set()
+        self._facts: dict[str, object] = {}  # to be said when the name is known
         self._identity: EngineIdentity | None = None
         if role == KVConnectorRole.SCHEDULER:
             self._link = StoreLink(lambda: _connect(self._settings, self._settings.lookup_timeout_ms / 1e3))
@@ -87,7 +83,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         scheduler = StoreScheduler(
             self._plan,
             group_block_tokens=[resolve_dcp_kv_block_size(group.kv_cache_spec, dcp) for group in groups],
-            group_windows=[_window(group.kv_cache_spec) for group in groups],
+            group_windows=[window(group.kv_cache_spec) for group in groups],
             matcher=matcher,
             workers=parallel.tensor_parallel_size * parallel.pipeline_parallel_size,
             lookup_timeout_s=self._settings.lookup_timeout_ms / 1e3,
@@ -114,8 +110,10 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
     def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], WorkerNames]) -> None:
         """Take every worker's namespaces; vLLM collects them once the KV caches exist."""
         self._planner.set_namespaces([name for rank in sorted(metadata) for name in metadata[rank].namespaces])
+        self._facts = next((dict(names.facts) for names in metadata.values()), {})
         if self._identity is not None:
             self._identity.wait(self._planner)
+            self._introduce()
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         """Take the pool in which blocks under a save are held."""
@@ -185,7 +183,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Take the engine's KV memory, and with it everything a namespace is made of."""
         settings, config = self._settings, self._kv_cache_config
-        layers = [_owned_layers(group.layer_names, kv_caches) for group in config.prefix_cacheable_groups]
+        layers = [owned_layers(group.layer_names, kv_caches) for group in config.prefix_cacheable_groups]
         memory = KVMemory(
             tuple(tuple(rows_of(name, kv_caches[name], config.num_blocks) for name in names) for names in layers)
         )
@@ -205,7 +203,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         )
         path: DirectPath | StagedPath
         if memory.device.type == "cpu":
-            _allow_amx()
+            allow_amx()
             path = DirectPath(memory, copies=settings.copies)
         else:
             dcp = self._vllm_config.parallel_config.decode_context_parallel_size
@@ -299,6 +297,19 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
     def _learn(self) -> None:
         if self._identity is not None:
             self._identity.learn(self._planner)
+            self._introduce()
+
+    def _introduce(self) -> None:
+        """Say once under what name this engine shares, and what is in that name: two engines can be compared."""
+        if self._facts and self._identity is not None and (name := self._planner.shared_name):
+            facts = {key: value for key, value in self._facts.items() if key not in ("tp_rank", "pp_rank")}
+            facts["model"] = self._identity.model
+            logger.info(
+                "Larder: this engine shares KV as %s, with those that say the same. In that name: %s",
+                name,
+                json.dumps(facts, sort_keys=True, default=str),
+            )
+            self._facts = {}
 
     def shutdown(self) -> None:
         """Let puts under way end, bounded, and close the store."""
@@ -338,46 +349,3 @@ async def _connect(settings: ConnectorSettings, timeout_s: float, buffers: Seque
     for buffer in buffers:
         await store.register_buffer(buffer)
     return store
-
-
-def _plan(vllm_config: Any, kv_cache_config: Any, settings: ConnectorSettings) -> ChunkPlan:
-    block_tokens, hash_tokens = resolve_kv_cache_block_sizes(kv_cache_config, vllm_config)
-    return ChunkPlan(settings.blocks_per_chunk(block_tokens) * block_tokens, block_tokens, hash_tokens)
-
-
-def _window(spec: Any) -> int | None:
-    """Tokens a group reads back from a position; None: all, also where a spec's rule is not this simple."""
-    return spec.sliding_window if isinstance(spec, SlidingWindowSpec) else None
-
-
-def _check_supported(vllm_config: Any, kv_cache_config: Any) -> None:
-    """Refuse what whole blocks by prefix hash cannot serve; raises InvalidArgument that says what to do."""
-    if vllm_config.parallel_config.prefill_context_parallel_size > 1:
-        raise InvalidArgument("LarderConnector does not serve prefill context parallelism; set its size to 1")
-    if not kv_cache_config.prefix_cacheable_groups:
-        raise InvalidArgument("LarderConnector needs a KV cache that can be found by its prefix; this model has none")
-    for group in kv_cache_config.prefix_cacheable_groups:
-        spec = group.kv_cache_spec
-        kinds = list(spec.kv_cache_specs.values()) if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
-        for kind in kinds:
-            if group.host_resident or not isinstance(kind, AttentionSpec) or isinstance(kind, CrossAttentionSpec):
-                raise InvalidArgument(
-                    f"LarderConnector serves self-attention in blocks on the device, not {type(kind).__name__} of "
-                    f"layers {', '.join(group.layer_names[:3])}; run this model without kv_transfer_config"
-                )
-
-
-def _owned_layers(names: Sequence[str], kv_caches: dict[str, torch.Tensor]) -> list[str]:
-    """The group's layers that have memory of their own: layers that share another's would only repeat its bytes."""
-    first_at: dict[int, str] = {}
-    for name in names:
-        if name in kv_caches:
-            first_at.setdefault(kv_caches[name].data_ptr(), name)
-    return list(first_at.values())
-
-
-def _allow_amx() -> None:
-    """Ask the kernel for the tile registers: vLLM's attention uses them without asking, and an engine whose first step
-    is a full hit of one token has run nothing yet that did."""
-    if hasattr(torch.cpu, "_init_amx"):
-        torch.cpu._init_amx()

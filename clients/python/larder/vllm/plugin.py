@@ -1,4 +1,4 @@
-"""The entry point that makes "LarderConnector" a name vLLM knows: alone, without a module path, and under MultiConnector.
+"""The entry point that makes "LarderConnector" a name vLLM knows, without a module path and under MultiConnector.
 
 vLLM calls it in each of its processes, whether Larder is used or not: so nothing is imported here that need not be, and
 whatever is wrong with an installation is said and fails nothing.

@@ -3,6 +3,7 @@
 No vLLM, no torch, no waiting: requests, block tables and the block pool come in by shape, the clock is handed in.
 """
 
+import hashlib
 import secrets
 import time
 from collections import Counter
@@ -96,6 +97,12 @@ class StoreScheduler:
     def weights(self) -> bytes | None:
         """What they are called."""
         return self._weights
+
+    @property
+    def shared_name(self) -> str:
+        """Short for all namespaces: engines that share what they compute show the same. Empty: none are known yet."""
+        names = b"".join(part.namespace for part in self._lookups.parts)
+        return hashlib.blake2b(names, digest_size=8).hexdigest() if names else ""
 
     def renew(self) -> None:
         """The weights may have changed, nobody can say to what: this engine shares with itself alone from now on."""

@@ -8,7 +8,7 @@ because a mistyped option that is silently ignored costs its user a cold cache. 
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Final
+from typing import Any, Final
 
 from larder.errors import InvalidArgument
 from larder.options import resolve
@@ -78,7 +78,8 @@ def parse(extra_config: Mapping[str, object]) -> ConnectorSettings:
     if settings.timeout_s is None:
         return settings
     every_ms = max(1, min(int(settings.timeout_s * 1e3), TIMEOUT_MS_MAX))
-    return replace(settings, **{name: every_ms for name in TIMEOUTS if name not in extra_config})
+    given: dict[str, Any] = {name: every_ms for name in TIMEOUTS if name not in extra_config}
+    return replace(settings, **given)
 
 
 def _check_int(name: str, value: object, most: int) -> None:

@@ -16,6 +16,7 @@ from larder.vllm.link import AsyncStore, Buffers
 from larder.vllm.memory import HostRuns, KVMemory
 from larder.vllm.staging import STAGING_BYTES, Slot, Staging
 
+GONE: Final = "they were found, and gone before they were loaded"
 KEYS_MAX: Final = 1_024
 """Objects to one call of the store."""
 
@@ -48,8 +49,13 @@ class Path(Protocol):
 
     def object_bytes(self, item: Item) -> int: ...
 
-    async def load(self, store: AsyncStore, items: Sequence[Item], fence: Any, landed: list[bool]) -> None:
-        """Fill the items' blocks; sets `landed` where an item's bytes are all there and as they were put."""
+    async def load(
+        self, store: AsyncStore, items: Sequence[Item], fence: Any, landed: list[bool], faults: list[str]
+    ) -> None:
+        """Fill the items' blocks; sets `landed` where an item's bytes are all there and as they were put.
+
+        `faults` gets a reason for each other one that the store answered for.
+        """
 
     async def save(
         self, store: AsyncStore, items: Sequence[Item], fence: Any, saved: Saved, started: Callable[[int], None]
@@ -77,11 +83,13 @@ class DirectPath:
         """The object's size."""
         return self._memory.object_bytes(item.group, len(item.blocks))
 
-    async def load(self, store: AsyncStore, items: Sequence[Item], fence: Any, landed: list[bool]) -> None:
+    async def load(
+        self, store: AsyncStore, items: Sequence[Item], fence: Any, landed: list[bool], faults: list[str]
+    ) -> None:
         """See Path."""
         for at, batch in _batches(items, KEYS_MAX):
             pieces = [self._runs.pieces(item.group, item.blocks) for item in batch]
-            landed[at : at + len(batch)] = await _get(store, batch, pieces)
+            landed[at : at + len(batch)] = await _get(store, batch, pieces, faults)
 
     async def save(
         self, store: AsyncStore, items: Sequence[Item], fence: Any, saved: Saved, started: Callable[[int], None]
@@ -116,14 +124,16 @@ class StagedPath:
         """The object's size."""
         return self._memory.object_bytes(item.group, len(item.blocks))
 
-    async def load(self, store: AsyncStore, items: Sequence[Item], fence: Any, landed: list[bool]) -> None:
+    async def load(
+        self, store: AsyncStore, items: Sequence[Item], fence: Any, landed: list[bool], faults: list[str]
+    ) -> None:
         """See Path."""
         at = 0
         while at < len(items):
             async with self._staging.take(len(items) - at) as slots:
                 batch = items[at : at + len(slots)]
                 pieces = [[slot.bytes[: self.object_bytes(item)]] for slot, item in zip(slots, batch, strict=True)]
-                good = await _get(store, batch, pieces)
+                good = await _get(store, batch, pieces, faults)
                 await unbroken(asyncio.to_thread(self._scatter, slots, batch, good, fence))
                 landed[at : at + len(batch)] = good
                 at += len(batch)
@@ -150,8 +160,9 @@ class StagedPath:
         return [[self._staging.gather(slot, item.group, item.blocks, fence)] for slot, item in pairs]
 
 
-async def _get(store: AsyncStore, batch: Sequence[Item], pieces: Sequence[Buffers]) -> list[bool]:
+async def _get(store: AsyncStore, batch: Sequence[Item], pieces: Sequence[Buffers], faults: list[str]) -> list[bool]:
     results = await store.get_many_into([item.key for item in batch], pieces)
+    faults += [GONE if result is None else reason(result) for result in results if not isinstance(result, int)]
     # A count of bytes is the only good answer: None is a miss, an error object a copy that could not be read.
     return [isinstance(result, int) for result in results]
 
@@ -175,12 +186,17 @@ async def _put(
     for result, piece in zip(results, pieces, strict=True):
         if isinstance(result, Exception):
             saved.failed += 1
-            saved.error = str(result)
+            saved.error = reason(result)
         elif result.existed:
             saved.existed += 1
         else:
             saved.put += 1
             saved.put_bytes += sum(len(part) for part in piece)
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, without the key: the same words for the same reason."""
+    return str(error.args[0]) if error.args and error.args[0] else type(error).__name__
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[tuple[int, Sequence[Item]]]:

@@ -23,13 +23,13 @@ from larder.vllm.identity.watch import Watch
 from larder.vllm.jobs import SKIP, ChunkBlocks, LoadJob, SaveJob, WorkerReport
 from larder.vllm.keys import moved
 from larder.vllm.link import AsyncStore, StoreLink
-from larder.vllm.transfer import Item, Path, Saved
+from larder.vllm.transfer import Item, Path, Saved, reason
+from larder.vllm.troubles import Troubles
 
 logger = logging.getLogger("vllm.larder")
 
 ANNOUNCE_S: Final = 0.05
 DRAIN_S: Final = 5.0
-WARN_EVERY_S: Final = 10.0
 
 
 @dataclass(slots=True)
@@ -49,6 +49,7 @@ class _Load:
     landed: list[bool]
     started: float
     weights: bytes
+    faults: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -93,7 +94,7 @@ class StoreWorker:
         self._report = WorkerReport()
         self._counts: dict[str, float] = {}
         self._saving: dict[Future[None], _Save] = {}
-        self._warned_at = clock() - WARN_EVERY_S
+        self._troubles = Troubles(clock)
 
     def follow(self, weights: bytes) -> None:
         """Use the keys of this step's name for the weights, and none while they are no longer those it was given for.
@@ -127,10 +128,10 @@ class StoreWorker:
 
     async def _load(self, load: _Load, fence: Any, store: AsyncStore) -> None:
         async with asyncio.timeout(self._load_timeout_s):
-            await self._path.load(store, load.items, fence, load.landed)
+            await self._path.load(store, load.items, fence, load.landed, load.faults)
 
     def _loaded(self, load: _Load, future: Future[None]) -> None:
-        self._warn_of(_error(future), f"a load for {load.request_id}")
+        error = _error(future)
         with self._lock:
             former = load.weights != self._weights  # KV of weights that the engine no longer has
             missing = [item for item, landed in zip(load.items, load.landed, strict=True) if former or not landed]
@@ -146,6 +147,10 @@ class StoreWorker:
                 got_bytes=sum(map(self._path.object_bytes, load.items)) - sum(map(self._path.object_bytes, missing)),
                 load_seconds=self._clock() - load.started,
             )
+        late = f"they were not there within {self._load_timeout_s:g} s"
+        faults = load.faults if error is None and load.faults else [_why(error, late)] * len(missing)
+        self._troubles.note("were not loaded, and are computed", faults[: len(missing)], len(load.items))
+        _show_bug(error)
 
     # ---- saves
 
@@ -200,7 +205,6 @@ class StoreWorker:
     def _saved(self, save: _Save, future: Future[None]) -> None:
         save.announced.set()
         error, saved = _error(future), save.saved
-        self._warn_of(error or (saved.error if saved.failed else None), f"a save of {len(save.items)} objects")
         with self._lock:
             self._saving.pop(future, None)
             self._report.saves_done[save.job.job_id] = 1
@@ -214,6 +218,10 @@ class StoreWorker:
                 put_bytes=saved.put_bytes,
                 save_seconds=self._clock() - save.started,
             )
+        late = "requests needed their blocks" if save.given_up else f"they took longer than {self._save_timeout_s:g} s"
+        faults = [_why(error, late) if error else saved.error] * (save.wanted - saved.put - saved.existed)
+        self._troubles.note("were not saved", faults, save.wanted)
+        _show_bug(error)
 
     def _drop(self, jobs: Sequence[SaveJob], *, refused: bool) -> None:
         """The store does not answer at the moment, or the names are no longer right: these chunks are not saved."""
@@ -238,16 +246,6 @@ class StoreWorker:
         for name, count in counts.items():
             self._counts[name] = self._counts.get(name, 0) + count
 
-    def _warn_of(self, error: object, what: str) -> None:
-        """Say what failed, but not once a request: the counts have them all."""
-        if error is None:
-            return
-        if isinstance(error, Exception) and not isinstance(error, (LarderError, OSError, TimeoutError)):
-            logger.error("%s failed, and should not have in this way", what, exc_info=error)
-        elif self._clock() - self._warned_at >= WARN_EVERY_S:
-            self._warned_at = self._clock()
-            logger.warning("%s failed: %s", what, str(error) or type(error).__name__)
-
     def take_ended(self) -> Ended:
         """Loads that ended since it was last asked."""
         with self._lock:
@@ -255,7 +253,8 @@ class StoreWorker:
         return ended
 
     def take_report(self) -> WorkerReport | None:
-        """What the scheduler must hear of; None: nothing."""
+        """What the scheduler must hear of; None: nothing. Asked after every step."""
+        self._troubles.say()
         with self._lock:
             if self._watch.adapters != self._told_adapters:
                 self._told_adapters = self._report.adapters = dict(self._watch.adapters)
@@ -276,6 +275,7 @@ class StoreWorker:
             saving = set(self._saving)
         wait_futures(saving, timeout=min(DRAIN_S, self._save_timeout_s))
         self._link.close()
+        self._troubles.say(last=True)
 
 
 def _exchanged() -> Future[None]:
@@ -287,6 +287,16 @@ def _exchanged() -> Future[None]:
 def _cancel(save: _Save) -> None:
     if save.task is not None:
         save.task.cancel()
+
+
+def _why(error: BaseException | None, late: str) -> str:
+    """In words; a call that was broken off, by its time or by us, came too late."""
+    return late if error is None or isinstance(error, TimeoutError | asyncio.CancelledError) else reason(error)
+
+
+def _show_bug(error: BaseException | None) -> None:
+    if isinstance(error, Exception) and not isinstance(error, (LarderError, OSError, TimeoutError)):
+        logger.error("a transfer failed, and should not have in this way", exc_info=error)
 
 
 def _error(future: Future[None]) -> BaseException | None:
