@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from aiohttp import web
+from larder.addresses import join
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 _METRICS_TYPE = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
@@ -37,7 +38,7 @@ class Ops:
         except OSError as error:
             await self._runner.cleanup()
             raise OSError(
-                f"cannot listen on {self._host}:{self._port} for metrics: {error.strerror}; "
+                f"cannot listen on {join(self._host, self._port)} for metrics: {error.strerror}; "
                 "choose another --metrics-port (0 takes a free one)"
             ) from error
         port: int = self._runner.addresses[0][1]

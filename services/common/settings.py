@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, NoReturn, TypeVar
 
 import dotenv
 import yaml
+from larder.addresses import ip_of, split
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
@@ -32,6 +33,7 @@ from services.common import logs
 from services.common.version import VERSION
 
 _SIZE: Final = re.compile(r"\s*\d+(\.\d+)?\s*([kmgtp]?i?b?)\s*", re.IGNORECASE)
+_HOST: Final = re.compile(r"[^\s:/\[\]]+")
 _METAVARS: Final = {
     "ByteSize": "SIZE",
     "Path": "PATH",
@@ -40,7 +42,6 @@ _METAVARS: Final = {
     "str": "TEXT",
     "tuple[str,...]": "TEXT",
 }
-_HOST_PORT: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
 
 
 def _check_size(value: object) -> object:
@@ -53,10 +54,15 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _check_host(value: str) -> str:
+    host = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    if value and ip_of(host) is None and (host != value or not _HOST.fullmatch(host)):
+        raise ValueError("not a name or address of a host")
+    return host
+
+
 def _check_host_port(value: str) -> str:
-    match = _HOST_PORT.fullmatch(value)
-    if match is None or not 0 < int(match[2]) <= 65535:
-        raise ValueError(f"{value!r} is not HOST:PORT")
+    split(value)
     return value
 
 
@@ -77,6 +83,8 @@ def at_least(floor: int, why: str) -> AfterValidator:
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0 takes a free port."""
+Host = Annotated[str, AfterValidator(_check_host)]
+"""A name or an IP address, without a port; an IPv6 address with or without brackets."""
 HostPort = Annotated[str, AfterValidator(_check_host_port)]
 HostPorts = Annotated[tuple[HostPort, ...], NoDecode, BeforeValidator(_split)]
 """Several addresses: the flag repeated, followed by several values, or one value with commas."""

@@ -5,6 +5,7 @@ import secrets
 import sys
 import time
 
+from larder.addresses import join
 from larder.v1 import master_pb2_grpc, node_pb2_grpc
 from prometheus_client import CollectorRegistry
 
@@ -58,7 +59,8 @@ async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
     port = await rpc.start(SERVICES)
     try:
         metrics_port = await ops.start()
-        announce(f"master ready: grpc {settings.host}:{port}, metrics http://{settings.host}:{metrics_port}/metrics")
+        grpc, metrics = join(settings.host, port), join(settings.host, metrics_port)
+        announce(f"master ready: grpc {grpc}, metrics http://{metrics}/metrics")
         async with asyncio.TaskGroup() as tasks:
             failing = tasks.create_task(driver.failure())
             await stop.wait()

@@ -4,13 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from services.common.settings import Port, ServiceSettings, Size, at_least
+from services.common.settings import Host, Port, ServiceSettings, Size, at_least
 
 
 class MasterSettings(ServiceSettings):
     """Decides where every object's copies lie. Moves no bytes itself."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: Host = Field("127.0.0.1", description="address to listen on")
     port: Port = Field(50001, description="gRPC port; 0 takes a free one")
     metrics_port: Port = Field(9101, description="HTTP port of /health, /ready and /metrics; 0 takes a free one")
     lease_ms: Annotated[int, Field(ge=100, le=600_000)] = Field(10_000, description="how long a lookup's places hold")

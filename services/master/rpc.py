@@ -16,6 +16,7 @@ from services.common.version import VERSION
 from services.master import wire
 from services.master.core import messages as m
 from services.master.driver import Driver, ToNode
+from services.master.reach import check_address
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ def segment_message(driver: Driver, number: int) -> types_pb2.Segment:
 class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._checks: set[asyncio.Task[None]] = set()  # of the addresses that nodes give
 
     async def Attach(
         self, requests: AsyncIterator[node_pb2.NodeMessage], context: Context
@@ -159,6 +161,9 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
                 command = wire.node_command(stream, message, host)
                 if isinstance(command, m.Hello):
                     logger.info("node %s (incarnation %d) attaches", command.node_id, command.incarnation)
+                    check = asyncio.create_task(check_address(message.hello, host))
+                    self._checks.add(check)
+                    check.add_done_callback(self._checks.discard)
                 self._driver.step(command)
         except ValueError as error:
             reason = f"bad message: {error}"

@@ -219,7 +219,7 @@ def node_command(stream: int, message: node_pb2.NodeMessage, peer_host: str = ""
             segments,
             hello.zone,
             hello.draining,
-            f"{hello.host_name} ({peer_host})",
+            f"{hello.host_name} ({hello.address or peer_host})",
         )
     if kind == "inventory":
         return m.Inventory(stream, held_copies(message.inventory))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
-from services.common.settings import Names, Port, ServiceSettings
+from services.common.settings import Host, Names, Port, ServiceSettings
 from services.proxy.addresses import PRIVATE
 from services.proxy.core.endpoint import canonical
 from services.proxy.core.scheduling import POLICIES
@@ -84,7 +84,7 @@ class ProxySettings(ServiceSettings):
         "VLLM_MOONCAKE_BOOTSTRAP_PORT": "mooncake_bootstrap_port",
     }
 
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: Host = Field("127.0.0.1", description="address to listen on")
     port: Port = Field(8000, description="HTTP port of the API, /health, /ready and /metrics; 0 takes a free one")
     workers: int = Field(
         1, ge=1, le=256, description="processes that serve; requests and queue below are shared out among them"

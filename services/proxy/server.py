@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
+from larder.addresses import join
 from prometheus_client import CollectorRegistry
 
 from services.proxy.app import Proxy
@@ -59,7 +60,7 @@ async def serve(
 
 
 def ready_line(host: str, port: int) -> str:
-    return f"proxy ready: http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"proxy ready: http://{join(host, port)}"
 
 
 def make_runner(proxy: Proxy) -> web.AppRunner:
@@ -125,4 +126,4 @@ async def bind(host: str, port: int, *, shared: bool = False) -> list[socket.soc
 
 def _cannot_listen(host: str, port: int, error: OSError) -> OSError:
     reason = error.strerror or str(error)
-    return OSError(f"cannot listen on {host}:{port}: {reason}; choose another --port (0 takes a free one)")
+    return OSError(f"cannot listen on {join(host, port)}: {reason}; choose another --port (0 takes a free one)")

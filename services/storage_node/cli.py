@@ -11,12 +11,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
+from larder.addresses import join
 from prometheus_client import CollectorRegistry
 from pydantic import AfterValidator, Field
 
 from services.common.ops import Ops
 from services.common.service import announce, collect_rarely, run
-from services.common.settings import HostPorts, Names, Port, ServiceSettings, Size, at_least, load
+from services.common.settings import Host, HostPorts, Names, Port, ServiceSettings, Size, at_least, load
+from services.storage_node.advertise import is_unspecified, own_address
 from services.storage_node.agent import Agent
 from services.storage_node.core.index import Index
 from services.storage_node.engine import P2P, Engine, EngineMissing
@@ -32,7 +34,7 @@ LABEL = "([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
 
 
 def _check_reachable(host: str) -> str:
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104  (refused, not bound)
+    if is_unspecified(host):
         raise ValueError("other hosts cannot connect to that; give one of this host's addresses")
     return host
 
@@ -45,8 +47,9 @@ class Settings(ServiceSettings):
     zone: str = Field(
         "", pattern=rf"^{LABEL}?$", description="what fails together, such as a rack: copies go to distinct zones"
     )
-    host: Annotated[str, AfterValidator(_check_reachable)] = Field(
-        "127.0.0.1", description="this node's address for clients on other hosts"
+    host: Host = Field("", description="address that --metrics-port listens on, and clients are told; none: 127.0.0.1")
+    advertise: Annotated[Host, AfterValidator(_check_reachable)] = Field(
+        "", description="address that clients on other hosts are told; none: --host, else that towards the master"
     )
     dram: Annotated[Size, at_least(1_000_000, "a smaller pool holds no KV block")] = Field(
         "2GB", validate_default=True, description="size of the memory pool"
@@ -74,26 +77,30 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         registry = CollectorRegistry()
         index = Index([settings.dram])
         metrics = Metrics(registry, index, ("dram",))
-        ops = Ops(settings.host, settings.metrics_port, registry, lambda: metrics.is_attached)
+        metrics_host = settings.host or "127.0.0.1"
+        ops = Ops(metrics_host, settings.metrics_port, registry, lambda: metrics.is_attached)
         parts.push_async_callback(ops.close)
         metrics_port = await ops.start()
+        address = await own_address(settings.host, settings.advertise, settings.master, stop)
+        if not address:
+            return
         node_id, pool = await asyncio.to_thread(
             own_pool, settings.pool_dir, settings.node_id, settings.dram, wall_clock_ns=time.time_ns()
         )
         parts.callback(pool.close)
         if not await pool.prefault(stop):
             return
-        engine = await asyncio.to_thread(_start_engine, settings, node_id, pool)
+        engine = await asyncio.to_thread(_start_engine, settings, address, node_id, pool)
         reachable = Reachable()
         if engine is not None:
             parts.callback(engine.close)
             metrics.engine_up.set(1)
             reachable = Reachable(engine.endpoint, engine.base, engine.protocol)
-        hello = hello_to_wire(node_id, str(pool.path), pool.header, reachable, settings.zone)
+        hello = hello_to_wire(node_id, str(pool.path), pool.header, reachable, settings.zone, address)
         fetcher = Fetcher(pool)
         parts.push_async_callback(fetcher.close)
         agent = Agent(settings.master, hello, index, metrics, fetcher.fetch, pool.has_writer)
-        where = f"engine {reachable.endpoint or 'none'}, metrics http://{settings.host}:{metrics_port}/metrics"
+        where = f"engine {reachable.endpoint or 'none'}, metrics http://{join(metrics_host, metrics_port)}/metrics"
         ready = f"{PROG} ready: node {node_id}, pool {pool.path}, {where}"
         async with asyncio.TaskGroup() as group:
             announcing = group.create_task(_announce(agent, ready))
@@ -101,10 +108,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             announcing.cancel()
 
 
-def _start_engine(settings: Settings, node_id: str, pool: Pool) -> Engine | None:
+def _start_engine(settings: Settings, address: str, node_id: str, pool: Pool) -> Engine | None:
     try:
         engine = Engine(
-            host=settings.host,
+            host=address,
             unique_name=f"{node_id}-{pool.header.incarnation}",
             metadata_server=settings.metadata_server,
             protocol=settings.protocol,

@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 from typing import Any, Final
 
+from larder.addresses import join
 from larder.errors import LarderError
 
 P2P: Final = "P2PHANDSHAKE"
@@ -24,7 +25,7 @@ _RDMA_DEVICES: Final = Path("/sys/class/infiniband")
 class EngineError(LarderError):
     """The engine does not start as it was asked to."""
 
-    remedy = "see --host, --protocol, --device-name and --metadata-server"
+    remedy = "see --advertise, --host, --protocol, --device-name and --metadata-server"
 
 
 class EngineMissing(EngineError):
@@ -47,11 +48,13 @@ class Engine:
         if protocol == "rdma":
             _check_devices(device_names)
         self.protocol = protocol
+        if _is_ipv6(host):
+            os.environ.setdefault("MC_USE_IPV6", "1")
         self._engine: Any = _engine_type()()
         name = host if metadata_server == P2P else unique_name
         if self._engine.initialize(name, metadata_server, protocol, ",".join(device_names)):
             raise EngineError(f"the transfer engine does not start as {name} with {metadata_server} over {protocol}")
-        self.endpoint = f"{host}:{self._engine.get_rpc_port()}" if metadata_server == P2P else unique_name
+        self.endpoint = join(host, self._engine.get_rpc_port()) if metadata_server == P2P else unique_name
         self.base = 0
 
     def register(self, address: int, length_bytes: int) -> None:
@@ -75,6 +78,11 @@ def _engine_type() -> Any:
     except ImportError as error:
         raise EngineMissing(f"the transfer engine cannot be imported: {error}") from error
     return TransferEngine
+
+
+def _is_ipv6(host: str) -> bool:
+    """Whether it has no IPv4 address. An engine for IPv6 is reached by IPv4 too, but does not reach that itself."""
+    return all(family == socket.AF_INET6 for family, *_ in socket.getaddrinfo(host, None))
 
 
 def _check_host(host: str) -> None:

@@ -50,7 +50,9 @@ class Reachable:
     protocol: str = ""
 
 
-def hello_to_wire(node_id: str, pool_path: str, header: PoolHeader, engine: Reachable, zone: str = "") -> Hello:
+def hello_to_wire(
+    node_id: str, pool_path: str, header: PoolHeader, engine: Reachable, zone: str = "", address: str = ""
+) -> Hello:
     """The first message of every attachment, with one segment; its epoch is set when it is sent."""
     segment = Segment(
         id=0,
@@ -70,6 +72,7 @@ def hello_to_wire(node_id: str, pool_path: str, header: PoolHeader, engine: Reac
         incarnation=header.incarnation,
         host_id=host_id(),
         host_name=socket.gethostname(),
+        address=address,
         zone=zone,
         segments=[segment],
     )

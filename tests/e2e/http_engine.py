@@ -12,6 +12,7 @@ import uuid
 
 import uvloop
 from aiohttp import web
+from larder.addresses import join
 
 from services.common.service import announce
 
@@ -107,13 +108,14 @@ async def serve(options: argparse.Namespace) -> None:
     app.add_routes([web.post(path, engine.generate) for path in ("/v1/completions", "/v1/chat/completions")])
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", options.port, reuse_address=True).start()
-    announce(f"engine ready: 127.0.0.1:{runner.addresses[0][1]}")
+    await web.TCPSite(runner, options.host, options.port, reuse_address=True).start()
+    announce(f"engine ready: {join(options.host, runner.addresses[0][1])}")
     await asyncio.Event().wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--prefill-ms", type=float, default=20)

@@ -17,17 +17,22 @@ from tests.chaos.hosts import UNSHARE
 TOOLS = ("unshare", "ip", "nsenter", "mount")
 
 
-@pytest.mark.timeout(180)
-def test_what_a_firewall_keeps_apart_is_told_apart_from_what_is_lost(tmp_path: Path) -> None:
+def run_apart(module: str, tmp_path: Path, deadline_s: float, *args: str) -> None:
+    """Runs a program of this folder in namespaces of its own, to its "held"."""
     if not all(map(shutil.which, TOOLS)) or subprocess.run([*UNSHARE, "true"], check=False).returncode:
         pytest.skip("no namespaces here")
     root = Path(__file__).resolve().parents[2]
     env = os.environ | {"PYTHONPATH": f"{root}:{root / 'clients/python'}"}
-    argv = [*UNSHARE, sys.executable, "-m", "tests.e2e.firewall", str(tmp_path / "cluster")]
-    run = Process("firewall", argv, log_dir=tmp_path, env=env)
+    argv = [*UNSHARE, sys.executable, "-m", f"tests.e2e.{module}", str(tmp_path / "cluster"), *args]
+    run = Process(module, argv, log_dir=tmp_path, env=env)
     try:
-        status = run.wait(150)
+        status = run.wait(deadline_s)
         assert status == 0, run.output()
         assert run.output().endswith("held\n")
     finally:
         run.stop()
+
+
+@pytest.mark.timeout(180)
+def test_what_a_firewall_keeps_apart_is_told_apart_from_what_is_lost(tmp_path: Path) -> None:
+    run_apart("firewall", tmp_path, 150)

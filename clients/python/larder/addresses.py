@@ -19,7 +19,8 @@ def split(address: str) -> tuple[str, int]:
     """Host, without brackets, and port (1 to 65535); ValueError where that is no HOST:PORT."""
     match = _HOST_PORT.fullmatch(address)
     if match is None or not 0 < int(match[3]) <= 65535 or (match[1] and ip_of(match[1]) is None):
-        raise ValueError(f"{address!r} is not HOST:PORT (an IPv6 address in brackets: [::1]:50001)")
+        hint = "; an IPv6 address stands in brackets, as in [::1]:50001" if address.count(":") > 1 else ""
+        raise ValueError(f"{address!r} is not HOST:PORT{hint}")
     return match[1] or match[2], int(match[3])
 
 

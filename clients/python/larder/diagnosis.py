@@ -9,18 +9,21 @@ import socket
 from contextlib import suppress
 from typing import Final
 
+from larder.addresses import split
+
 CONNECT_S: Final = 1.0
 _NO_WAY: Final = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM)
 
 
 async def why_unreached(endpoint: str, wait_s: float = CONNECT_S) -> str:
     """A few words, after at most `wait_s`."""
-    host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdecimal():
+    try:
+        host, port = split(endpoint)
+    except ValueError:
         return "it is known by a name of the metadata server's only, which gives no address to try"
     try:
         async with asyncio.timeout(wait_s):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            _, writer = await asyncio.open_connection(host, port)
     except TimeoutError:
         return f"the connection timed out after {wait_s:.2g} s: a firewall drops it, or the host is down"
     except ConnectionRefusedError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from larder.addresses import split
 from larder.errors import InvalidArgument
 from larder.mover import TRANSPORTS
 
@@ -105,9 +106,10 @@ def _masters(value: Any) -> tuple[str, ...]:
         raise InvalidArgument(f"master is {value!a}: HOST:PORT is wanted, or several with commas between them")
     masters = tuple(address.strip() for address in value.split(","))
     for address in masters:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise InvalidArgument(f"master is {address!r}: HOST:PORT is wanted, such as 127.0.0.1:50001")
+        try:
+            split(address)
+        except ValueError as error:
+            raise InvalidArgument(f"master is {address!r}: HOST:PORT is wanted, or [IPv6]:PORT") from error
     return masters
 
 

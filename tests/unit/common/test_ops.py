@@ -2,19 +2,21 @@
 
 import aiohttp
 import pytest
+from larder.addresses import join
 from prometheus_client import CollectorRegistry, Counter
 
 from services.common.ops import Ops
 
 
-async def test_health_ready_and_metrics() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_health_ready_and_metrics(host: str) -> None:
     registry = CollectorRegistry()
     Counter("larder_test_things_total", "Things", registry=registry).inc(3)
     ready = False
-    ops = Ops("127.0.0.1", 0, registry, lambda: ready)
+    ops = Ops(host, 0, registry, lambda: ready)
     port = await ops.start()
     try:
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        async with aiohttp.ClientSession(f"http://{join(host, port)}") as http:
             assert (await http.get("/health")).status == 200
             assert (await http.get("/ready")).status == 503
             ready = True

@@ -176,7 +176,9 @@ async def test_without_an_engine_it_serves_shared_memory_and_says_how_to_mend_it
         ),
         ("--dramm", "2GB", "unknown flag --dramm (did you mean --dram?)"),
         ("--node-id", "../n1", "--node-id ../n1: "),
-        ("--host", "0.0.0.0", "--host 0.0.0.0: other hosts cannot connect to that"),  # noqa: S104
+        ("--advertise", "0.0.0.0", "--advertise 0.0.0.0: other hosts cannot connect to that"),  # noqa: S104
+        ("--advertise", "[::]", "--advertise [::]: other hosts cannot connect to that"),
+        ("--host", "here:9102", "--host here:9102: not a name or address of a host"),
         ("--metadata-server", "redis://x", "--metadata-server redis://x: "),
         ("--master", "nowhere", "--master nowhere: 'nowhere' is not HOST:PORT"),
     ],

@@ -5,15 +5,19 @@
 - A batch's status is that of its first entry: one batch an entry. After the final status the batch is freed: nobody
   asks after it any more, that would read freed memory.
 - A peer that came back under an old name is not found by an engine that knew it: it takes a new engine (0.5 ms).
+- It speaks IPv4, or with MC_USE_IPV6 IPv6, as it was loaded: the first peer of the process says which. By IPv6 it
+  reaches IPv4 peers too, as addresses mapped into IPv6; the reverse is not possible.
 - To destroy an engine takes up to a second with the interpreter's lock held: so none is ever destroyed, but lent again.
 """
 
 import logging
 import os
 import socket
+import sys
 import threading
 from typing import Any, Final
 
+from larder.addresses import ip_of, join, split
 from larder.errors import LarderError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +28,7 @@ _ENVIRONMENT: Final = {  # read by the engine when it is loaded; the operator's 
     "MC_TCP_STATUS_TIMEOUT_SEC": "10",  # how long memory of a transfer to a silent peer stays out of use
     "MC_LOG_LEVEL": "ERROR",
 }
-
+_IPV6: Final = "MC_USE_IPV6"
 
 Identity = tuple[bytes, int]
 """What tells two lives of a peer apart: its pool's token, and where that is registered."""
@@ -43,8 +47,8 @@ class Engine:
         """`peer`, any endpoint to talk to, tells which of this host's addresses to use. Raises EngineUnavailable."""
         self.protocol = protocol
         self._names: dict[str, Identity] = {}
-        self._engine: Any = _engine_type()()
-        if self._engine.initialize(_own_address(peer), "P2PHANDSHAKE", protocol, ""):
+        self._engine: Any = _engine_type(peer)()
+        if self._engine.initialize(_own_address(reachable(peer)), "P2PHANDSHAKE", protocol, ""):
             raise EngineUnavailable(f"the transfer engine does not start over {protocol}")
 
     def meet(self, endpoint: str, identity: Identity) -> bool:
@@ -58,12 +62,12 @@ class Engine:
 
     def probe(self, endpoint: str) -> bool:
         """Whether the peer answers. Blocks up to 60 s, without the interpreter's or the engine's lock."""
-        return bool(self._engine.send_probe(endpoint) == 0)
+        return bool(self._engine.send_probe(reachable(endpoint)) == 0)
 
     def submit(self, endpoint: str, *, writing: bool, local: int, remote: int, length: int) -> int:
         """The batch id of a new transfer; 0 when it cannot be."""
         start = self._engine.batch_transfer_async_write if writing else self._engine.batch_transfer_async_read
-        return int(start(endpoint, [local], [remote], [length]))
+        return int(start(reachable(endpoint), [local], [remote], [length]))
 
     def status(self, batch: int) -> bool | None:
         """Whether the transfer succeeded, None as long as it may still touch memory. Not asked after an answer."""
@@ -110,7 +114,9 @@ def retire(engine: Engine) -> None:
         _retired.append(engine)
 
 
-def _engine_type() -> Any:
+def _engine_type(peer: str) -> Any:
+    if "mooncake.engine" not in sys.modules and _families(peer) == {socket.AF_INET6}:
+        os.environ.setdefault(_IPV6, "1")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -120,11 +126,32 @@ def _engine_type() -> Any:
     return TransferEngine
 
 
-def _own_address(peer: str) -> str:
-    host, _, port = peer.rpartition(":")
+def reachable(endpoint: str) -> str:
+    """The endpoint as the engine of this process finds it."""
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, int(port)))  # sends nothing: it only chooses the way
+        host, port = split(endpoint)
+    except ValueError:
+        return endpoint  # a metadata server's name
+    if _IPV6 not in os.environ or _families(endpoint) != {socket.AF_INET}:
+        return endpoint
+    return join(f"::ffff:{ip_of(host) or socket.gethostbyname(host)}", port)
+
+
+def _families(endpoint: str) -> set[int]:
+    try:
+        host, port = split(endpoint)
+        return {family for family, *_ in socket.getaddrinfo(host, port)}
+    except (OSError, ValueError):
+        return set()
+
+
+def _own_address(peer: str) -> str:
+    try:
+        host, port = split(peer)
+        family = socket.AF_UNSPEC if _IPV6 in os.environ else socket.AF_INET
+        family, _, _, _, address = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing: it only chooses the way
             return str(probe.getsockname()[0])
     except (OSError, ValueError):  # no way there now: a transfer will tell
         return "127.0.0.1"

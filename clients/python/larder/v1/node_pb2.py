@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from larder.v1 import types_pb2 as larder_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14larder/v1/node.proto\x12\tlarder.v1\x1a\x15larder/v1/types.proto\"\x82\x02\n\x0bNodeMessage\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.larder.v1.HelloH\x00\x12&\n\tinventory\x18\x02 \x01(\x0b\x32\x11.larder.v1.CopiesH\x00\x12\x30\n\rinventory_end\x18\x03 \x01(\x0b\x32\x17.larder.v1.InventoryEndH\x00\x12)\n\theartbeat\x18\x04 \x01(\x0b\x32\x14.larder.v1.HeartbeatH\x00\x12\x1d\n\x03\x61\x63k\x18\x05 \x01(\x0b\x32\x0e.larder.v1.AckH\x00\x12!\n\x05leave\x18\x06 \x01(\x0b\x32\x10.larder.v1.LeaveH\x00\x42\t\n\x07message\"\xb7\x01\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0f\n\x07host_id\x18\x05 \x01(\t\x12\x11\n\thost_name\x18\t \x01(\t\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x0c\n\x04zone\x18\x07 \x01(\t\x12$\n\x08segments\x18\x06 \x03(\x0b\x32\x12.larder.v1.Segment\"\xff\x01\n\x06\x43opies\x12\x1d\n\x04keys\x18\x01 \x01(\x0b\x32\x0f.larder.v1.Keys\x12\x11\n\twrite_ids\x18\x02 \x03(\x06\x12\x14\n\x0cobject_sizes\x18\x03 \x03(\x04\x12\x14\n\x0cslice_counts\x18\x04 \x03(\r\x12\x0e\n\x06slices\x18\x05 \x03(\r\x12\x13\n\x0bsegment_ids\x18\x06 \x03(\r\x12\x0f\n\x07offsets\x18\x07 \x03(\x04\x12\x0f\n\x07lengths\x18\x08 \x03(\x04\x12\x11\n\tchecksums\x18\t \x03(\x06\x12\x0e\n\x06\x64\x65pths\x18\n \x03(\r\x12\x0e\n\x06wanted\x18\x0b \x03(\r\x12\x0f\n\x07ttls_ms\x18\x0c \x03(\x04\x12\x0c\n\x04pins\x18\r \x03(\r\"\x0e\n\x0cInventoryEnd\"\x0b\n\tHeartbeat\"z\n\x03\x41\x63k\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x13\n\x0b\x63ommand_ids\x18\x02 \x03(\x04\x12\x1a\n\x12\x66\x61iled_command_ids\x18\x03 \x03(\x04\x12\x1b\n\x13\x63orrupt_command_ids\x18\x04 \x03(\x04\x12\x16\n\x0e\x66\x61iled_reasons\x18\x05 \x03(\t\"\x07\n\x05Leave\"\xcf\x02\n\rMasterMessage\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12%\n\x07welcome\x18\x02 \x01(\x0b\x32\x12.larder.v1.WelcomeH\x00\x12#\n\x06record\x18\x03 \x01(\x0b\x32\x11.larder.v1.RecordH\x00\x12#\n\x06\x66orget\x18\x04 \x01(\x0b\x32\x11.larder.v1.ForgetH\x00\x12#\n\x06refuse\x18\x05 \x01(\x0b\x32\x11.larder.v1.RefuseH\x00\x12\'\n\x08\x66\x61rewell\x18\x06 \x01(\x0b\x32\x13.larder.v1.FarewellH\x00\x12!\n\x05\x66\x65tch\x18\x07 \x01(\x0b\x32\x10.larder.v1.FetchH\x00\x12\x1f\n\x04ping\x18\x08 \x01(\x0b\x32\x0f.larder.v1.PingH\x00\x12!\n\x05\x64rain\x18\t \x01(\x0b\x32\x10.larder.v1.DrainH\x00\x42\t\n\x07message\"4\n\x07Welcome\x12\x13\n\x0bsegment_ids\x18\x01 \x03(\r\x12\x14\n\x0cheartbeat_ms\x18\x02 \x01(\r\"?\n\x06Record\x12\x12\n\ncommand_id\x18\x01 \x01(\x04\x12!\n\x06\x63opies\x18\x02 \x01(\x0b\x32\x11.larder.v1.Copies\"f\n\x06\x46orget\x12\x12\n\ncommand_id\x18\x01 \x01(\x04\x12\x13\n\x0bsegment_ids\x18\x02 \x03(\r\x12\x0f\n\x07offsets\x18\x03 \x03(\x04\x12\x11\n\twrite_ids\x18\x04 \x03(\x06\x12\x0f\n\x07lengths\x18\x05 \x03(\x04\"\x8d\x01\n\x05\x46\x65tch\x12\x12\n\ncommand_id\x18\x01 \x01(\x04\x12!\n\x06\x63opies\x18\x02 \x01(\x0b\x32\x11.larder.v1.Copies\x12\"\n\x06source\x18\x03 \x01(\x0b\x32\x12.larder.v1.Segment\x12\x15\n\rsource_offset\x18\x04 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x05 \x01(\r\"*\n\x06Refuse\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08id_taken\x18\x02 \x01(\x08\"\n\n\x08\x46\x61rewell\"\x06\n\x04Ping\"\x19\n\x05\x44rain\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\x32N\n\x0cNodeRegistry\x12>\n\x06\x41ttach\x12\x16.larder.v1.NodeMessage\x1a\x18.larder.v1.MasterMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14larder/v1/node.proto\x12\tlarder.v1\x1a\x15larder/v1/types.proto\"\x82\x02\n\x0bNodeMessage\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.larder.v1.HelloH\x00\x12&\n\tinventory\x18\x02 \x01(\x0b\x32\x11.larder.v1.CopiesH\x00\x12\x30\n\rinventory_end\x18\x03 \x01(\x0b\x32\x17.larder.v1.InventoryEndH\x00\x12)\n\theartbeat\x18\x04 \x01(\x0b\x32\x14.larder.v1.HeartbeatH\x00\x12\x1d\n\x03\x61\x63k\x18\x05 \x01(\x0b\x32\x0e.larder.v1.AckH\x00\x12!\n\x05leave\x18\x06 \x01(\x0b\x32\x10.larder.v1.LeaveH\x00\x42\t\n\x07message\"\xc8\x01\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0f\n\x07host_id\x18\x05 \x01(\t\x12\x11\n\thost_name\x18\t \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\n \x01(\t\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x0c\n\x04zone\x18\x07 \x01(\t\x12$\n\x08segments\x18\x06 \x03(\x0b\x32\x12.larder.v1.Segment\"\xff\x01\n\x06\x43opies\x12\x1d\n\x04keys\x18\x01 \x01(\x0b\x32\x0f.larder.v1.Keys\x12\x11\n\twrite_ids\x18\x02 \x03(\x06\x12\x14\n\x0cobject_sizes\x18\x03 \x03(\x04\x12\x14\n\x0cslice_counts\x18\x04 \x03(\r\x12\x0e\n\x06slices\x18\x05 \x03(\r\x12\x13\n\x0bsegment_ids\x18\x06 \x03(\r\x12\x0f\n\x07offsets\x18\x07 \x03(\x04\x12\x0f\n\x07lengths\x18\x08 \x03(\x04\x12\x11\n\tchecksums\x18\t \x03(\x06\x12\x0e\n\x06\x64\x65pths\x18\n \x03(\r\x12\x0e\n\x06wanted\x18\x0b \x03(\r\x12\x0f\n\x07ttls_ms\x18\x0c \x03(\x04\x12\x0c\n\x04pins\x18\r \x03(\r\"\x0e\n\x0cInventoryEnd\"\x0b\n\tHeartbeat\"z\n\x03\x41\x63k\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x13\n\x0b\x63ommand_ids\x18\x02 \x03(\x04\x12\x1a\n\x12\x66\x61iled_command_ids\x18\x03 \x03(\x04\x12\x1b\n\x13\x63orrupt_command_ids\x18\x04 \x03(\x04\x12\x16\n\x0e\x66\x61iled_reasons\x18\x05 \x03(\t\"\x07\n\x05Leave\"\xcf\x02\n\rMasterMessage\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12%\n\x07welcome\x18\x02 \x01(\x0b\x32\x12.larder.v1.WelcomeH\x00\x12#\n\x06record\x18\x03 \x01(\x0b\x32\x11.larder.v1.RecordH\x00\x12#\n\x06\x66orget\x18\x04 \x01(\x0b\x32\x11.larder.v1.ForgetH\x00\x12#\n\x06refuse\x18\x05 \x01(\x0b\x32\x11.larder.v1.RefuseH\x00\x12\'\n\x08\x66\x61rewell\x18\x06 \x01(\x0b\x32\x13.larder.v1.FarewellH\x00\x12!\n\x05\x66\x65tch\x18\x07 \x01(\x0b\x32\x10.larder.v1.FetchH\x00\x12\x1f\n\x04ping\x18\x08 \x01(\x0b\x32\x0f.larder.v1.PingH\x00\x12!\n\x05\x64rain\x18\t \x01(\x0b\x32\x10.larder.v1.DrainH\x00\x42\t\n\x07message\"4\n\x07Welcome\x12\x13\n\x0bsegment_ids\x18\x01 \x03(\r\x12\x14\n\x0cheartbeat_ms\x18\x02 \x01(\r\"?\n\x06Record\x12\x12\n\ncommand_id\x18\x01 \x01(\x04\x12!\n\x06\x63opies\x18\x02 \x01(\x0b\x32\x11.larder.v1.Copies\"f\n\x06\x46orget\x12\x12\n\ncommand_id\x18\x01 \x01(\x04\x12\x13\n\x0bsegment_ids\x18\x02 \x03(\r\x12\x0f\n\x07offsets\x18\x03 \x03(\x04\x12\x11\n\twrite_ids\x18\x04 \x03(\x06\x12\x0f\n\x07lengths\x18\x05 \x03(\x04\"\x8d\x01\n\x05\x46\x65tch\x12\x12\n\ncommand_id\x18\x01 \x01(\x04\x12!\n\x06\x63opies\x18\x02 \x01(\x0b\x32\x11.larder.v1.Copies\x12\"\n\x06source\x18\x03 \x01(\x0b\x32\x12.larder.v1.Segment\x12\x15\n\rsource_offset\x18\x04 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x05 \x01(\r\"*\n\x06Refuse\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08id_taken\x18\x02 \x01(\x08\"\n\n\x08\x46\x61rewell\"\x06\n\x04Ping\"\x19\n\x05\x44rain\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\x32N\n\x0cNodeRegistry\x12>\n\x06\x41ttach\x12\x16.larder.v1.NodeMessage\x1a\x18.larder.v1.MasterMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,35 +35,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODEMESSAGE']._serialized_start=59
   _globals['_NODEMESSAGE']._serialized_end=317
   _globals['_HELLO']._serialized_start=320
-  _globals['_HELLO']._serialized_end=503
-  _globals['_COPIES']._serialized_start=506
-  _globals['_COPIES']._serialized_end=761
-  _globals['_INVENTORYEND']._serialized_start=763
-  _globals['_INVENTORYEND']._serialized_end=777
-  _globals['_HEARTBEAT']._serialized_start=779
-  _globals['_HEARTBEAT']._serialized_end=790
-  _globals['_ACK']._serialized_start=792
-  _globals['_ACK']._serialized_end=914
-  _globals['_LEAVE']._serialized_start=916
-  _globals['_LEAVE']._serialized_end=923
-  _globals['_MASTERMESSAGE']._serialized_start=926
-  _globals['_MASTERMESSAGE']._serialized_end=1261
-  _globals['_WELCOME']._serialized_start=1263
-  _globals['_WELCOME']._serialized_end=1315
-  _globals['_RECORD']._serialized_start=1317
-  _globals['_RECORD']._serialized_end=1380
-  _globals['_FORGET']._serialized_start=1382
-  _globals['_FORGET']._serialized_end=1484
-  _globals['_FETCH']._serialized_start=1487
-  _globals['_FETCH']._serialized_end=1628
-  _globals['_REFUSE']._serialized_start=1630
-  _globals['_REFUSE']._serialized_end=1672
-  _globals['_FAREWELL']._serialized_start=1674
-  _globals['_FAREWELL']._serialized_end=1684
-  _globals['_PING']._serialized_start=1686
-  _globals['_PING']._serialized_end=1692
-  _globals['_DRAIN']._serialized_start=1694
-  _globals['_DRAIN']._serialized_end=1719
-  _globals['_NODEREGISTRY']._serialized_start=1721
-  _globals['_NODEREGISTRY']._serialized_end=1799
+  _globals['_HELLO']._serialized_end=520
+  _globals['_COPIES']._serialized_start=523
+  _globals['_COPIES']._serialized_end=778
+  _globals['_INVENTORYEND']._serialized_start=780
+  _globals['_INVENTORYEND']._serialized_end=794
+  _globals['_HEARTBEAT']._serialized_start=796
+  _globals['_HEARTBEAT']._serialized_end=807
+  _globals['_ACK']._serialized_start=809
+  _globals['_ACK']._serialized_end=931
+  _globals['_LEAVE']._serialized_start=933
+  _globals['_LEAVE']._serialized_end=940
+  _globals['_MASTERMESSAGE']._serialized_start=943
+  _globals['_MASTERMESSAGE']._serialized_end=1278
+  _globals['_WELCOME']._serialized_start=1280
+  _globals['_WELCOME']._serialized_end=1332
+  _globals['_RECORD']._serialized_start=1334
+  _globals['_RECORD']._serialized_end=1397
+  _globals['_FORGET']._serialized_start=1399
+  _globals['_FORGET']._serialized_end=1501
+  _globals['_FETCH']._serialized_start=1504
+  _globals['_FETCH']._serialized_end=1645
+  _globals['_REFUSE']._serialized_start=1647
+  _globals['_REFUSE']._serialized_end=1689
+  _globals['_FAREWELL']._serialized_start=1691
+  _globals['_FAREWELL']._serialized_end=1701
+  _globals['_PING']._serialized_start=1703
+  _globals['_PING']._serialized_end=1709
+  _globals['_DRAIN']._serialized_start=1711
+  _globals['_DRAIN']._serialized_end=1736
+  _globals['_NODEREGISTRY']._serialized_start=1738
+  _globals['_NODEREGISTRY']._serialized_end=1816
 # @@protoc_insertion_point(module_scope)

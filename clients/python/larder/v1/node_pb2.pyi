@@ -23,13 +23,14 @@ class NodeMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., inventory: _Optional[_Union[Copies, _Mapping]] = ..., inventory_end: _Optional[_Union[InventoryEnd, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "node_id", "incarnation", "epoch", "host_id", "host_name", "draining", "zone", "segments")
+    __slots__ = ("version", "node_id", "incarnation", "epoch", "host_id", "host_name", "address", "draining", "zone", "segments")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
     HOST_NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     ZONE_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
@@ -39,10 +40,11 @@ class Hello(_message.Message):
     epoch: int
     host_id: str
     host_name: str
+    address: str
     draining: bool
     zone: str
     segments: _containers.RepeatedCompositeFieldContainer[_types_pb2.Segment]
-    def __init__(self, version: _Optional[str] = ..., node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., host_id: _Optional[str] = ..., host_name: _Optional[str] = ..., draining: bool = ..., zone: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[_types_pb2.Segment, _Mapping]]] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., host_id: _Optional[str] = ..., host_name: _Optional[str] = ..., address: _Optional[str] = ..., draining: bool = ..., zone: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[_types_pb2.Segment, _Mapping]]] = ...) -> None: ...
 
 class Copies(_message.Message):
     __slots__ = ("keys", "write_ids", "object_sizes", "slice_counts", "slices", "segment_ids", "offsets", "lengths", "checksums", "depths", "wanted", "ttls_ms", "pins")
