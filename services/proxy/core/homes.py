@@ -5,7 +5,7 @@ Bounded (invariant 12): of the responses of an old day the proxy asks the engine
 
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeGuard
 
 from services.proxy.core.codec import decode
 from services.proxy.core.fleet import Address
@@ -40,9 +40,13 @@ def response_made(answer: bytes) -> str | None:
 def response_followed(path: Iterable[str], fields: Fields) -> str | None:
     """The id of the response that a request is about: by its path, in parts, or as previous_response_id."""
     match tuple(path):
-        case ("v1", "responses", id, *_):
-            return id
+        case ("v1", "responses", named, *_):
+            return named if _can_be_id(named) else None
         case ("v1", "responses") if "previous_response_id" in fields:
-            id = decode(bytes(fields["previous_response_id"]))
-            return id if isinstance(id, str) and id else None
+            named = decode(bytes(fields["previous_response_id"]))
+            return named if _can_be_id(named) else None
     return None
+
+
+def _can_be_id(named: object) -> TypeGuard[str]:
+    return isinstance(named, str) and 0 < len(named) <= ID_CHARACTERS and named.isprintable()

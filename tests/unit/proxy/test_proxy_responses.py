@@ -127,7 +127,8 @@ def test_which_response_is_followed() -> None:
     assert response_followed(["v1", "responses"], fields) == "resp_1"
     assert response_followed(["v1", "responses", "resp_2", "cancel"], fields) == "resp_2"
     assert response_followed(["v1", "chat", "completions"], fields) is None
-    for body in (b"{}", b'{"previous_response_id": null}', b'{"previous_response_id": 7}', b"no JSON"):
+    odd = (b"null", b"7", b'""', b'"\\ud800"', b'"\\u0000"', b'"%b"' % (b"x" * 257))
+    for body in (b"{}", b"no JSON", *(b'{"previous_response_id": %b}' % each for each in odd)):
         assert response_followed(["v1", "responses"], fields_of(body)) is None
     assert response_made(b'{"id": "resp_1", "output": [{"id": "msg_1"}]}') == "resp_1"
     assert response_made(b'{"error": "x"}' + b" " * 5000 + b'"id": "y"') is None
