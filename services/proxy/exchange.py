@@ -310,9 +310,9 @@ class Exchange:
             await self._begin(held.status, held.reason, held.headers)
             return await self._reply.end(held.body)
         if decision.may_have_run:
-            message = f"decode engine {decision.failed[-1]} broke off before it answered; the request may have run"
+            message = "the decode engine broke off before it answered; the request may have run"
             return await self._reply.fail(502, message, outcome="unserved")
-        tried = f"none of {', '.join(decision.failed)} answered" if decision.failed else "none is up"
+        tried = f"none of {len(decision.failed)} asked has answered" if decision.failed else "none is up"
         return await self._reply.fail(503, f"no decode engine is available: {tried}", outcome="unserved")
 
     def _leg_ended(self, note: LegNote, outcome: Outcome, reason: str) -> None:

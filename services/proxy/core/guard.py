@@ -53,8 +53,10 @@ def check(body: bytes, content_types: Sequence[str], encodings: Sequence[str]) -
     for encoding in encodings:
         if encoding.strip().lower() not in ("", "identity"):
             raise BadRequest(415, f"Content-Encoding {encoding!r}: send the body unpacked, engines take no other")
-    if b"\0" in body[:4] and ("json" in "".join(content_types).lower() or not content_types):  # UTF-16, UTF-32
-        raise BadRequest(400, "the request body is not valid JSON in UTF-8")
+    if b"\0" in body[:4]:  # UTF-16, UTF-32; or no text at all
+        if "json" in "".join(content_types).lower() or not content_types:
+            raise BadRequest(400, "the request body is not valid JSON in UTF-8")
+        body = body.replace(b"\0", b"")
     is_form = False
     for content_type in content_types:
         kind, charset = _kind_of(content_type)

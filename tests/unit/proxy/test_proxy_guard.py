@@ -91,6 +91,8 @@ def test_what_cannot_be_read_here_is_refused() -> None:
     for encoding in ("utf-16", "utf-16-le", "utf-32-be"):
         assert refused(body.encode(encoding), JSON) == "400 the request body is not valid JSON in UTF-8"
         assert refused(body.encode(encoding)) == "400 the request body is not valid JSON in UTF-8"
+        assert (refused(body.encode(encoding), "text/plain") or "").startswith("400 kv_transfer_params is between")
+    assert refused(b"RIFF\0\0", "audio/wav") is refused(b"\0\0kv_transfer_params", "audio/wav") is None
     for charset in ("charset=utf-16", 'charset="UTF-7"', "charset*=us-ascii''utf-16"):
         assert (refused(b"--b", f"multipart/form-data; boundary=b; {charset}") or "").startswith("415 a form in 'utf-")
     assert (refused(b"\x1f\x8b", JSON, encodings=("gzip",)) or "").startswith("415 Content-Encoding 'gzip'")

@@ -85,6 +85,21 @@ async def test_a_redirect_leads_to_the_proxy_and_is_not_followed_by_it(cluster: 
     assert [leg.path for leg in engine.legs] == ["/v1/completions", "/v1/embeddings"]
 
 
+@pytest.mark.parametrize("how", ["reset", "garbage", "end"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/files", "/v1/models"])
+async def test_the_proxys_own_errors_name_no_engine(cluster: Any, path: str, how: str) -> None:
+    (engine,) = cluster.decodes
+    if how == "end":
+        await engine.end()
+    else:
+        engine.act = getattr(engine, how)
+    method = "GET" if path == "/v1/models" else "POST"
+    async with cluster.client.request(method, path, json={}) as response:
+        assert response.status in (502, 503)
+        assert "127.0.0.1" not in await response.text()
+        assert engine.address.rpartition(":")[2] not in await response.text()
+
+
 async def test_bytes_that_are_no_utf_8_pass_both_ways(start_cluster: Any) -> None:
     """Latin-1 is what HTTP's headers were once; what engines and clients agree on is theirs."""
     cluster = await start_cluster(scheduling="session", session_header="X-Name")
