@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from demo.cluster import Cluster
-from tests.e2e.vllm_engine import BLOCK, Engine, prompt_of, whole_blocks
+from tests.e2e.vllm_engine import BLOCK, Engine, connector, prompt_of, whole_blocks
 
 SMALL = 40  # blocks: a request of 900 tokens takes 29 of them
 pytestmark = pytest.mark.timeout(400)
@@ -28,11 +28,33 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def engines(cluster: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
-    """`plain` has no connector. With `small` what fails to load fails its request."""
+    """`plain` has no connector. With `small` what fails to load fails its request; it knows the connector's name only.
+
+    `multi` has two of Larder, which are called differently, and another connector: what is handed to all of them at the
+    start is the first one's.
+    """
     work_dir = tmp_path_factory.mktemp("engines")
+    children = [
+        connector(cluster.master, kv_role="kv_producer", namespace="other"),
+        connector(cluster.master, kv_role="kv_consumer"),
+        {
+            "kv_connector": "ExampleConnector",
+            "kv_role": "kv_producer",
+            "kv_connector_extra_config": {"shared_storage_path": str(work_dir / "example")},
+        },
+    ]
+    named = connector(cluster.master, kv_load_failure_policy="fail")
+    del named["kv_connector_module_path"]
+    multi = {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"connectors": children},
+    }
     engines = {
+        "multi": Engine("multi", work_dir, model, kv_blocks=SMALL, transfer=multi),
         "plain": Engine("plain", work_dir, model, kv_blocks=SMALL),
-        "small": Engine("small", work_dir, model, cluster.master, kv_blocks=SMALL, kv_load_failure_policy="fail"),
+        "small": Engine("small", work_dir, model, kv_blocks=SMALL, transfer=named),
     }
     try:
         yield {name: engine.ready() for name, engine in engines.items()}
@@ -76,7 +98,20 @@ def test_what_is_evicted_before_a_requests_turn_fails_no_load(engines: dict[str,
         answers = small.generate(prompts=[prompts[i] for i in order], max_tokens=2)
         assert [answer["tokens"] for answer in answers] == [expected[i] for i in order]
     grown = {name: count - before.get(name, 0) for name, count in small.counts().items()}
-    print(grown)
     assert grown["larder_client_failed_gets_total"] == 0
     assert grown["larder_client_loads_total"] > 20
     assert grown["larder_client_put_objects_total"] > 200
+
+
+def test_under_another_connector_what_others_saved_is_loaded_and_counted(engines: dict[str, Engine]) -> None:
+    plain, small, multi = engines["plain"], engines["small"], engines["multi"]
+    multi.ask(prompt_of(40, seed=400))  # a first step
+    prompts = [prompt_of(9 * BLOCK + 7, seed=401 + i) for i in range(2)]
+    for prompt in prompts:
+        computed = small.ask(prompt)
+        loaded = multi.ask(prompt)
+        assert loaded["tokens"] == computed["tokens"] == plain.ask(prompt)["tokens"]
+        assert loaded["cached"] == 9 * BLOCK
+    counts = multi.counts()
+    assert counts["larder_client_hit_tokens_total"] == 2 * 9 * BLOCK
+    assert counts["larder_client_put_objects_total"] > 0  # the other child saved it under its own name

@@ -62,6 +62,8 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         self._link: StoreLink | None = None
         self._names: WorkerNames | None = None
         self._bad_blocks: set[int] = set()
+        self._told: dict[tuple[int, int], WorkerNames] = {}  # to the scheduler, by rank
+        self._untold: dict[tuple[int, int], WorkerNames] = {}  # by this worker
         self._facts: dict[str, object] = {}  # to be said when the name is known
         self._identity: EngineIdentity | None = None
         if role == KVConnectorRole.SCHEDULER:
@@ -107,13 +109,23 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             raise RuntimeError("a scheduler's hook was called on a worker's connector")
         return self._scheduler
 
-    def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], WorkerNames]) -> None:
-        """Take every worker's namespaces; vLLM collects them once the KV caches exist."""
-        self._planner.set_namespaces([name for rank in sorted(metadata) for name in metadata[rank].namespaces])
-        self._facts = next((dict(names.facts) for names in metadata.values()), {})
+    def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], Any]) -> None:
+        """Take every worker's namespaces; vLLM collects them once the KV caches exist.
+
+        MultiConnector hands one child's to all: those of others are nothing to us, and ours come with the first step.
+        """
+        if all(isinstance(names, WorkerNames) for names in metadata.values()):
+            self._take_names(metadata)
         if self._identity is not None:
             self._identity.wait(self._planner)
             self._introduce()
+
+    def _take_names(self, names: dict[tuple[int, int], WorkerNames]) -> None:
+        self._told.update(names)
+        parallel = self._vllm_config.parallel_config
+        if len(self._told) == parallel.tensor_parallel_size * parallel.pipeline_parallel_size:
+            self._planner.set_namespaces([name for rank in sorted(self._told) for name in self._told[rank].namespaces])
+            self._facts = dict(self._told[min(self._told)].facts)
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         """Take the pool in which blocks under a save are held."""
@@ -150,6 +162,8 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
     def update_connector_output(self, connector_output: Any) -> None:
         """Hear which saves ended and which loads failed."""
         if isinstance(report := connector_output.kv_connector_worker_meta, WorkerReport):
+            if any(self._told.get(rank) != names for rank, names in report.names.items()):
+                self._take_names(report.names)
             self._planner.report(report)
             hooks.WATCH.adapters.update(report.adapters)
 
@@ -201,6 +215,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             ),
             shared,
         )
+        self._untold = {(get_pp_group().rank_in_group, get_tp_group().rank_in_group): self._names}
         path: DirectPath | StagedPath
         if memory.device.type == "cpu":
             allow_amx()
@@ -257,7 +272,11 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
 
     def build_connector_worker_meta(self) -> WorkerReport | None:
         """For the scheduler's half: saves that ended, loads that failed."""
-        return self._carrier.take_report() if self._worker else None
+        report = self._carrier.take_report() if self._worker else None
+        if self._untold:
+            report = report or WorkerReport()
+            report.names, self._untold = self._untold, {}
+        return report
 
     # ---- both
 

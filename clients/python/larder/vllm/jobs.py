@@ -63,33 +63,6 @@ class StepPlan:
     given_up: list[int] = field(default_factory=list)  # earlier save jobs to end at once: their blocks are needed
 
 
-@dataclass(slots=True)
-class WorkerReport:
-    """What ended since the last step: save jobs by how many workers are done with them, and failed loads.
-
-    `outdated`: what weights were called that a worker has since exchanged. `adapters`: the states of the files that
-    adapters were read from, by the engine's numbers; empty where workers read different ones. `refused`: of these jobs
-    the store took nothing, on some worker.
-    """
-
-    saves_done: dict[int, int] = field(default_factory=dict)
-    refused: set[int] = field(default_factory=set)
-    failed_loads: set[str] = field(default_factory=set)
-    outdated: set[bytes] = field(default_factory=set)
-    adapters: dict[int, str] = field(default_factory=dict)
-
-    def aggregate(self, other: Self) -> Self:
-        """This and another worker's report as one."""
-        for job_id, workers in other.saves_done.items():
-            self.saves_done[job_id] = self.saves_done.get(job_id, 0) + workers
-        self.refused |= other.refused
-        self.failed_loads |= other.failed_loads
-        self.outdated |= other.outdated
-        for number, state in other.adapters.items():
-            self.adapters[number] = state if self.adapters.get(number, state) == state else ""
-        return self
-
-
 @dataclass(frozen=True, slots=True)
 class WorkerNames:
     """The namespaces of one worker's objects, one a KV cache group: what a scheduler needs to look them up.
@@ -99,3 +72,32 @@ class WorkerNames:
 
     namespaces: tuple[bytes, ...]
     facts: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class WorkerReport:
+    """What ended since the last step: save jobs by how many workers are done with them, and failed loads.
+
+    `outdated`: what weights were called that a worker has since exchanged. `adapters`: the states of the files that
+    adapters were read from, by the engine's numbers; empty where workers read different ones. `refused`: of these jobs
+    the store took nothing, on some worker. `names`: told once, by the worker's pipeline and tensor parallel rank.
+    """
+
+    saves_done: dict[int, int] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)
+    failed_loads: set[str] = field(default_factory=set)
+    outdated: set[bytes] = field(default_factory=set)
+    adapters: dict[int, str] = field(default_factory=dict)
+    names: dict[tuple[int, int], WorkerNames] = field(default_factory=dict)
+
+    def aggregate(self, other: Self) -> Self:
+        """This and another worker's report as one."""
+        for job_id, workers in other.saves_done.items():
+            self.saves_done[job_id] = self.saves_done.get(job_id, 0) + workers
+        self.refused |= other.refused
+        self.failed_loads |= other.failed_loads
+        self.outdated |= other.outdated
+        self.names |= other.names
+        for number, state in other.adapters.items():
+            self.adapters[number] = state if self.adapters.get(number, state) == state else ""
+        return self

@@ -132,6 +132,7 @@ class StoreWorker:
 
     def _loaded(self, load: _Load, future: Future[None]) -> None:
         error = _error(future)
+        _show_bug(error)
         with self._lock:
             former = load.weights != self._weights  # KV of weights that the engine no longer has
             missing = [item for item, landed in zip(load.items, load.landed, strict=True) if former or not landed]
@@ -150,7 +151,6 @@ class StoreWorker:
         late = f"they were not there within {self._load_timeout_s:g} s"
         faults = load.faults if error is None and load.faults else [_why(error, late)] * len(missing)
         self._troubles.note("were not loaded, and are computed", faults[: len(missing)], len(load.items))
-        _show_bug(error)
 
     # ---- saves
 
@@ -205,6 +205,7 @@ class StoreWorker:
     def _saved(self, save: _Save, future: Future[None]) -> None:
         save.announced.set()
         error, saved = _error(future), save.saved
+        _show_bug(error)
         with self._lock:
             self._saving.pop(future, None)
             self._report.saves_done[save.job.job_id] = 1
@@ -221,7 +222,6 @@ class StoreWorker:
         late = "requests needed their blocks" if save.given_up else f"they took longer than {self._save_timeout_s:g} s"
         faults = [_why(error, late) if error else saved.error] * (save.wanted - saved.put - saved.existed)
         self._troubles.note("were not saved", faults, save.wanted)
-        _show_bug(error)
 
     def _drop(self, jobs: Sequence[SaveJob], *, refused: bool) -> None:
         """The store does not answer at the moment, or the names are no longer right: these chunks are not saved."""
