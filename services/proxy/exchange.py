@@ -295,6 +295,9 @@ class Exchange:
             await self._reply.write(chunk)
             self._limit.begin_anew(self._settings.request_timeout)
             chunk = await answer.read()
+        if answer.ends_by_close and not self._reply.is_whole_with(chunk):
+            await self._reply.write(chunk)
+            raise LegFailed(Outcome.BROKEN, "it closed the connection before the stream's end")
         await self._reply.end(chunk)
 
     async def _begin(self, status: int, reason: str | None, headers: CIMultiDict[str]) -> None:

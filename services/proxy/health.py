@@ -106,7 +106,7 @@ class HealthChecks:
             self.fleet.learned(engine, Handover.PUSH, ids)
         if probe is Probe.OK and (models := await self._models(engine)):
             self.fleet.listed(engine, models)
-        if self.fleet.probed(engine, probe):
+        if probe is not None and self.fleet.probed(engine, probe):
             self._upstream.cut(engine.address, silent_s=PROBE_S, why="it does not answer any more")
 
     async def _models(self, engine: Engine) -> frozenset[str]:
@@ -118,13 +118,15 @@ class HealthChecks:
         listed = await list_models(self._upstream, engine.address, {"Accept": "application/json"}, seconds=PROBE_S)
         return frozenset(model["id"] for model in listed or ())
 
-    async def _probe(self, address: Address) -> Probe:
-        """Over a new connection, as what is asked next may need one."""
+    async def _probe(self, address: Address) -> Probe | None:
+        """Over a new connection, as what is asked next may need one. None: there was no way to ask."""
         try:
             status, _ = await self._upstream.get(
                 address, "/health", seconds=PROBE_S, bytes_max=_ANSWER_BYTES_MAX, anew=True
             )
         except LegFailed as failure:
+            if failure.is_mute:
+                return Probe.NO_ANSWER
             return _PROBES.get(failure.outcome, Probe.NO_CONNECTION)
         return Probe.REFUSED if status >= 500 else Probe.OK  # vLLM says 503 when its core is dead
 
@@ -143,10 +145,7 @@ class HealthChecks:
         return legs.transfer_ids(content) if status == 200 else ()
 
 
-_PROBES: Final = {
-    Outcome.UNREACHABLE: Probe.REFUSED,
-    Outcome.TIMED_OUT: Probe.NO_ANSWER,
-}
+_PROBES: Final = {Outcome.UNREACHABLE: Probe.REFUSED, Outcome.BUSY: None}
 _SAID: Final = {
     Change.LOST: "takes no new requests any more, or does not answer; it is passed over until it does",
     Change.BACK: "answers again",

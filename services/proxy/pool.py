@@ -5,6 +5,7 @@ answers is taken (happy eyeballs). Keeps invariant 12 for its part: an idle conn
 """
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Sequence
@@ -15,12 +16,15 @@ import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
 
 from services.proxy.core.endpoint import Endpoint, endpoint_of
-from services.proxy.wire import Connection, ConnectTimeout, Disconnected, Response, Unconnected
+from services.proxy.wire import Connection, ConnectTimeout, Disconnected, Exhausted, Refused, Response, Unconnected
 
 KEEPALIVE_S: Final = 4.0  # below the 5 s after which the engines' servers close an idle connection
 _NAMES_S: Final = 10.0
 _CLOSE_S: Final = 1.0  # for the last words of TLS
 _NEXT_ADDRESS_S: Final = 0.25
+_KINDS: Final[dict[int, type[Unconnected]]] = {errno.ECONNREFUSED: Refused} | dict.fromkeys(
+    (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL), Exhausted
+)
 _KEEPALIVE: Final = (  # a host that went without a word is found out within 11 s, by this connection alone
     (socket.TCP_KEEPIDLE, 5),
     (socket.TCP_KEEPINTVL, 2),
@@ -118,6 +122,7 @@ class Pool:
                 taken = await aiohappyeyeballs.start_connection(
                     found, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1, loop=self._loop
                 )
+                response.is_taken = True
                 for option, seconds in _KEEPALIVE:
                     taken.setsockopt(socket.IPPROTO_TCP, option, seconds)
                 taken.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -131,7 +136,7 @@ class Pool:
             error.__traceback__ = None  # aiohappyeyeballs' frames refer to the error
             if response.connecting is not None and response.connecting.expired():
                 raise ConnectTimeout(f"no connection to {to} within {self._connect_timeout_s:g} s") from error
-            raise Unconnected(f"no connection to {to}: {error}") from error
+            raise _kind_of(error)(f"no connection to {to}: {error}") from error
         finally:
             response.connecting = None
         if not connection.is_open:
@@ -162,3 +167,9 @@ class Pool:
             return found
         finally:
             self._loop.call_later(remembered_s, self._names.pop, (host, port), None)
+
+
+def _kind_of(error: OSError | RuntimeError) -> type[Unconnected]:
+    if isinstance(error, ssl.SSLError):
+        return Refused  # who cannot prove itself is nobody to ask
+    return _KINDS.get(error.errno or 0, Unconnected) if isinstance(error, OSError) else Unconnected

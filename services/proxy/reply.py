@@ -15,7 +15,7 @@ from aiohttp.http import StreamWriter
 from multidict import CIMultiDict
 
 from services.proxy.connections import PassedOn
-from services.proxy.core.events import Events, error_event, form_of, is_stream
+from services.proxy.core.events import Events, error_event, form_of, is_last, is_stream
 from services.proxy.deadlines import Within
 from services.proxy.errors import ID, OUTCOME, error_response
 
@@ -64,6 +64,11 @@ class Reply:
             raise ClientGone from error
         except ConnectionError as error:
             raise ClientGone from error
+
+    def is_whole_with(self, last: bytes) -> bool:
+        """As far as the events themselves say so."""
+        form, events = form_of(self._request.path), self._events
+        return form is None or events is None or is_last(form, events.last + events.held + last)
 
     async def end(self, last: bytes) -> web.StreamResponse:
         """In one packet with the last bytes. What the engine ends within an event is passed on as that."""

@@ -23,6 +23,8 @@ from services.proxy.pool import Pool
 from services.proxy.wire import (
     ConnectTimeout,
     Disconnected,
+    Exhausted,
+    Refused,
     Response,
     Unconnected,
     WireError,
@@ -36,11 +38,12 @@ _REASON_MAX: Final = 300  # characters
 
 
 class LegFailed(Exception):
-    """No (whole) answer came; outcome says how, str() says why."""
+    """No (whole) answer came; outcome says how, str() says why. Is mute: it took a connection, and said nothing."""
 
-    def __init__(self, outcome: Outcome, reason: str) -> None:
+    def __init__(self, outcome: Outcome, reason: str, *, is_mute: bool = False) -> None:
         super().__init__(reason)
         self.outcome = outcome
+        self.is_mute = is_mute
 
 
 class Answer:
@@ -69,6 +72,11 @@ class Answer:
     def at_end(self) -> bool:
         """Whether everything was read."""
         return self.response.at_end
+
+    @property
+    def ends_by_close(self) -> bool:
+        """Whether nothing but the connection's end says that this was all."""
+        return self.response.ends_by_close
 
     def read(self) -> Coroutine[Any, Any, bytes]:
         """The next bytes as they came, empty at the end."""
@@ -145,9 +153,9 @@ class Leg:
                 await self._upstream.pool.request(response, self.to, head, body, is_head=method == "HEAD", anew=anew)
                 return Answer(response, self.to)
             except Unconnected as error:
-                if stale and not isinstance(error, ConnectTimeout):
+                if stale and isinstance(error, Refused):
                     raise LegFailed(Outcome.DIED, str(error)) from error
-                raise
+                raise _leg_failed(error, is_mute=isinstance(error, ConnectTimeout) and response.is_taken) from error
             except ValueError as error:  # a host name that cannot be one
                 raise LegFailed(Outcome.UNREACHABLE, str(error)) from error
             except Disconnected:
@@ -166,10 +174,13 @@ class Leg:
 
     def cut(self, why: str) -> None:
         """Ends it now."""
-        is_connecting = self._response is not None and self._response.connecting is not None
-        self._failed = LegFailed(Outcome.UNCONNECTED if is_connecting else Outcome.TIMED_OUT, why)
-        if self._response is not None:
-            self._response.fail(self._failed)
+        response = self._response
+        is_connecting = response is not None and response.connecting is not None
+        outcome = Outcome.UNCONNECTED if is_connecting else Outcome.TIMED_OUT
+        is_mute = response is not None and (response.is_taken or not is_connecting)
+        self._failed = LegFailed(outcome, why, is_mute=is_mute)
+        if response is not None:
+            response.fail(self._failed)
 
     def expire(self) -> None:
         if self._late is not None and not self._late():
@@ -177,6 +188,10 @@ class Leg:
             return
         self.deadline = None
         self.cut(self._why)
+
+    def is_silent_for(self, seconds: float) -> bool:
+        heard_at = None if self._response is None else self._response.heard_at
+        return heard_at is None or self._loop.time() - heard_at >= seconds
 
     def heard(self) -> float:
         """Notes that bytes came; returns the seconds since the last ones, 0 at first."""
@@ -206,7 +221,7 @@ class Upstream:
     def cut(self, to: Address, *, silent_s: float, why: str) -> None:
         """Ends the legs to an engine that is lost, but for those that it told something in the last silent_s."""
         for leg in tuple(self.legs.get(to, ())):
-            if leg.heard_at is None or self.loop.time() - leg.heard_at >= silent_s:
+            if leg.is_silent_for(silent_s):
                 leg.cut(why)
 
     def authorize(self, headers: CIMultiDict[str]) -> None:
@@ -236,8 +251,14 @@ class Upstream:
             return answer.status, await answer.read_all(bytes_max)
 
 
-def _leg_failed(error: WireError) -> LegFailed:
+def _leg_failed(error: WireError, *, is_mute: bool = False) -> LegFailed:
     reason = " ".join(str(error).split())[:_REASON_MAX]
-    if isinstance(error, ConnectTimeout):
-        return LegFailed(Outcome.UNCONNECTED, reason)
-    return LegFailed(Outcome.UNREACHABLE if isinstance(error, Unconnected) else Outcome.BROKEN, reason)
+    outcome = next((outcome for kind, outcome in _OUTCOMES if isinstance(error, kind)), Outcome.BROKEN)
+    return LegFailed(outcome, reason, is_mute=is_mute)
+
+
+_OUTCOMES: Final = (
+    (Refused, Outcome.UNREACHABLE),
+    (Exhausted, Outcome.BUSY),  # the engine has not seen it, and has not failed
+    (Unconnected, Outcome.UNCONNECTED),
+)

@@ -29,8 +29,16 @@ class Unconnected(WireError):
     """No connection: the server cannot have seen the request."""
 
 
+class Refused(Unconnected):
+    """Nobody listens there."""
+
+
 class ConnectTimeout(Unconnected):
     """No connection in time."""
+
+
+class Exhausted(Unconnected):
+    """What a connection takes was lacking here: that says nothing about the server."""
 
 
 class Disconnected(WireError):
@@ -54,8 +62,10 @@ class Response:
         "_waiter",
         "connecting",
         "ended",
-        "is_heard",
+        "ends_by_close",
+        "heard_at",
         "is_new",
+        "is_taken",
         "raw_headers",
         "reason",
         "status",
@@ -68,7 +78,9 @@ class Response:
         self.raw_headers: list[tuple[bytes, bytes]] = []
         self.ended = False  # its last byte is here, read or not
         self.is_new = False  # the connection was made for it
-        self.is_heard = False  # a byte of it came
+        self.ends_by_close = False  # nothing but the connection's end says that it is whole
+        self.heard_at: float | None = None  # when a byte of it came last
+        self.is_taken = False  # the server took the new connection
         self.connecting: asyncio.Timeout | None = None
         self._headers: CIMultiDict[str] | None = None
         self._connection: Connection | None = None
@@ -85,6 +97,11 @@ class Response:
                 [(name.decode(), _text(value).strip(" \t")) for name, value in self.raw_headers]
             )
         return self._headers
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether a byte of it came."""
+        return self.heard_at is not None
 
     @property
     def at_end(self) -> bool:
@@ -236,7 +253,7 @@ class Connection(asyncio.Protocol):
         if response is None or parser is None:  # nobody asked
             self.drop()
             return
-        response.is_heard = True
+        response.heard_at = self._loop.time()
         self._beside += len(data)
         try:
             parser.feed_data(data)
@@ -338,7 +355,7 @@ class Connection(asyncio.Protocol):
         if response is None or response.ended:
             return
         if error is None and response.status and self._may_last_until_close(response):
-            response.ended = True
+            response.ended = response.ends_by_close = True
             response.wake()
         else:
             response.fail(Disconnected(f"the connection ended before the answer: {error or 'closed'}"))

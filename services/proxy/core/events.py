@@ -97,6 +97,18 @@ class Events:
         return passed
 
 
+_LAST: Final = {
+    Form.OPENAI: re.compile(rb'\[DONE\]|"finish_reason":\s*"|"error":'),
+    Form.RESPONSES: re.compile(rb"response\.(?:completed|failed|incomplete|cancelled)|event: *error"),
+    Form.ANTHROPIC: re.compile(rb"message_stop|event: *error"),
+}
+
+
+def is_last(form: Form, events: bytes) -> bool:
+    """Whether a stream that ends so has come to its end."""
+    return _LAST[form].search(events) is not None
+
+
 class Failure(NamedTuple):
     """What an event that is an error says."""
 

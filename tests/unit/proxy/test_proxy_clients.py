@@ -172,6 +172,41 @@ async def test_a_stream_out_of_time_is_an_error_of_the_clients_own(start_cluster
     assert last.count(b"\n\n") == 1
 
 
+LAST = {
+    "/v1/chat/completions": b"data: [DONE]\n\n",
+    "/v1/completions": b'data: {"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]}\n\n',
+    "/v1/responses": event({"type": "response.completed", "sequence_number": 3, "delta": ""}, named=True),
+    "/v1/messages": b'event: message_stop\ndata: {"type": "message_stop"}\n\n',
+}
+
+
+@pytest.mark.parametrize("path", SAID)
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_stream_that_ends_with_its_connection_is_whole_if_its_events_say_so(
+    cluster: Any, path: str, whole: bool
+) -> None:
+    """As of HTTP/1.0: an engine that dies looks as one that is done."""
+    content = b"".join(SAID[path]) + (LAST[path] if whole else b"data: {")
+
+    async def act(request: web.Request) -> web.StreamResponse:
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+        assert request.transport is not None
+        request.transport.write(head + content)  # type: ignore[attr-defined]
+        request.transport.close()
+        return web.Response()
+
+    cluster.decodes[0].act = act
+    async with cluster.client.post(path, json={"stream": True}) as response:
+        got = await asyncio.wait_for(response.read(), 10)
+    if whole:
+        assert got == content
+    else:
+        assert got.startswith(b"".join(SAID[path]))
+        assert b"closed the connection before the stream's end" in got.removeprefix(b"".join(SAID[path]))
+        assert b"data: {data" not in got
+    await cluster.metric_is(1, "requests_total", outcome="ok" if whole else "broken")
+
+
 @pytest.mark.parametrize("packed", [True, False])
 async def test_what_has_no_known_form_is_cut_off(cluster: Any, packed: bool) -> None:
     path, headers = ("/v1/messages", {"Content-Encoding": "br"}) if packed else ("/v1/elsewhere", {})

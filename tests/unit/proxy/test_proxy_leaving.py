@@ -2,13 +2,15 @@
 Nothing new goes there, and what is under way goes on to its own end."""
 
 import asyncio
+import errno
 import json
+import socket
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from services.proxy.core.fleet import Health, Role
+from services.proxy.core.fleet import Health, Probe, Role
 
 
 @pytest.fixture
@@ -139,3 +141,70 @@ async def test_an_engine_whose_new_connections_are_closed_at_once_keeps_what_run
             await asyncio.sleep(0.5)
             held.let_go()
             assert (await asyncio.wait_for(running, 5))[0] == 200
+
+
+@pytest.mark.usefixtures("quick_probes")
+@pytest.mark.parametrize("lacking", [errno.EMFILE, errno.EADDRNOTAVAIL])
+async def test_what_the_proxy_lacks_is_held_against_no_engine(
+    start_cluster: Any, monkeypatch: pytest.MonkeyPatch, lacking: int
+) -> None:
+    cluster = await start_cluster(1, 1)
+    held = Held(cluster.decodes[0])
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(cluster.complete())
+        await asyncio.wait_for(cluster.decodes[0].called.wait(), 5)
+
+        async def connect(*_: Any, **__: Any) -> Any:
+            raise OSError(lacking, "there is no room")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("services.proxy.pool.Pool._addresses", connect)
+            await asyncio.sleep(0.5)
+            assert [engine.health for role in Role for engine in cluster.proxy.fleet.engines(role)] == [Health.UP] * 2
+        held.let_go()
+    assert running.result()[0] == 200
+    assert (await cluster.complete())[0] == 200
+    assert cluster.metric("instance_changes_total") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "health"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), Health.GONE),
+        (OSError(errno.EHOSTUNREACH, "no route"), Health.SILENT),
+        (socket.gaierror(-3, "Temporary failure in name resolution"), Health.SILENT),
+        (OSError(errno.EMFILE, "too many"), Health.UP),
+    ],
+)
+async def test_what_a_request_without_a_connection_says_of_its_engine(
+    start_cluster: Any, monkeypatch: pytest.MonkeyPatch, error: OSError, health: Health
+) -> None:
+    monkeypatch.setattr("services.proxy.health.UP_EVERY_S", 60)
+    monkeypatch.setattr("services.proxy.health.LOST_EVERY_S", 60)
+    cluster = await start_cluster(0, 1)
+
+    async def connect(*_: Any, **__: Any) -> Any:
+        raise error.__class__(*error.args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("services.proxy.pool.Pool._addresses", connect)
+        both = await asyncio.gather(*(cluster.complete() for _ in range(3)))  # more than there are idle connections
+    assert 503 in {status for status, _ in both}
+    assert [engine.health for engine in cluster.proxy.fleet.engines(Role.DECODE)] == [health]
+
+
+@pytest.mark.parametrize("scheme", ["", "https://"])
+async def test_an_engine_that_takes_a_connection_and_says_nothing_is_silent(
+    start_cluster: Any, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With TLS that is before a connection is there."""
+    monkeypatch.setattr("services.proxy.health.PROBE_S", 0.3)
+    cluster = await start_cluster(0, 1)
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(-1)
+        writer.close()
+
+    async with await asyncio.start_server(hold, "127.0.0.1", 0) as server:
+        address = "{}{}:{}".format(scheme, *server.sockets[0].getsockname())
+        assert await cluster.proxy.health._probe(address) is Probe.NO_ANSWER

@@ -67,7 +67,7 @@ async def test_the_only_decode_frozen_is_a_503_and_it_serves_again_when_it_thaws
     freeze(engine)
     status, answer = await cluster.complete()
     assert status == 503
-    assert engine.address in answer["error"]["message"]
+    assert "none of 1 asked has answered" in answer["error"]["message"]
     await wait_for(cluster, False)
     engine.frozen, engine.act = False, engine.answer
     await wait_for(cluster, True)
@@ -104,6 +104,19 @@ async def test_a_stream_that_goes_on_is_not_cut(start_cluster: Any, events: list
         assert await response.read() == 40 * events[0]
     assert cluster.metric("instance_changes_total", change="lost") >= 1
     assert cluster.metric("requests_total", outcome="ok") == 1
+
+
+async def test_a_leg_that_gets_bytes_is_not_cut_before_its_first_event_either(start_cluster: Any) -> None:
+    cluster = await start_cluster(0, 1)
+    engine = cluster.decodes[0]
+    engine.act, engine.frozen = engine.trickle, True
+    streaming = asyncio.create_task(cluster.complete(stream=True))
+    await asyncio.wait_for(engine.called.wait(), 5)
+    await cluster.metric_is(1, "instance_changes_total", change="lost")
+    await asyncio.sleep(0.5)
+    assert not engine.legs[0].ended.is_set()
+    streaming.cancel()
+    await asyncio.gather(streaming, return_exceptions=True)
 
 
 async def test_a_probe_that_fails_for_a_defect_is_not_the_last(
