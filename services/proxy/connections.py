@@ -194,5 +194,6 @@ class PassedOn(web.StreamResponse):
         text = "".join(self._headers.values()) + self._reason
         if not text.isascii() and _LONE.search(text):
             lines = "".join([f"{name}: {value}\r\n" for name, value in self._headers.items()])
-            head = f"HTTP/1.1 {self._status} {self._reason}\r\n{lines}\r\n"
+            version = cast(web.BaseRequest, self._req).version
+            head = f"HTTP/{version.major}.{version.minor} {self._status} {self._reason}\r\n{lines}\r\n"
             cast(StreamWriter, self._payload_writer)._headers_buf = head.encode(errors="surrogateescape")
