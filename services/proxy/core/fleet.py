@@ -123,6 +123,7 @@ class Booking:
     engine: Engine
     prompt_tokens: int
     trial: bool
+    health: Health  # when it was sent
     open: bool = field(default=True)
 
 
@@ -206,7 +207,7 @@ class Fleet:
         engine.trial |= trial
         engine.requests += 1
         engine.prompt_tokens += prompt_tokens
-        return Booking(engine, prompt_tokens, trial)
+        return Booking(engine, prompt_tokens, trial, engine.health)
 
     # -- what legs tell
 
@@ -215,7 +216,8 @@ class Fleet:
         engine = booking.engine
         was_open = engine.open_until is not None
         engine.failures, engine.open_until, engine.open_s = 0, None, OPEN_S
-        if engine.health is not Health.GONE:  # else it was asked before
+        is_news = booking.health is engine.health or engine.is_mute  # else it has what was sent before it was lost
+        if is_news and engine.health is not Health.GONE:
             self._heard(engine)
         if was_open:
             self._on_change(engine, Change.CLOSED)

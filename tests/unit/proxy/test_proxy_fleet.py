@@ -203,6 +203,39 @@ def test_an_engine_that_takes_no_connection_is_lost_with_the_first_leg(
     assert offered(fleet) == [A, B]
 
 
+@pytest.mark.parametrize("refused", [True, False])
+def test_what_was_sent_before_does_not_say_that_an_engine_takes_connections_again(fleet: Fleet, refused: bool) -> None:
+    engine = of(fleet, Role.DECODE)
+    before, other = fleet.book(engine, 1, 0), fleet.book(engine, 1, 0)
+    fleet.unreachable(other, refused=refused)
+    lost = engine.health
+    fleet.answered(before)
+    assert engine.health is lost is not Health.UP
+    if not refused:
+        fleet.answered(fleet.book(engine, 1, 0))  # what was sent since then does
+        assert engine.health is Health.UP
+    for _ in range(SILENT_PROBES):
+        fleet.probed(engine, Probe.OK if refused else Probe.NO_ANSWER)
+    fleet.answered(before)  # and so it is not frozen
+    assert engine.health is Health.UP
+
+
+def test_what_shows_that_an_engine_is_frozen(fleet: Fleet) -> None:
+    """Silence on a connection that it took, in a row of two probes or more; once."""
+    engine = of(fleet, Role.DECODE)
+    silent, nothing = Probe.NO_ANSWER, Probe.NO_CONNECTION
+    for probes, shown in (
+        ([silent, silent, silent], [False, True, False]),
+        ([nothing, nothing, nothing], [False, False, False]),
+        ([nothing, nothing, silent, nothing], [False, False, True, False]),
+        ([silent, nothing], [False, True]),
+        ([silent, Probe.OK, silent], [False, False, False]),
+        ([Probe.REFUSED, silent, silent], [False, False, False]),
+    ):
+        fleet.probed(engine, Probe.OK)
+        assert [fleet.probed(engine, probe) for probe in probes] == shown
+
+
 def test_what_comes_back_is_taken_for_a_new_engine(fleet: Fleet) -> None:
     engine = of(fleet, Role.PREFILL)
     fleet.learned(engine, Handover.PUSH, ("id",))
