@@ -52,7 +52,8 @@ def engines(engines_store: Cluster, model: Path) -> Cluster:
 
     The prefill engine `prefill` puts two copies; the decode engine `trusting` does not verify checksums.
     """
-    consumer, producer = {"kv_role": "kv_consumer"}, {"kv_role": "kv_producer"}
+    keeps_responses = {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
+    consumer, producer = {"kv_role": "kv_consumer", "env": keeps_responses}, {"kv_role": "kv_producer"}
     all_of_them: dict[str, dict[str, Any]] = {
         "plain": {"own_worker": False},
         "prefill": {**producer, "extra_config": {"copies": 2}},

@@ -49,6 +49,23 @@ def test_the_openai_client(cluster: Cluster, model: Path) -> None:
             client.completions.create(model=MODEL_NAME, prompt="x", max_tokens=-1)
 
 
+def test_a_conversation_of_responses_stays_with_the_engine_that_keeps_it(cluster: Cluster) -> None:
+    base = f"http://{cluster.addresses['proxy']}/v1"
+    with openai.OpenAI(base_url=base, api_key="none", timeout=60, max_retries=0) as client:
+        for streamed in (False, True, False):  # by two engines in turn
+            last = client.responses.create(model=MODEL_NAME, input="hello", max_output_tokens=4)
+            for _ in range(3):
+                options = {"model": MODEL_NAME, "input": "and", "max_output_tokens": 4}
+                if streamed:
+                    events = client.responses.create(previous_response_id=last.id, stream=True, **options)
+                    (last,) = [event.response for event in events if event.type == "response.completed"]
+                else:
+                    last = client.responses.create(previous_response_id=last.id, **options)
+                assert client.responses.retrieve(last.id).id == last.id
+        with pytest.raises(openai.NotFoundError):
+            client.responses.create(model=MODEL_NAME, input="x", previous_response_id="resp_nobodys")
+
+
 def test_vllm_bench_serve(cluster: Cluster, model: Path, tmp_path: Path) -> None:
     argv = [
         Path(sys.prefix) / "bin" / "vllm", "bench", "serve", "--backend", "openai", "--model", MODEL_NAME,
