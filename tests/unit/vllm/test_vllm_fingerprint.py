@@ -55,9 +55,14 @@ def engine() -> SimpleNamespace:
             quantization=None,
             max_model_len=2048,
             model_impl="auto",
+            quantization_config=None,
+            disable_sliding_window=False,
+            seed=0,
             model_class_overrides={},
             multimodal_config=Multimodal(),
         ),
+        attention_config=SimpleNamespace(use_non_causal=False, indexer_kv_dtype="auto"),
+        additional_config={},
         load_config=SimpleNamespace(model_loader_extra_config={}),
         speculative_config=None,
         cache_config=SimpleNamespace(cache_dtype="auto", prefix_caching_hash_algo="sha256"),
@@ -84,6 +89,7 @@ def test_two_engines_alike_share() -> None:
     other.cache = torch.zeros(9, 2, 16, 32, dtype=torch.bfloat16)  # more blocks, each the same
     other.model_config.max_model_len = 4096
     other.model_config.model = "/elsewhere"
+    other.model_config.seed = 7  # nothing that is kept is drawn
     other.model_config.multimodal_config = Multimodal(mm_processor_cache_gb=0)
     assert name_of(engine()) == name_of(other)
 
@@ -95,6 +101,11 @@ def test_two_engines_alike_share() -> None:
         ("model_config.model_class_overrides", {"LlamaForCausalLM": "mine:Llama"}),
         ("model_config.multimodal_config", None),
         ("model_config.multimodal_config", Multimodal(mm_processor_kwargs={"num_crops": 4})),
+        ("model_config.quantization_config", {"linear": "fp8"}),
+        ("model_config.disable_sliding_window", True),
+        ("attention_config.use_non_causal", True),
+        ("attention_config.indexer_kv_dtype", "fp8"),
+        ("additional_config", {"rotary": "other"}),
         ("load_config.model_loader_extra_config", {"qlora_adapter_name_or_path": "x"}),
         ("speculative_config", SimpleNamespace(method="ngram")),
         ("model_config.dtype", torch.float16),

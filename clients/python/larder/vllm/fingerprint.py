@@ -33,6 +33,8 @@ NOT_MEDIA: Final = {
     "skip_mm_profiling",
 }
 """Of the multimodal settings, those that decide where and how, not what is computed."""
+ATTENTION: Final = ("use_non_causal", "indexer_kv_dtype", "indexer_sparse_logits", "hisparse_config")
+"""Of the attention's settings, those that its backend's name does not tell."""
 ENVIRONMENT: Final = ("VLLM_BATCH_INVARIANT", "VLLM_CPU_INT4_W4A8", "VLLM_VIDEO_LOADER_BACKEND")
 
 
@@ -55,6 +57,10 @@ def facts(
         "dtype": str(model.dtype),
         "quantization": str(model.quantization),
         "implementation": f"{model.model_impl} {sorted(model.model_class_overrides.items())}",
+        "quantized_as": str(model.quantization_config),
+        "windows": not model.disable_sliding_window,
+        "attention": [str(getattr(vllm_config.attention_config, name, None)) for name in ATTENTION],
+        "platform": str(vllm_config.additional_config),
         "loading": str(vllm_config.load_config.model_loader_extra_config),
         "media": _media(model.multimodal_config),
         "draft": _draft(vllm_config.speculative_config),
