@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import make_audio_model, make_latent_model
 
 from demo.cluster import Cluster
 from demo.tiny_model import make_model
+from tests.e2e.tiny_models import make_audio_model, make_latent_model
 
 SCENES = Path(__file__).with_name("identity_scenes.py")
 DEADLINE_S = 400.0
