@@ -213,6 +213,34 @@ def test_a_worker_saves_and_loads_with_the_adapter_in_memory_only(link: StoreLin
     assert report_of(worker).failed_loads == {"r"}
 
 
+def test_saves_under_way_do_not_hinder_a_reset_and_keep_their_blocks(new_bench: New, new_request: New) -> None:
+    bench = new_bench()
+    bench.scheduler.arrived(ask(bench, new_request))
+    bench.scheduler.arrived(ask(bench, new_request, "other", seed=1))  # another save of the same blocks
+    plan = bench.step(r=100)
+    other = bench.step(other=100)
+    held, seen = bench.held(), []
+    assert held > 6
+    reset = bench.scheduler.beside_saves(lambda: not seen.append(bench.held()))
+    assert reset()
+    assert seen == [0]
+    assert bench.held() == held
+    bench.done(plan)
+    bench.done(other)
+    assert bench.held() == 0
+
+
+def test_nothing_reads_memory_that_is_given_away(link: StoreLink, store: Any) -> None:
+    watch = Watch()
+    worker = make_worker(link, watch)
+    store.hold.clear()
+    worker.save([save(0)])
+    for reader in watch.readers:
+        reader.quiet()
+    assert report_of(worker).saves_done == {0: 1}
+    assert not store.objects
+
+
 def test_workers_that_read_different_adapters_have_none_in_common() -> None:
     both = WorkerReport(adapters={1: "a", 2: "b"}).aggregate(WorkerReport(adapters={1: "a", 2: "c"}))
     assert both.adapters == {1: "a", 2: ""}

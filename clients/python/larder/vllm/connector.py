@@ -130,6 +130,8 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         """Take the pool in which blocks under a save are held."""
         self._planner.bind_pool(gpu_block_pool)
+        # vLLM refuses to reset a pool with blocks in use, and fails to sleep; it asks no connector before.
+        gpu_block_pool.reset_prefix_cache = self._planner.beside_saves(gpu_block_pool.reset_prefix_cache)
 
     def on_new_request(self, request: Any) -> None:
         """Start the request's lookup."""

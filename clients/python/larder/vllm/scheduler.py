@@ -8,6 +8,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -111,6 +112,15 @@ class StoreScheduler:
     def bind_pool(self, pool: Pool) -> None:
         """vLLM's block pool, in which blocks under a save are held."""
         self._pins = Pins(pool, self._workers, self._clock)
+
+    def beside_saves(self, reset: Callable[[], bool]) -> Callable[[], bool]:
+        """The pool's own reset, not hindered by saves under way: they keep their blocks, which nobody finds any more."""
+
+        def reset_beside_saves() -> bool:
+            with self._pins.aside() if self._pins is not None else nullcontext():
+                return reset()
+
+        return reset_beside_saves
 
     # ---- lookups
 

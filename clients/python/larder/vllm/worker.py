@@ -82,6 +82,7 @@ class StoreWorker:
         self._link = link
         self._path = path
         self._watch = watch or Watch()
+        self._watch.readers.add(self)
         self._bases = self._namespaces = tuple(namespaces)
         self._weights = b""
         self._exchanges, self._outdated = self._watch.exchanges, False
@@ -268,6 +269,14 @@ class StoreWorker:
         with self._lock:
             counts, self._counts = self._counts, {}
         return counts
+
+    def quiet(self) -> None:
+        """The engine's memory is about to go: end what reads it. RuntimeError if that takes longer than DRAIN_S."""
+        with self._lock:
+            saves = dict(self._saving)
+        self.give_up([save.job.job_id for save in saves.values()])
+        if wait_futures(saves, timeout=DRAIN_S).not_done:
+            raise RuntimeError("Larder still reads KV blocks for saves that were given up; try again")
 
     def close(self) -> None:
         """Let puts under way end, for at most DRAIN_S, then close the store."""

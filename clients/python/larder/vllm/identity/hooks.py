@@ -31,6 +31,8 @@ def watch_engine() -> Watch:
     WATCH.adapters.clear()
     for name in EXCHANGES:
         _wrap(Worker, name, _exchange)
+    for name in ("sleep", "discard"):
+        _wrap(Worker, name, _give_memory_away)
     _wrap(WorkerLoRAManager, "_load_adapter", _load_adapter)
     return WATCH
 
@@ -53,6 +55,12 @@ def _exchange(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return method(*args, **kwargs)
     finally:
         WATCH.exchanges += 1  # also where it failed half way
+
+
+def _give_memory_away(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    for reader in list(WATCH.readers):
+        reader.quiet()
+    return method(*args, **kwargs)
 
 
 def _load_adapter(method: Callable[..., Any], lora_request: Any) -> Any:
