@@ -157,11 +157,21 @@ def test_the_instruction_set_says_whether_there_are_tiles(monkeypatch: pytest.Mo
     assert instruction_set(torch.device("cuda:1")) == "cuda"
 
 
-@pytest.mark.parametrize("name", ["VLLM_BATCH_INVARIANT", "VLLM_CPU_INT4_W4A8", "VLLM_VIDEO_LOADER_BACKEND"])
+@pytest.mark.parametrize(
+    "name", ["PYTHONHASHSEED", "VLLM_BATCH_INVARIANT", "VLLM_CPU_INT4_W4A8", "VLLM_VIDEO_LOADER_BACKEND"]
+)
 def test_the_environment_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = name_of(engine())
     monkeypatch.setenv(name, "1")
     assert name_of(engine()) != before
+
+
+def test_the_seed_of_hashes_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "31415926")
+    named = facts(
+        engine(), SimpleNamespace(kv_cache_layout="LBHNC"), {LAYER: torch.zeros(4, 2, 16, 32)}, vllm_version="0.32.0"
+    )
+    assert "31415926" not in str(named)
 
 
 def test_another_library_that_processes_media_counts(monkeypatch: pytest.MonkeyPatch) -> None:

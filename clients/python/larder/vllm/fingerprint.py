@@ -68,7 +68,7 @@ def facts(
         # Some rotary embeddings choose their factors by the engine's longest sequence.
         "max_model_len": model.max_model_len if "longrope" in config else None,
         "cache_dtype": str(cache.cache_dtype),
-        "hash_algorithm": str(cache.prefix_caching_hash_algo),
+        "hashes": _hashes(str(cache.prefix_caching_hash_algo)),
         "layout": str(kv_cache_config.kv_cache_layout),
         "backends": _backends(vllm_config, list(kv_caches)),
         "isa": instruction_set(next(iter(kv_caches.values())).device),
@@ -97,6 +97,13 @@ def _backends(vllm_config: Any, layers: Sequence[str]) -> list[str]:
     context = vllm_config.compilation_config.static_forward_context
     found = {getattr(context.get(name), "attn_backend", None) for name in layers}
     return sorted(backend.get_name() for backend in found if backend is not None)
+
+
+def _hashes(algorithm: str) -> str:
+    """What block hashes begin with, so that engines whose hashes never meet say so; the seed itself may be a secret."""
+    if (seed := os.environ.get("PYTHONHASHSEED")) is not None:
+        return f"{algorithm}, seed {hashlib.blake2b(seed.encode(), digest_size=4).hexdigest()}"
+    return f"{algorithm}, random seed" if algorithm.startswith("xxhash") else algorithm
 
 
 def _media(multimodal: Any) -> dict[str, Any] | None:

@@ -114,7 +114,7 @@ class StoreScheduler:
         self._pins = Pins(pool, self._workers, self._clock)
 
     def beside_saves(self, reset: Callable[[], bool]) -> Callable[[], bool]:
-        """The pool's own reset, not hindered by saves under way: they keep their blocks, which nobody finds any more."""
+        """The pool's own reset, not hindered by saves under way: they keep their blocks, which nobody finds then."""
 
         def reset_beside_saves() -> bool:
             with self._pins.aside() if self._pins is not None else nullcontext():
