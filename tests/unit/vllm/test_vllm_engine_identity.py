@@ -1,7 +1,6 @@
 """What an engine's weights are called: by their files, by what its user vouches for, or by a name of its own."""
 
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,10 +37,10 @@ def named(made: EngineIdentity) -> bytes | None:
 
 
 @pytest.fixture
-def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str | None]]:
+def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
     found: dict[str, str | None] = {"digest": "abc"}
     monkeypatch.setattr(engine, "model_digest", lambda *_: found["digest"])
-    yield found
+    return found
 
 
 def test_engines_of_the_same_files_share(files: dict[str, str | None]) -> None:

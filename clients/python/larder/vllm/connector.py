@@ -20,13 +20,15 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
-from vllm.v1.core.kv_cache_utils import resolve_dcp_kv_block_size
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, resolve_dcp_kv_block_size
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from larder import aio
 from larder.vllm.fingerprint import facts, group_facts
 from larder.vllm.identity import hooks
 from larder.vllm.identity.engine import EngineIdentity
+from larder.vllm.identity.watch import WATCH
 from larder.vllm.jobs import StepPlan, WorkerNames, WorkerReport
 from larder.vllm.keys import Chunk, namespace
 from larder.vllm.layout import allow_amx, check_supported, chunk_plan, owned_layers, window
@@ -82,6 +84,8 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         parallel = self._vllm_config.parallel_config
         dcp = parallel.decode_context_parallel_size
         groups = self._kv_cache_config.prefix_cacheable_groups
+        hash_function = get_hash_fn_by_name(self._vllm_config.cache_config.prefix_caching_hash_algo)
+        hasher = get_request_block_hasher(self._plan.hash_tokens, hash_function)
         scheduler = StoreScheduler(
             self._plan,
             group_block_tokens=[resolve_dcp_kv_block_size(group.kv_cache_spec, dcp) for group in groups],
@@ -91,7 +95,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             lookup_timeout_s=self._settings.lookup_timeout_ms / 1e3,
             consumer=self._kv_transfer_config.is_kv_consumer and identity.useless is None,
             producer=self._kv_transfer_config.is_kv_producer and identity.useless is None,
-            naming=identity.naming(self._plan.hash_tokens),
+            naming=identity.naming(self._plan.hash_tokens, hasher),
         )
         scheduler.set_weights(None)
         return scheduler
@@ -167,7 +171,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             if any(self._told.get(rank) != names for rank, names in report.names.items()):
                 self._take_names(report.names)
             self._planner.report(report)
-            hooks.WATCH.adapters.update(report.adapters)
+            WATCH.adapters.update(report.adapters)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """Never keeps a request's blocks: saves hold theirs in the pool."""

@@ -8,19 +8,17 @@ import hashlib
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_futures
 from typing import Any, Final
 
-from vllm.utils.hashing import get_hash_fn_by_name
-from vllm.v1.core.kv_cache_utils import get_request_block_hasher
-
 from larder.vllm.identity.adapters import Adapters
 from larder.vllm.identity.files import Digests
-from larder.vllm.identity.hooks import WATCH
 from larder.vllm.identity.model import model_digest
 from larder.vllm.identity.names import RequestNaming
 from larder.vllm.identity.support import no_prefix_reason
+from larder.vllm.identity.watch import WATCH
 from larder.vllm.keys import NAMESPACE_BYTES
 from larder.vllm.scheduler import StoreScheduler
 from larder.vllm.settings import ConnectorSettings
@@ -49,14 +47,14 @@ class EngineIdentity:
         else:
             logger.warning("Larder is not used: %s", self.useless)
 
-    def naming(self, hash_tokens: int) -> RequestNaming:
-        """Names for the engine's requests, whose block hashes are over `hash_tokens` each."""
+    def naming(self, hash_tokens: int, hasher: Callable[[Any], list[bytes]]) -> RequestNaming:
+        """Names for the engine's requests, whose block hashes are over `hash_tokens` each and made by `hasher`."""
         cache, lora = self._config.cache_config, self._config.lora_config
         media = self._config.model_config.multimodal_config
         context = "" if lora is None else f"{lora.lora_dtype} {lora.enable_tower_connector_lora}"
         return RequestNaming(
             hash_tokens=hash_tokens,
-            hasher=get_request_block_hasher(hash_tokens, get_hash_fn_by_name(cache.prefix_caching_hash_algo)),
+            hasher=hasher,
             adapters=Adapters(self._digests, WATCH, self._readers, context),
             readers=self._readers,
             # Where neither of its caches needs to know media again, vLLM does not look into them.

@@ -12,7 +12,7 @@ from vllm.lora.worker_manager import WorkerLoRAManager
 from vllm.v1.worker.gpu_worker import Worker
 
 from larder.vllm.identity.files import adapter_state
-from larder.vllm.identity.watch import Watch
+from larder.vllm.identity.watch import WATCH, Watch
 
 EXCHANGES: Final = (
     "reload_weights",
@@ -22,8 +22,6 @@ EXCHANGES: Final = (
     "update_weights",
     "finish_weight_update",
 )
-WATCH: Final = Watch()
-"""This process's: its workers share their engine's weights."""
 
 
 def watch_engine() -> Watch:

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 from weakref import WeakSet
 
 from larder.vllm.jobs import Adapter
@@ -34,3 +34,7 @@ class Watch:
     def may_save(self, adapter: Adapter | None) -> bool:
         """Whether what the engine computed was computed with this adapter."""
         return adapter is None or self.adapters.get(adapter.number) == adapter.state
+
+
+WATCH: Final = Watch()
+"""This process's: its workers share their engine's weights."""
