@@ -154,6 +154,39 @@ def test_a_draft_models_weights_count(tmp_path: Path, digests: Digests) -> None:
     assert len(set(names) - {None}) == 3
 
 
+def test_a_model_from_the_hub_is_its_bytes_too(tmp_path: Path, digests: Digests) -> None:
+    local = checkpoint(tmp_path / "model")
+    cache = tmp_path / "hub" / "models--org--model"
+    for folder in ("refs", "blobs", "snapshots/abc"):
+        (cache / folder).mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    for file in local.iterdir():
+        (cache / "blobs" / file.name).write_bytes(file.read_bytes())
+        (cache / "snapshots" / "abc" / file.name).symlink_to(f"../../blobs/{file.name}")
+
+    def named() -> str | None:
+        made = engine(local, model="org/model")
+        made.load_config.download_dir = str(tmp_path / "hub")
+        return model.model_digest(made, digests)
+
+    assert named() == model.model_digest(engine(local), digests)
+    (cache / "blobs" / "model-00002-of-00002.safetensors").write_bytes(b"other")
+    assert named() not in (model.model_digest(engine(local), digests), None)
+
+
+def test_code_that_a_configuration_takes_from_elsewhere_counts(tmp_path: Path, digests: Digests) -> None:
+    folder, code = checkpoint(tmp_path / "model"), tmp_path / "code"
+    code.mkdir()
+    config = SimpleNamespace(auto_map={"AutoModel": f"{code}--modeling.Model"})
+    names = [model.model_digest(engine(folder, trust_remote_code=True, hf_config=config), digests)]
+    for text in ("one", "two"):
+        (code / "modeling.py").write_text(text)
+        names.append(model.model_digest(engine(folder, trust_remote_code=True, hf_config=config), digests))
+    assert len(set(names) - {None}) == 3
+    code.rename(tmp_path / "gone")
+    assert model.model_digest(engine(folder, trust_remote_code=True, hf_config=config), digests) is None
+
+
 @pytest.mark.parametrize("name", ["nobody/nowhere", "/nowhere/at/all", "s3://bucket/model"])
 def test_a_model_that_is_not_on_this_host_has_no_name(digests: Digests, name: str) -> None:
     assert model.model_digest(engine(Path(name), model=name), digests) is None
