@@ -120,7 +120,13 @@ class Pool:
                 logger.warning("waiting for room: %s", self._no_room(lack, found).args[0])
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _ROOM_POLL_S)
-        return not stop.is_set()
+        if stop.is_set():
+            return False
+        try:
+            os.pwrite(self._fd, self.header.pack(), 0)
+        except OSError as error:
+            raise self._space_error(error) from error
+        return True
 
     def _no_room(self, lack: str, found: list[folder.Holder]) -> PoolError:
         who = folder.who_takes_room(self.path, found)
@@ -145,7 +151,8 @@ class Pool:
         fd = _lock(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             os.ftruncate(fd, self._size_bytes)
-            os.pwrite(fd, self.header.pack(), 0)
+            with suppress(OSError):  # there may not be a page left before the former file goes: see _has_room
+                os.pwrite(fd, self.header.pack(), 0)
             os.rename(temporary, self.path)
         except OSError as error:
             temporary.unlink(missing_ok=True)

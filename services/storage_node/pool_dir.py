@@ -1,8 +1,8 @@
 """The folder of the pools, which nodes share: what dead nodes left there, and who takes the room.
 
 A pool file's lock tells whether its owner lives, in whatever container it runs: what is locked is never touched, and
-neither is what does not begin as a pool file does. A file gets its header after its lock and its name after its header,
-so that there is no moment in which a living node's file looks dead. A file that was removed takes its room until nobody
+neither is what does not begin as a pool file does. A file gets its header after its lock, so that there is no moment in
+which a living node's file looks dead. A file that was removed takes its room until nobody
 maps it any more.
 """
 

@@ -45,13 +45,15 @@ class World:
             self.start_client(name)
         self.cluster.wait_ready()
 
-    def start_node(self, name: str) -> None:
+    def start_node(self, name: str, dram_bytes: int = DRAM_BYTES) -> None:
         disk = ["--pool-dir", str(self.hosts.path(name))] if self.hosts.apart else []
-        self.cluster.start_node(name, "--host", self.hosts.address(name), *disk, dram=str(DRAM_BYTES))
+        self.cluster.start_node(name, "--host", self.hosts.address(name), *disk, dram=str(dram_bytes))
 
     def refuses_to_start(self, name: str) -> bool:
-        """Whether a node on a full disk ends with a clear word and no traceback."""
-        self.start_node(name)
+        """Whether a node on a full disk ends with a clear word and no traceback.
+
+        It gets what its former life had as soon as clients let go of that, and no more."""
+        self.start_node(name, 2 * DRAM_BYTES)
         try:
             self.cluster.wait_ready()
         except ProcessError:

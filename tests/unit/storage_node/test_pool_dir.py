@@ -172,6 +172,21 @@ async def test_a_node_that_lacks_room_says_who_holds_it_and_waits_for_them(
     assert names(small) == []
 
 
+async def test_a_node_whose_former_life_filled_everything_starts_again(small: Path) -> None:
+    first = own(small, capacity=(4 << 20) - 4096)
+    await first.prefault(asyncio.Event())
+    with running(sys.executable, "-c", CLIENT, str(first.path)) as client:
+        os.close(first._fd)  # as where it is killed
+        first._memory.close()
+        second = own(small, capacity=(4 << 20) - 4096)
+        filling = asyncio.create_task(second.prefault(asyncio.Event()))
+        await asyncio.sleep(0.5)
+        client.kill()
+        assert await filling
+        assert second.path.read_bytes()[: len(MAGIC)] == MAGIC
+    second.close()
+
+
 async def test_a_node_that_waits_for_room_can_be_stopped(small: Path) -> None:
     first = own(small, capacity=3 << 20)
     await first.prefault(asyncio.Event())
