@@ -7,18 +7,26 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, TextIO
 
 Format = Literal["text", "json"]
 FIELDS = "fields"
 """`logger.info(message, extra={FIELDS: {...}})`: more for the JSON object."""
 
 
-def begin(*, prog: str, level: str, format: Format) -> None:
-    """Sends this process's log to stderr; once."""
-    handler = logging.StreamHandler(sys.stderr)
+def begin(*, prog: str, level: str, format: Format, stream: TextIO | None = None) -> None:
+    """Sends this process's log to stderr, or to `stream`; once."""
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Json(prog) if format == "json" else _Text(prog))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def line(text: str, level: int = logging.INFO) -> str:
+    """What is said past the log, on its own: as it is, or as an object like the log's."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _Json):
+            return handler.format(logging.LogRecord(__name__, level, "", 0, "%s", (text,), None))
+    return text
 
 
 class _Text(logging.Formatter):

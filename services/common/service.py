@@ -10,12 +10,13 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TextIO
 
 import uvloop
 from larder.errors import LarderError
 
 from services.common import logs
+from services.common.captured import Captured
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +27,30 @@ def run(
     prog: str,
     log_level: str,
     log_format: logs.Format = "text",
+    capture: bool = False,
 ) -> int:
-    """Runs main(stop) to its end on uvloop; returns the process's exit status."""
-    logs.begin(prog=prog, level=log_level, format=log_format)
+    """Runs main(stop) to its end on uvloop; returns the process's exit status.
+
+    `capture`: what libraries write to stderr becomes part of the log; for processes that start no others.
+    """
+    captured = Captured() if capture else None
+    stream = captured.stream if captured else sys.stderr
+    logs.begin(prog=prog, level=log_level, format=log_format, stream=stream)
+    try:
+        return _run(main, prog, stream)
+    finally:
+        if captured is not None:
+            captured.close()
+
+
+def _run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], prog: str, stream: TextIO) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_with_signals(main))
     except Exception as error:
         cause = _only_leaf(error)
         if isinstance(cause, (LarderError, OSError)):
-            print(f"{prog}: {cause}", file=sys.stderr)
+            print(logs.line(f"{prog}: {cause}", logging.CRITICAL), file=stream, flush=True)
         else:
             logger.critical("unexpected end: %r", cause, exc_info=error)
         return 1
@@ -50,8 +65,8 @@ def collect_rarely() -> None:
 
 
 def announce(line: str) -> None:
-    """Prints the one line that says the service is ready, and where."""
-    print(line, flush=True)
+    """Prints the one line that says the service is ready, and where: to stdout, in the log's form."""
+    print(logs.line(line), flush=True)
 
 
 async def _with_signals(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:

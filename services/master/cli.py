@@ -31,6 +31,7 @@ def main() -> None:
         prog="master",
         log_level=settings.log_level,
         log_format=settings.log_format,
+        capture=True,
     )
     sys.exit(status)
 

@@ -134,7 +134,9 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
     ) -> AsyncIterator[node_pb2.MasterMessage]:
         """One node's stream, until either side ends it."""
         stream, queue = self._driver.open_stream()
-        reader = asyncio.create_task(self._read(stream, queue, requests, peer_host(context.peer())))
+        names: list[str] = []  # of the node, once it has said hello
+        peer, why = context.peer(), "the connection broke"
+        reader = asyncio.create_task(self._read(stream, queue, requests, peer_host(peer), names))
         try:
             while True:
                 effect = await queue.get()
@@ -143,9 +145,11 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
                     continue  # its source went meanwhile: the time-out tells the core
                 yield wire.to_node(effect, core.state.epoch, core.state.config.heartbeat_ms, self._segment)
                 if isinstance(effect, m.Close | m.Farewell):
-                    logger.info("stream of %s ends: %s", context.peer(), getattr(effect, "reason", "it left"))
+                    why = getattr(effect, "reason", "it left")
                     return
         finally:
+            who = names[-1] if names else "that has not said its name"
+            logger.info("the stream of node %s (%s) ends: %s", who, peer, why)
             reader.cancel()
             self._driver.close_stream(stream)
 
@@ -153,13 +157,19 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
         return segment_message(self._driver, number)
 
     async def _read(
-        self, stream: int, queue: asyncio.Queue[ToNode], requests: AsyncIterator[node_pb2.NodeMessage], host: str
+        self,
+        stream: int,
+        queue: asyncio.Queue[ToNode],
+        requests: AsyncIterator[node_pb2.NodeMessage],
+        host: str,
+        names: list[str],
     ) -> None:
         reason = "the node ended its stream"
         try:
             async for message in requests:
                 command = wire.node_command(stream, message, host)
                 if isinstance(command, m.Hello):
+                    names.append(command.node_id)
                     logger.info("node %s (incarnation %d) attaches", command.node_id, command.incarnation)
                     check = asyncio.create_task(check_address(message.hello, host))
                     self._checks.add(check)

@@ -67,7 +67,11 @@ def main() -> int:
     settings = load(Settings, prog=PROG)
     collect_rarely()
     return run(
-        lambda stop: serve(settings, stop), prog=PROG, log_level=settings.log_level, log_format=settings.log_format
+        lambda stop: serve(settings, stop),
+        prog=PROG,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+        capture=True,
     )
 
 

@@ -20,7 +20,7 @@ CLIENTS = {  # name -> flags
     "client-4": ("--transports", "engine", "--trusting"),
 }
 # Lines of logs that a fault explains: a peer of a transfer was lost, by the node's word and by the engine's.
-EXPECTED = (r"fetch \d+ was not done: (no way to )?node", r"^E\d{4} .*tcp_transport_session_impl\.h:")
+EXPECTED = (r"fetch \d+ was not done: (no way to )?node", r"(^E\d{4}|ERROR stderr:) .*tcp_transport_session_impl\.h:")
 TROUBLE = re.compile(r"\b(ERROR|CRITICAL)\b|Traceback|Error:|assert|panic|Fatal|Aborted|Segmentation")
 
 

@@ -24,6 +24,9 @@ class Drains:
             raise Invalid(f"there is no storage node {command.node_id!r}: known are {known[:1000]}")
         if node.draining is command.cancel:
             self.set(node, not command.cancel)
+            objects = sum(len(segment.residents) for segment in node.segments)
+            done = "is called off" if command.cancel else "begins"
+            self.state.note(f"the drain of node {node.node_id} {done}: {objects} objects lie there")
             self.tell(node)
             self.repair.review(node)
         self.calls.reply(command.call, m.DrainSet())

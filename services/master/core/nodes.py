@@ -50,6 +50,7 @@ class Nodes:
             if not self._is_over(node):
                 self._claim(node, command)
                 return
+            state.note(f"node {node.node_id} begins a new life, and empty: what it held is lost", grave=True)
             self._give_up(node)
             node = None
         if node is not None and node.stream is not None:
@@ -186,6 +187,8 @@ class Nodes:
 
     def _let_go(self, node: Node) -> None:
         assert node.stream is not None
+        done = f"the drain of node {node.node_id} has ended: it" if node.draining else f"node {node.node_id}"
+        self.state.note(f"{done} leaves")
         self.state.effects.append(m.Farewell(node.stream))
         self.state.absences.end(node.node_id)  # it takes nothing with it
         self._detach(node)
@@ -279,6 +282,11 @@ class Nodes:
                     entries = [entry for segment in node.segments for entry in segment.quarantine.values()]
                     unforgotten = [entry.write_id for entry in entries if entry.forgetting]
                     self.state.absences.begin(node.node_id, node.incarnation, unforgotten)
+                    copies = sum(segment.copies for segment in node.segments)
+                    away_s = (self.state.now - node.suspect_since) / 1000
+                    self.state.note(
+                        f"node {node.node_id} is lost, away for {away_s:.0f} s: copies: {copies}", grave=True
+                    )
                     self._give_up(node)
                     return
             elif self.state.now - node.heard_at >= config.silence_ms:
@@ -295,6 +303,7 @@ class Nodes:
             self.state.effects.append(m.Close(node.stream, "silent during its inventory"))
             self._detach(node)
         else:
+            self.state.note(f"node {node.node_id} does not answer: its copies are not offered", grave=True)
             self._suspect(node)
 
     def _detach(self, node: Node) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from services.master.core.allocator import aligned
+from services.master.core.episodes import Episode
 from services.master.core.space import Prospects, Space
 from services.master.core.tables import Copy, Node, Object, Phase, Segment, Slice, State
 from services.master.core.transfers import Transfers
@@ -37,6 +38,7 @@ class Repair:
         self._reviews: OrderedDict[Object, None] = OrderedDict()
         self._listed: dict[Segment, Iterator[Object]] = {}  # of these all objects, or those that are left
         self.transfers = Transfers(state, space)
+        self._episode = Episode(state)
         self._pumping_at: int | None = None
         self._room_at = 0  # room is being made until then
         self._room_for = 0  # for this write
@@ -112,6 +114,10 @@ class Repair:
 
     def pump(self) -> None:
         """At the end of a step: look at some objects, begin the transfers the budget allows."""
+        self._pump()
+        self._episode.look(self.pending)
+
+    def _pump(self) -> None:
         for obj in islice(self._to_review(), REVIEWS_PER_STEP):
             self.want(obj)
             self._trim(obj)

@@ -10,11 +10,14 @@
 - To destroy an engine takes up to a second with the interpreter's lock held: so none is ever destroyed, but lent again.
 """
 
+import ctypes
 import logging
 import os
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from larder.addresses import ip_of, join, split
@@ -29,6 +32,8 @@ _ENVIRONMENT: Final = {  # read by the engine when it is loaded; the operator's 
     "MC_LOG_LEVEL": "ERROR",
 }
 _IPV6: Final = "MC_USE_IPV6"
+_GLOG_LEVEL: Final = "_ZN3fLI17FLAGS_minloglevelE"
+_GLOG_ERROR, _GLOG_FATAL = 2, 3
 
 Identity = tuple[bytes, int]
 """What tells two lives of a peer apart: its pool's token, and where that is registered."""
@@ -47,9 +52,14 @@ class Engine:
         """`peer`, any endpoint to talk to, tells which of this host's addresses to use. Raises EngineUnavailable."""
         self.protocol = protocol
         self._names: dict[str, Identity] = {}
-        self._engine: Any = _engine_type(peer)()
-        if self._engine.initialize(_own_address(reachable(peer)), "P2PHANDSHAKE", protocol, ""):
-            raise EngineUnavailable(f"the transfer engine does not start over {protocol}")
+        make = _engine_type(peer)
+        with _hushed():
+            self._engine: Any = make()
+            failed = self._engine.initialize(_own_address(reachable(peer)), "P2PHANDSHAKE", protocol, "")
+        if failed:
+            raise EngineUnavailable(
+                f"the transfer engine does not start over {protocol} (MC_LOG_LEVEL=INFO tells more)"
+            )
 
     def meet(self, endpoint: str, identity: Identity) -> bool:
         """Whether the engine can be asked for this peer; not where it knew another one under that name."""
@@ -124,6 +134,26 @@ def _engine_type(peer: str) -> Any:
     except ImportError as error:
         raise EngineUnavailable(f"the transfer engine cannot be imported: {error}") from error
     return TransferEngine
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Whoever starts an engine reads an error that is none ("Local segment descriptor not found"): not on our account.
+
+    Nothing is kept back that an operator asked for, nor anything after the start. glog's level is the process's.
+    """
+    try:
+        level = ctypes.c_int.in_dll(ctypes.CDLL(sys.modules["mooncake.engine"].__file__), _GLOG_LEVEL)
+    except (KeyError, OSError, ValueError):  # another engine, or another build: it may talk
+        yield
+        return
+    before = level.value
+    if before == _GLOG_ERROR:
+        level.value = _GLOG_FATAL
+    try:
+        yield
+    finally:
+        level.value = before
 
 
 def reachable(endpoint: str) -> str:
