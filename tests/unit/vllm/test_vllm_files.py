@@ -238,6 +238,17 @@ def test_a_damaged_cache_is_no_cache(tmp_path: Path, digests: Digests, text: str
     assert digests.file(file) == right
 
 
+@pytest.mark.usefixtures("settled")
+def test_the_cache_forgets_the_oldest(tmp_path: Path, digests: Digests, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "KEPT_MAX", 3)
+    for i in range(6):
+        (tmp_path / f"{i}").write_bytes(bytes([i]))
+        digests.file(tmp_path / f"{i}")
+    kept = [json.loads(entry.read_text())["path"] for entry in (tmp_path / "cache").iterdir()]
+    assert len(kept) == 3
+    assert str(tmp_path / "5") in kept
+
+
 def test_without_a_place_for_the_cache_digests_are_made_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     (tmp_path / "file").write_bytes(b"one")

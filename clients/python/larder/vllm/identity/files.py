@@ -31,6 +31,7 @@ PIECE_BYTES: Final = 8 << 20
 READERS: Final = 4
 QUIET_NS: Final = 2_000_000_000
 PROGRESS_S: Final = 10.0
+KEPT_MAX: Final = 4_096
 State = tuple[int, int, int, int]
 
 
@@ -133,12 +134,15 @@ class Digests:
             self._told = time.monotonic()
             logger.info("Larder reads weights to know them by content: %.1f of %.1f GB", self._read / 1e9, total / 1e9)
 
-    def _keep(self, kept: Path, entry: dict[str, object]) -> None:
+    def _keep(self, kept: Path, known: dict[str, object]) -> None:
         try:
             self._cache.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.NamedTemporaryFile("w", dir=self._cache, delete=False) as file:
-                json.dump(entry, file)
+                json.dump(known, file)
             Path(file.name).replace(kept)
+            entries = sorted(self._cache.iterdir(), key=lambda entry: entry.stat().st_mtime)
+            for entry in entries[:-KEPT_MAX]:
+                entry.unlink(missing_ok=True)
         except OSError as error:
             logger.debug("a digest was not kept: %s", error)
 
