@@ -48,6 +48,9 @@ class Context:
     def peer(self) -> str:
         return "sim"
 
+    def invocation_metadata(self) -> tuple[()]:
+        return ()  # its clients know one master
+
 
 class Call:
     """One attempt of a client at one call."""
