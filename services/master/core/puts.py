@@ -151,11 +151,11 @@ class Puts:
         for pending in expired:
             self.waiting.remove(pending)
             while not self._advance(pending, degraded=True):
-                wanted = pending.size  # by the next one, which may not wait either
+                wanted += pending.size  # by the next one, which may not wait either
                 pending.decide(Result.NO_SPACE)
         while self.waiting and self._advance(self.waiting[0]):
             self.waiting.popleft()
-        if wanted := self.waiting[0].size if self.waiting else wanted:
+        if wanted := self.waiting[0].size if self.waiting else min(wanted, self.state.config.slice_bytes):
             self.space.make_room(wanted)
 
     def next_poll_ms(self) -> int | None:

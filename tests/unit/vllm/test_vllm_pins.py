@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from larder.vllm.jobs import WorkerReport
-from larder.vllm.pins import BACK_OFF_MAX_S, BACK_OFF_MIN_S, GRACE_MIN_S
+from larder.vllm.pins import BACK_OFF_MAX_S, BACK_OFF_MIN_S, GRACE_DOUBTED_S, GRACE_MIN_S
 
 BLOCK = 16
 New = Callable[..., Any]
@@ -66,18 +66,28 @@ def test_a_request_that_waits_for_blocks_gets_those_that_only_saves_hold(new_ben
 
 def test_a_save_is_given_the_time_that_saves_take_before_it_gives_way(new_bench: New, new_request: New) -> None:
     bench = new_bench(consumer=False, blocks=400)
-    for i in range(20):  # saves take 30 ms
+    for i in range(30):  # saves take 30 ms
         plan = start(bench, new_request(f"r{i}", 32, seed=i), range(1, 3))
         finish(bench, f"r{i}")
         bench.clock.now += 0.03
         bench.done(plan)
     start(bench, new_request("r", 32, seed=99), range(1, 3))
     finish(bench, "r")
-    bench.clock.now += 0.08
+    bench.clock.now += 0.1
     waiting = new_request("s", 32, seed=100)
     assert waits_for_blocks(bench, waiting).given_up == []
     bench.clock.now += 0.02
     assert len(waits_for_blocks(bench, waiting).given_up) == 1
+
+
+def test_a_store_that_took_nothing_the_last_time_is_given_less(new_bench: New, new_request: New) -> None:
+    bench = new_bench(consumer=False)
+    refuse(bench, start(bench, new_request("r", 32), range(1, 3)))
+    bench.clock.now += 1.01 * BACK_OFF_MIN_S
+    start(bench, new_request("s", 32, seed=1), range(3, 5))
+    finish(bench, "s")
+    bench.clock.now += 1.01 * GRACE_DOUBTED_S
+    assert len(waits_for_blocks(bench, new_request("t", 32, seed=2)).given_up) == 1
 
 
 def test_a_running_request_that_needs_blocks_gets_them_too(new_bench: New, new_request: New) -> None:

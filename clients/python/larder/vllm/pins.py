@@ -14,10 +14,13 @@ from typing import Final
 
 from larder.vllm.shapes import Pool
 
-GRACE_MIN_S: Final = 0.02
-GRACE_MAX_S: Final = 0.1
-GRACE_USUAL: Final = 3
-"""A request waits for the blocks of a save this long: so many times what saves took lately, within these bounds."""
+GRACE_MIN_S: Final = 0.05
+GRACE_MAX_S: Final = 0.2
+GRACE_USUAL: Final = 4
+"""A request waits for the blocks of a save this long: so many times what saves took lately, within these bounds. What a
+save had begun to write is nobody's for half a minute, so that to give it up costs the store its room."""
+GRACE_DOUBTED_S: Final = 0.02
+"""The same where the store took nothing the last time."""
 BACK_OFF_MIN_S: Final = 0.05
 BACK_OFF_MAX_S: Final = 5.0
 LOW_SHARE: Final = 16
@@ -108,6 +111,8 @@ class Pins:
         if not starving:
             return []
         grace_s = min(GRACE_MAX_S, max(GRACE_MIN_S, GRACE_USUAL * self._usual_s))
+        if self._back_off_s:
+            grace_s = GRACE_DOUBTED_S
         jobs = [
             job
             for job, pin in self._pins.items()
