@@ -23,9 +23,13 @@ MESSAGE_BYTES_MAX: Final = 64 * 2**20
 CALLS_IN_FLIGHT_MAX: Final = 4096  # more than a service lets wait, so that what need not wait is still answered
 RETRY_MS: Final = 100  # what a caller is told who came when there were too many
 _BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+PENDING_MAX: Final = 4 * CALLS_IN_FLIGHT_MAX
+"""Calls that came and were not counted yet: beyond them gRPC itself refuses, without a word of when to come again."""
 _OPTIONS: Final = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.server.max_pending_requests", PENDING_MAX),  # gRPC's own limits, 1,000 and 3,000, would come first
+    ("grpc.server.max_pending_requests_hard_limit", PENDING_MAX),
     ("grpc.so_reuseport", 0),  # else a second server on a taken port starts, and calls go to either
     ("grpc.keepalive_time_ms", 10_000),  # a peer whose host vanished is noticed
     ("grpc.keepalive_timeout_ms", 5_000),

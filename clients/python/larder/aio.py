@@ -8,18 +8,18 @@ call (no master: Unavailable) is raised. A store belongs to one event loop and o
 """
 
 import asyncio
-import os
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Self
 
 import numpy as np
 
-from larder import tensors
+from larder import forks, tensors
 from larder.arguments import WAIT_S_MAX, Pin, check_get_into, check_length, check_put, or_raise, seconds
 from larder.background import Background
-from larder.errors import InvalidArgument, LarderError, LeaseExpired, StoreClosed, Unavailable
+from larder.errors import InvalidArgument, LarderError, LeaseExpired, StoreClosed
 from larder.gets import Getter, Landing
 from larder.keys import Key, batches, encode_key, encode_keys
 from larder.memory import destination, fresh_bytes
@@ -56,6 +56,7 @@ class Store:
         self._options = options
         self._stats = Stats()
         self._parts: _Parts | None = None
+        self._let_go: weakref.finalize[[], Store] | None = None
         self._closed = False
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -78,8 +79,7 @@ class Store:
 
         Raises NoSpace, TooLarge, PinRefused, WriteFailed, DeadlineExceeded, Unavailable, InvalidArgument.
         """
-        (answer,) = await self.put_many([key], [buffer], copies=copies, pin=pin, ttl_s=ttl_s)
-        return or_raise(answer)
+        return or_raise((await self.put_many([key], [buffer], copies=copies, pin=pin, ttl_s=ttl_s)).pop())
 
     async def put_many(
         self,
@@ -121,8 +121,7 @@ class Store:
 
         Raises DataLost, DeadlineExceeded, Unavailable, InvalidArgument.
         """
-        (answer,) = await self.get_many([key])
-        return or_raise(answer)
+        return or_raise((await self.get_many([key])).pop())
 
     async def get_many(self, keys: Sequence[Key]) -> list[bytes | LarderError | None]:
         """Per key the bytes, None for a miss, or the error."""
@@ -134,8 +133,7 @@ class Store:
 
         After an error the buffer's bytes are undefined, but nothing changes them any more.
         """
-        (answer,) = await self.get_many_into([key], [buffer])
-        return or_raise(answer)
+        return or_raise((await self.get_many_into([key], [buffer])).pop())
 
     async def get_many_into(self, keys: Sequence[Key], buffers: Sequence[Any]) -> list[int | LarderError | None]:
         """Fills many buffers; a buffer may be a list of buffers, which are filled in order.
@@ -156,8 +154,7 @@ class Store:
     async def get_tensor(self, key: Key) -> Any:
         """The torch tensor that put_tensor stored, on the CPU, or None for a miss."""
         name = encode_key(key)
-        (answer,) = await self._get([name], _array_landing)
-        array = or_raise(answer)
+        array = or_raise((await self._get([name], _array_landing)).pop())
         return None if array is None else tensors.unpack(array, name)
 
     @asynccontextmanager
@@ -240,10 +237,10 @@ class Store:
         """Ends calls under way and lets go of all memory. May be called twice."""
         self._closed = True
         parts, self._parts = self._parts, None
-        if parts is not None and parts.pid == os.getpid():
-            await parts.background.close()
-            await parts.mover.close()
-            await parts.master.close()
+        if self._let_go is not None:
+            self._let_go.detach()
+        if parts is not None and not forks.inherited():
+            await parts.close()
 
     async def _get(self, names: list[bytes], prepare: Callable[[int, int], Landing]) -> list[Any]:
         return await self._open().getter.get(names, prepare, self._deadline())
@@ -254,10 +251,11 @@ class Store:
     def _open(self) -> "_Parts":
         if self._closed:
             raise StoreClosed("the store is closed")
+        forks.check()
         if self._parts is None:
             self._parts = _Parts(self._options, self._stats)
-        if self._parts.pid != os.getpid():
-            raise Unavailable("this store was used before the process forked, and its threads stayed behind")
+            self._let_go = weakref.finalize(self, self._parts.let_go)
+            self._let_go.atexit = False
         if self._parts.loop is not asyncio.get_running_loop():
             raise InvalidArgument("this store belongs to another event loop: connect once in each")
         return self._parts
@@ -267,13 +265,30 @@ class _Parts:
     """What a store is made of once it is used."""
 
     def __init__(self, options: Options, stats: Stats) -> None:
-        self.pid = os.getpid()
         self.loop = asyncio.get_running_loop()
         self.master = MasterClient(options.masters, stats, options.zone)
         self.mover = Mover(options.transports, stats, options.zone)
         self.background = Background(self.master, stats)
         self.getter = Getter(self.master, self.mover, self.background, verify=options.verify)
         self.putter = Putter(self.master, self.mover, self.background, verify=options.verify)
+
+    async def close(self) -> None:
+        await self.background.close()
+        await self.mover.close()
+        await self.master.close()
+
+    def let_go(self) -> None:
+        """For a store that was dropped, on whatever thread; once it was closed there is nothing to do."""
+        if forks.inherited():
+            return
+        if self.loop.is_running():
+            with suppress(RuntimeError):  # it ended meanwhile
+                self.loop.call_soon_threadsafe(self._close_soon)
+                return
+        self.mover.abandon()
+
+    def _close_soon(self) -> None:
+        self._closing = self.loop.create_task(self.close())
 
 
 def _bytes_landing(index: int, size: int) -> Landing:

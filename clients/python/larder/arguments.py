@@ -103,7 +103,10 @@ def check_length(memory: Memory, size: int, key: bytes) -> None:
 def or_raise(answer: T | LarderError) -> T:
     """A batch's answer for one key, as a call for one key gives it."""
     if isinstance(answer, LarderError):
-        raise answer
+        try:
+            raise answer
+        finally:
+            del answer  # its traceback holds this frame
     return answer
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from larder.errors import LarderError
 from larder.keys import BATCH_KEYS_MAX
-from larder.rpc import BadCopy, MasterClient
+from larder.rpc import BadCopy, MasterClient, Started
 from larder.stats import Stats
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,11 @@ class Background:
         """Gives up writes. Where that fails they expire by themselves."""
         for start in range(0, len(write_ids), BATCH_KEYS_MAX):
             self._start(self._abort(write_ids[start : start + BATCH_KEYS_MAX]))
+
+    def abort_started(self, starting: asyncio.Future[Started]) -> None:
+        """Gives up the writes of a put that was broken off before it knew them."""
+        if not self._start(self._abort_started(starting)):
+            starting.cancel()
 
     async def close(self) -> None:
         """Gives what is under way a moment, then cancels it."""
@@ -95,6 +100,15 @@ class Background:
             logger.info("leases could not be given back, they end by themselves: %s", error)
         finally:
             self._releasing = False
+
+    async def _abort_started(self, starting: asyncio.Future[Started]) -> None:
+        try:
+            async with asyncio.timeout(CALL_S):
+                started = await starting
+        except (LarderError, TimeoutError):
+            return
+        if write_ids := [write_id for write_id in started.write_ids if write_id]:
+            await self._abort(write_ids)
 
     async def _abort(self, write_ids: Sequence[int]) -> None:
         try:

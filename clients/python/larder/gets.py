@@ -25,8 +25,9 @@ from larder.memory import Memory, fresh_memory
 from larder.mover import Bundle, Bundles, Mover
 from larder.places import Copy, Fault, Slice
 from larder.rpc import BadCopy, MasterClient
+from larder.tasks import end, failure
 from larder.transports import Move, Reach, Transport
-from larder.transports.copiers import INLINE_BYTES, unbroken
+from larder.transports.copiers import INLINE_BYTES
 
 ATTEMPTS: Final = 2
 """Lookups of one key in one call: the second where the lease ran out, or no copy was good: others may have come."""
@@ -52,10 +53,11 @@ Prepare = Callable[[int, int], Landing]
 class _SliceRead:
     """One slice on its way; `copies` are those not tried yet. It is read into `memory`: its `home`, or a detour."""
 
-    __slots__ = ("copies", "corrupt", "fault", "home", "key", "memory", "node", "number", "part")
+    __slots__ = ("_private", "copies", "corrupt", "fault", "home", "key", "memory", "node", "number", "part")
 
-    def __init__(self, key: "_KeyRead", number: int, part: Slice, home: Memory) -> None:
+    def __init__(self, key: bytes, number: int, part: Slice, home: Memory, *, private: bool) -> None:
         self.key = key
+        self._private = private
         self.number = number
         self.part = part
         self.copies = list(part.copies)
@@ -67,7 +69,7 @@ class _SliceRead:
     @property
     def private(self) -> bool:
         """Whether nobody else knows the memory yet."""
-        return self.key.landing.private or self.memory is not self.home
+        return self._private or self.memory is not self.home
 
 
 class _KeyRead:
@@ -83,7 +85,8 @@ class _KeyRead:
         self.reads: list[_SliceRead] = []
         start = 0
         for number, part in enumerate(slices):
-            self.reads.append(_SliceRead(self, number, part, self.landing.memory.cut(start, part.length)))
+            home = self.landing.memory.cut(start, part.length)
+            self.reads.append(_SliceRead(key, number, part, home, private=self.landing.private))
             start += part.length
 
     @property
@@ -175,7 +178,7 @@ class Getter:
                     if size:
                         reads.append(_KeyRead(index, keys[index], size, slices, prepare))
                 except LarderError as error:
-                    answers[index] = error
+                    answers[index] = error.with_traceback(None)  # which holds this frame, and with it the answers
             try:
                 await self._read_keys(reads, prepare, min(found.until, deadline), answers)
             finally:  # whatever is still under way lands where nobody looks
@@ -241,7 +244,7 @@ class Getter:
         if fault is Fault.CORRUPT:
             read.corrupt.add(copy)
         if fault is not Fault.LATE:
-            self._background.report(BadCopy(read.key.key, read.number, copy.segment.id, copy.offset, fault))
+            self._background.report(BadCopy(read.key, read.number, copy.segment.id, copy.offset, fault))
 
     # ---- hedging ---------------------------------------------------------------------------------
 
@@ -258,7 +261,13 @@ class Getter:
             if not detours:
                 await asyncio.wait([first])
         finally:
-            await _end(first)
+            await end(first)
+        if (error := failure(first)) is not None:
+            del first
+            try:
+                raise error
+            finally:
+                del error
         abandoned = [None if move.arrived else Fault.LATE for move in bundle.moves]
         faults = abandoned if first.cancelled() else first.result()
         saved = [read in detours for (read, _), fault in zip(bundle.purposes, faults, strict=True) if fault is not None]
@@ -276,12 +285,15 @@ class Getter:
         second = asyncio.create_task(self._read_second(lacking, until))
         try:
             await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
-            got = {} if first.done() and not any(first.result()) else await second
+            if first.done() and (failure(first) is not None or not any(first.result())):
+                return {}
+            await asyncio.wait([second])
+            got = second.result() if failure(second) is None else {}
             if len(got) < len(lacking):
                 await asyncio.wait([first])
             return got
         finally:
-            await _end(second)
+            await end(second)
 
     def _lacking(self, bundle: _Bundle) -> list[tuple[_SliceRead, Copy, Transport]]:
         """What a hedge reads, and from where; nothing where it could not end the read, or goes beyond the budget."""
@@ -367,12 +379,3 @@ def _answer(key: _KeyRead) -> Any:
     if bad.corrupt.issuperset(bad.part.copies):
         return DataLost(f"every copy of slice {bad.number} has the wrong checksum", key=key.key, node=bad.node)
     return Unreachable(f"no copy of slice {bad.number} can be read from this host", key=key.key, node=bad.node)
-
-
-async def _end(task: asyncio.Task[Any]) -> None:
-    """Ends what is still under way; nothing of it lands any more when this returns, but in private memory."""
-    if not task.done():
-        task.cancel()
-        await unbroken(asyncio.wait([task]))
-    if not task.cancelled():
-        task.exception()  # looked at: who asks for the result meets it

@@ -2,12 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Final, Generic, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Final, Generic, TypeVar
 
 from larder.host import host_id
 from larder.places import Copy, Fault, Segment
 from larder.stats import Stats
+from larder.tasks import together
 from larder.transports import Move, Reach, Transport
 from larder.transports.copiers import Copiers
 from larder.transports.engine import EngineTransport
@@ -47,16 +48,14 @@ class Bundles(Generic[T]):
         bundle.purposes.append(purpose)
         self._mover.plan(bundle.segment, move.memory.length)
 
-    async def run(self, each: Callable[[Bundle[T]], Awaitable[None]]) -> None:
+    async def run(self, each: Callable[[Bundle[T]], Coroutine[Any, Any, None]]) -> None:
         """Carries out `each` for all bundles at once, and ends when all have ended."""
         bundles = list(self._bundles.values())
         try:
             if len(bundles) == 1:
                 await each(bundles[0])
-                return
-            async with asyncio.TaskGroup() as group:
-                for bundle in bundles:
-                    group.create_task(_awaited(each(bundle)))
+            else:
+                await together([each(bundle) for bundle in bundles])
         finally:
             for bundle in bundles:
                 self._mover.plan(bundle.segment, -sum(move.memory.length for move in bundle.moves))
@@ -137,6 +136,8 @@ class Mover:
             await transport.close()
         self.copiers.close()
 
-
-async def _awaited(work: Awaitable[None]) -> None:
-    await work
+    def abandon(self) -> None:
+        """Instead of close(), where there is no event loop any more."""
+        if self.engine is not None:
+            self.engine.abandon()
+        self.copiers.close()

@@ -4,6 +4,7 @@ Nothing is written after the write's time, counted from before PutStart. What co
 put of which some slice has no copy at all, or that is cancelled, is aborted in the background and expires otherwise.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -163,10 +164,10 @@ class Putter:
             if started is not None:
                 started()
             await self._write(writes, min(until, deadline - END_SHARE * max(0.0, deadline - time.monotonic())))
+            await self._end(writes, deadline, answers, unreached)
         except BaseException:
             self._background.abort([write.write_id for write in writes])
             raise
-        await self._end(writes, deadline, answers, unreached)
         return answers
 
     # ---- start -----------------------------------------------------------------------------------
@@ -182,7 +183,14 @@ class Putter:
         answers: list[PutResult | LarderError],
     ) -> tuple[list[_Write], float]:
         sizes = [memory.length for memory in memories[batch]]
-        begun = await self._master.put_start(keys[batch], sizes, terms, depths=depths[batch], deadline=deadline)
+        starting = asyncio.ensure_future(
+            self._master.put_start(keys[batch], sizes, terms, depths=depths[batch], deadline=deadline)
+        )
+        try:
+            begun = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            self._background.abort_started(starting)  # only the answer names the writes
+            raise
         writes: list[_Write] = []
         for index, result, write_id, slices in zip(
             range(batch.start, batch.stop), begun.results, begun.write_ids, begun.slices, strict=True

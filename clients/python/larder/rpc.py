@@ -1,7 +1,8 @@
 """Calls to the master: protobuf in here, plain values outside. Every call has a deadline.
 
 A call that got no answer is sent again with the same request id (invariant 5), with back-off, to the next address if
-there are several, until its deadline: then it is Unavailable, which is never a miss.
+there are several, until its deadline: then it is Unavailable, which is never a miss. The deadline is kept here too,
+whatever gRPC does. A status tells of the server or of gRPC: that the store was closed only close() can tell.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from larder import forks
 from larder.arguments import Terms
 from larder.errors import InvalidArgument, LarderError, NoSpace, StoreClosed, Unavailable
 from larder.host import host_id
@@ -38,11 +40,16 @@ _CHANNEL_OPTIONS: Final = [
     ("grpc.http2.ping_timeout_ms", 2_000),  # gRPC 1.85 heeds this one only
     ("grpc.http2.max_pings_without_data", 0),
 ]
+_CLOSED: Final = "the store was closed while the call was under way"
 _PINS: Final = {None: types_pb2.PIN_NONE, "soft": types_pb2.PIN_SOFT, "hard": types_pb2.PIN_HARD}
 _OK: Final = int(Result.RESULT_OK)  # attributes of protobuf's enums are slow
 _BACK_OFF_S: Final = 0.02
 _BACK_OFF_S_MAX: Final = 0.5
 _PUSHBACK_S_MAX: Final = 5.0
+_GRACE_S: Final = 0.5
+"""How long after a call's deadline gRPC may say so itself."""
+_PASSING: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
+"""What is asked again. CANCELLED, where nobody here cancelled: a server that ends, or gRPC that has too many calls."""
 _WAIT_SHARE: Final = 0.75
 """Of a put's time, what it may wait for room, and of the rest for copies that are made elsewhere."""
 _NONE_SERVES: Final = "check that one of them runs and storage nodes are attached to it, then try again"
@@ -95,6 +102,10 @@ class MasterClient:
     """One channel an address; lives on one event loop."""
 
     def __init__(self, addresses: Sequence[str], stats: Stats, zone: str = "") -> None:
+        """Raises larder.forks.Forked."""
+        forks.check()
+        forks.cannot_cross(self)
+        self._closed = False
         self._zone = zone
         self._id = os.urandom(16)
         self.addresses = list(addresses)
@@ -106,6 +117,7 @@ class MasterClient:
         self._said: dict[str, str] = {}  # by address: why it did not serve the last time
 
     async def close(self) -> None:
+        self._closed = True
         for channel in self._channels:
             await channel.close()
 
@@ -215,19 +227,28 @@ class MasterClient:
     async def _call(self, name: str, request: Any, deadline: float) -> Any:
         back_off_s = _BACK_OFF_S
         while True:
-            left_s = deadline - time.monotonic()
+            left_s = max(deadline - time.monotonic(), 0.001)
             try:
-                method: Callable[..., Awaitable[Any]] = getattr(self._stubs[self._leader], name)
-                return await method(request, timeout=max(left_s, 0.001), metadata=self._metadata)
+                async with asyncio.timeout(left_s + _GRACE_S):
+                    method: Callable[..., Awaitable[Any]] = getattr(self._stubs[self._leader], name)
+                    return await method(request, timeout=left_s, metadata=self._metadata)
             except grpc.aio.AioRpcError as error:
                 code, said, hint_s = error.code(), error.details() or "", _pushback_s(error)
                 self._said[self.addresses[self._leader]] = said
-                if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
-                    raise self._error(name, code, said) from None
+            except TimeoutError:
+                code, said, hint_s = grpc.StatusCode.DEADLINE_EXCEEDED, "", 0.0
+            except asyncio.CancelledError:
+                if self._closed and not _is_being_cancelled():
+                    raise StoreClosed(_CLOSED) from None
+                raise
             except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
-                raise StoreClosed("the store is closed") from error
+                if self._closed:
+                    raise StoreClosed(_CLOSED) from None
+                code, said, hint_s = grpc.StatusCode.UNAVAILABLE, repr(error), 0.0
+            if self._closed:
+                raise StoreClosed(_CLOSED)
             left_s = deadline - time.monotonic()
-            if left_s < _BACK_OFF_S:
+            if code not in _PASSING or left_s < _BACK_OFF_S:
                 raise self._error(name, code, said)
             spread = random.uniform(0.5, 1.5)  # noqa: S311  (keeps clients apart, not secrets)
             pause_s = min(max(back_off_s * spread, hint_s * (0.5 + spread)), left_s / 2)
@@ -253,8 +274,13 @@ class MasterClient:
                 return Unavailable(f"no master serves: {each}", remedy=_NONE_SERVES)
             return Unavailable(f"no master answers at {master}: {said}")
         if code is grpc.StatusCode.CANCELLED:
-            return StoreClosed("the store was closed while the call was under way")
+            return Unavailable(f"the master {master} broke {name} off: {said}")
         return Unavailable(f"the master {master} failed to answer {name}: {code.name} {said}")
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _pushback_s(error: grpc.aio.AioRpcError) -> float:

@@ -1,29 +1,27 @@
 """The store by plain calls: the asyncio one, run on a thread of its own.
 
-Any thread may call, any number at once. The thread starts with the first call; a process that forks before that may go
-on, one that forks later has to connect again.
+Any thread may call, any number at once. The thread starts with the first call, and ends with close() or with the store.
+A process that is forked before the first call may go on; one that is forked later is refused (`larder.forks`).
 """
 
 import asyncio
-import atexit
-import concurrent.futures
-import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Any, Final, Self, TypeVar
+from functools import partial
+from typing import Any, ParamSpec, Self, TypeVar
 
-from larder import aio
+from larder import aio, forks
 from larder.arguments import Pin
-from larder.errors import InvalidArgument, LarderError, StoreClosed, Unavailable
+from larder.calls import CLOSE_S, Call, LoopThread
+from larder.errors import LarderError, StoreClosed
 from larder.keys import Key
 from larder.options import Options, resolve
 from larder.puts import PutResult
 
+P = ParamSpec("P")
 T = TypeVar("T")
-CLOSE_S: Final = 5.0
-_open_stores: "weakref.WeakSet[Store]" = weakref.WeakSet()
 
 
 def connect(
@@ -50,10 +48,9 @@ class Store:
 
     def __init__(self, options: Options) -> None:
         self._store = aio.Store(options)
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._pid = 0
+        self._lock = threading.RLock()  # a signal handler may make calls in the middle of one
+        self._thread: LoopThread | None = None
+        self._let_go: weakref.finalize[[], Store] | None = None
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -64,7 +61,7 @@ class Store:
 
     def put(self, key: Key, buffer: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None) -> PutResult:
         """Stores the bytes of a bytes-like object or a CPU tensor. An existing key stays as it is, pin and life too."""
-        return self._run(self._store.put(key, buffer, copies=copies, pin=pin, ttl_s=ttl_s))
+        return self._run(self._store.put, key, buffer, copies=copies, pin=pin, ttl_s=ttl_s)
 
     def put_many(
         self,
@@ -80,135 +77,121 @@ class Store:
     ) -> list[PutResult | LarderError]:
         """Stores many objects; answers per key a PutResult, or the error. `started` is called on the store's thread."""
         return self._run(
-            self._store.put_many(
-                keys, buffers, copies=copies, pin=pin, ttl_s=ttl_s, depths=depths, started=started, wait_s=wait_s
-            )
+            self._store.put_many,
+            keys,
+            buffers,
+            copies=copies,
+            pin=pin,
+            ttl_s=ttl_s,
+            depths=depths,
+            started=started,
+            wait_s=wait_s,
         )
 
     def put_tensor(
         self, key: Key, tensor: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None
     ) -> PutResult:
         """Stores a CPU torch tensor with its dtype and shape."""
-        return self._run(self._store.put_tensor(key, tensor, copies=copies, pin=pin, ttl_s=ttl_s))
+        return self._run(self._store.put_tensor, key, tensor, copies=copies, pin=pin, ttl_s=ttl_s)
 
     def get(self, key: Key) -> bytes | None:
         """The object's bytes, or None for a miss, and only for a miss."""
-        return self._run(self._store.get(key))
+        return self._run(self._store.get, key)
 
     def get_many(self, keys: Sequence[Key]) -> list[bytes | LarderError | None]:
         """Per key the bytes, None for a miss, or the error."""
-        return self._run(self._store.get_many(keys))
+        return self._run(self._store.get_many, keys)
 
     def get_into(self, key: Key, buffer: Any) -> int | None:
         """Fills a writable buffer of the object's length; the bytes written, or None for a miss."""
-        return self._run(self._store.get_into(key, buffer))
+        return self._run(self._store.get_into, key, buffer)
 
     def get_many_into(self, keys: Sequence[Key], buffers: Sequence[Any]) -> list[int | LarderError | None]:
         """Fills many buffers; per key the bytes written, None for a miss, or the error."""
-        return self._run(self._store.get_many_into(keys, buffers))
+        return self._run(self._store.get_many_into, keys, buffers)
 
     def get_tensor(self, key: Key) -> Any:
         """The torch tensor that put_tensor stored, on the CPU, or None for a miss."""
-        return self._run(self._store.get_tensor(key))
+        return self._run(self._store.get_tensor, key)
 
     @contextmanager
     def view(self, key: Key) -> Iterator[memoryview | None]:
         """The object as a read-only memoryview inside the block; raises LeaseExpired at its end if its lease ended."""
         context: AbstractAsyncContextManager[memoryview | None] = self._store.view(key)
-        memory = self._run(_enter(context))
+        memory = self._run(_enter, context)
         try:
             yield memory
         except BaseException as error:
-            if not self._run(_exit(context, error)):
+            if not self._run(_exit, context, error):
                 raise
         else:
-            self._run(_exit(context, None))
+            self._run(_exit, context, None)
 
     def match(self, keys: Sequence[Key], wait_s: float = 0.0, hold_s: float = 0.0) -> int:
         """How many leading keys are present. Where the run ends at a key that is being written, waits up to wait_s.
 
         hold_s: these are not evicted for so long, at most a lease: for who is about to get them.
         """
-        return self._run(self._store.match(keys, wait_s, hold_s))
+        return self._run(self._store.match, keys, wait_s, hold_s)
 
     def exists(self, keys: Sequence[Key]) -> list[bool]:
         """Per key whether it is present."""
-        return self._run(self._store.exists(keys))
+        return self._run(self._store.exists, keys)
 
     def remove(self, key: Key) -> bool:
         """Forgets an object; whether there was one."""
-        return self._run(self._store.remove(key))
+        return self._run(self._store.remove, key)
 
     def register_buffer(self, buffer: Any) -> None:
         """Lets the transfer engine read and write this memory directly, until unregister_buffer or close."""
-        self._run(self._store.register_buffer(buffer))
+        self._run(self._store.register_buffer, buffer)
 
     def unregister_buffer(self, buffer: Any) -> None:
         """The reverse; no call that uses the buffer may be under way."""
-        self._run(self._store.unregister_buffer(buffer))
+        self._run(self._store.unregister_buffer, buffer)
 
     def stats(self) -> dict[str, float]:
         """Counters since the store was made: keys, bytes by transport, failovers, hedges, faults, seconds."""
         return self._store.stats()
 
     def close(self) -> None:
-        """Ends calls under way (StoreClosed), and the thread. May be called twice."""
-        with self._lock:
-            self._closed = True
-            loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
-        if loop is None or thread is None or self._pid != os.getpid():
+        """Ends calls under way (StoreClosed), and the thread. May be called twice.
+
+        Waits at most 5 s: the thread outlasts it where a transfer does that has to be waited for.
+        """
+        self._closed = True
+        if forks.inherited():
             return
-        try:
-            asyncio.run_coroutine_threadsafe(self._shut(), loop).result(CLOSE_S)
-        finally:
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join(CLOSE_S)
-            if not thread.is_alive():
-                loop.close()
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if self._let_go is not None:
+                self._let_go.detach()
+        if thread is not None:
+            thread.stop(wait_s=CLOSE_S)
 
-    async def _shut(self) -> None:
-        current = asyncio.current_task()
-        calls = [task for task in asyncio.all_tasks() if task is not current]
-        await self._store.close()
-        for task in calls:
-            task.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-
-    def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        if threading.current_thread() is self._thread:
-            call.close()
-            raise InvalidArgument("this thread carries out the store's calls: call from another, not from a callback")
+    def _run(self, method: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        forks.check()
+        thread = self._running()
         try:
-            future = asyncio.run_coroutine_threadsafe(call, self._running_loop())
-        except BaseException:
-            call.close()
-            raise
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError:
+            return Call(partial(method, *args, **kwargs)).result(thread)
+        except asyncio.CancelledError:
             raise StoreClosed("the store was closed while the call was under way") from None
         except LarderError as error:
-            if self._closed and not isinstance(error, StoreClosed):  # its transports went first: the bytes are not lost
+            if thread.stopping and not isinstance(
+                error, StoreClosed
+            ):  # its transports went first: the bytes are not lost
                 raise StoreClosed("the store was closed while the call was under way") from error
             raise
-        except KeyboardInterrupt:
-            future.cancel()
-            raise
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
+    def _running(self) -> LoopThread:
         with self._lock:
             if self._closed:
                 raise StoreClosed("the store is closed")
-            if self._loop is None:
-                self._pid = os.getpid()
-                self._loop = _new_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="larder", daemon=True)
-                self._thread.start()
-                _open_stores.add(self)
-            elif self._pid != os.getpid():
-                raise Unavailable("this store was used before the process forked, and its thread stayed behind")
-            return self._loop
+            if self._thread is None:
+                self._thread = LoopThread(_new_loop(), self._store.close)
+                self._let_go = weakref.finalize(self, self._thread.stop)
+                self._let_go.atexit = False
+            return self._thread
 
 
 async def _enter(context: AbstractAsyncContextManager[T]) -> T:
@@ -226,10 +209,3 @@ def _new_loop() -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop()
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
-
-
-@atexit.register
-def _close_all() -> None:
-    """Threads that are in the engine when the interpreter goes would take the process down with them."""
-    for store in list(_open_stores):
-        store.close()

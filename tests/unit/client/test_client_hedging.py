@@ -2,11 +2,19 @@
 
 import asyncio
 import ctypes
+import gc
+import time
+import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
-from larder.errors import Unreachable
+from larder.arguments import or_raise
+from larder.errors import DataLost, Unreachable
+from larder.gets import Landing
 from larder.hedging import BURST_BYTES, DELAY_S_MIN, SHARE, Hedging
+from larder.memory import destination
 from larder.places import Fault, Segment, Slice
 from larder.rpc import BadCopy
 from larder.transports import Move, Reach
@@ -252,3 +260,41 @@ async def test_a_cancelled_get_ends_both_reads() -> None:
     assert [segment.node_id for segment, _ in engine.abandoned] == ["b", "a"]
     world.mover.plan(B, -100)
     assert world.mover._under_way == {}
+
+
+@pytest.mark.parametrize("end", ["overtaken", "corrupt", "cancelled"])
+async def test_a_hedged_read_keeps_nobodys_buffer(end: str) -> None:
+    behave = only_from("a", "b", fault=Fault.CORRUPT) if end != "corrupt" else only_from(fault=Fault.CORRUPT)
+    engine = HangingTransport(everywhere("a", "b"), behave, "a", *(["b"] if end == "cancelled" else []))
+    world = World(Master([Slice(10, 1, copies(A, B))]), engine)
+    ready(world)
+    gc.collect()
+    gc.disable()
+    try:
+        buffer = np.zeros(10, dtype=np.uint8)
+        known = weakref.ref(buffer)
+        call = asyncio.create_task(get_into(world, buffer))
+        del buffer
+        await asyncio.sleep(0.05)
+        if end == "cancelled":
+            call.cancel()
+        for gate in engine.gates.values() if end == "corrupt" else ():
+            gate.set()
+        (answer,) = await asyncio.gather(call, return_exceptions=True)
+        kinds = {"overtaken": int, "corrupt": DataLost, "cancelled": asyncio.CancelledError}
+        assert isinstance(answer, kinds[end])
+        await world.background.close()
+        engine.abandoned.clear()
+        del call, answer
+        await asyncio.sleep(0)
+        assert known() is None
+        assert counts(world)[0] == 1
+    finally:
+        gc.enable()
+
+
+async def get_into(world: World, buffer: "np.ndarray[Any, np.dtype[np.uint8]]") -> Any:
+    def prepare(index: int, size: int) -> Landing:
+        return Landing(destination(buffer), size, private=False)
+
+    return or_raise((await world.getter.get([b"key"], prepare, time.monotonic() + 5)).pop())

@@ -66,7 +66,7 @@ def soon(seconds: float = 5.0) -> float:
     return time.monotonic() + seconds
 
 
-@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED])
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.CANCELLED])
 async def test_a_passing_failure_is_sent_again_with_the_same_request_id(
     master: Master, client: MasterClient, code: grpc.StatusCode
 ) -> None:
@@ -85,6 +85,7 @@ async def test_a_passing_failure_is_sent_again_with_the_same_request_id(
     [
         (Code.UNAVAILABLE, Unavailable, "many"),
         (Code.RESOURCE_EXHAUSTED, Unavailable, "many"),
+        (Code.CANCELLED, Unavailable, "many"),
         (Code.INVALID_ARGUMENT, InvalidArgument, "one"),
         (Code.INTERNAL, Unavailable, "one"),
         (Code.UNIMPLEMENTED, Unavailable, "one"),
@@ -136,6 +137,18 @@ async def test_a_silent_master_is_unavailable_in_time(master: Master, client: Ma
     assert time.monotonic() - begun < 1.5
 
 
+async def test_a_deadline_is_kept_where_grpc_keeps_none(client: MasterClient) -> None:
+    class Hanging:
+        async def Exists(self, request: Any, **_: Any) -> None:
+            await asyncio.Event().wait()
+
+    client._stubs = [Hanging()]
+    begun = time.monotonic()
+    with pytest.raises(Unavailable, match="did not answer Exists in time"):
+        await client.exists([b"key"], deadline=soon(0.2))
+    assert time.monotonic() - begun < 2.0
+
+
 async def test_the_other_address_is_tried(master: Any) -> None:
     client = MasterClient(["127.0.0.1:1", master.address], Stats())
     master.script = [pb.MatchReply(matched=3)]
@@ -167,6 +180,26 @@ async def test_a_closed_client_says_so(master: Master, client: MasterClient) -> 
     await client.close()
     with pytest.raises(StoreClosed):
         await client.match([b"key"], wait_s=0, deadline=soon())
+
+
+async def test_a_client_that_is_closed_meanwhile_says_so(master: Master, client: MasterClient) -> None:
+    master.script = [None]
+    call = asyncio.create_task(client.match([b"key"], wait_s=0, deadline=soon()))
+    while not master.requests:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await client.close()
+    with pytest.raises(StoreClosed):
+        await call
+
+
+async def test_a_call_that_is_cancelled_is_cancelled(master: Master, client: MasterClient) -> None:
+    master.script = [None]
+    call = asyncio.create_task(client.match([b"key"], wait_s=0, deadline=soon()))
+    while not master.requests:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
 
 
 async def test_times_count_from_before_the_request(master: Master, client: MasterClient) -> None:

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from larder.v1 import master_pb2, master_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from services.common.rpc import CHANNEL_OPTIONS, RpcServer
+from services.common.rpc import CALLS_IN_FLIGHT_MAX, CHANNEL_OPTIONS, RpcServer
 
 
 class Servicer(master_pb2_grpc.MasterServicer):
@@ -148,3 +148,11 @@ async def test_a_taken_port_is_named() -> None:
     async with serve() as server:  # another server of this module does not share its port either
         with pytest.raises(OSError, match="the port is taken"):
             await RpcServer("127.0.0.1", server.port, "test", CollectorRegistry()).start([])
+
+
+async def test_every_call_that_comes_at_once_is_answered_by_the_service_itself() -> None:
+    """gRPC has limits of its own on calls that nobody has taken yet, far below ours, and cancels what is beyond."""
+    async with serve(in_flight_max=CALLS_IN_FLIGHT_MAX) as server:
+        calls = [server.master.Status(master_pb2.StatusRequest()) for _ in range(CALLS_IN_FLIGHT_MAX)]
+        answers = await asyncio.gather(*calls)
+        assert [answer.version for answer in answers] == ["9"] * CALLS_IN_FLIGHT_MAX

@@ -1,7 +1,9 @@
 """The link to the store: work on its own thread, and a store that does not answer is probed, not asked."""
 
 import asyncio
+import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -126,3 +128,22 @@ def test_closing_ends_what_is_under_way_and_refuses_what_comes(link: StoreLink, 
     assert store.closed
     assert not link.ready()
     link.close()
+
+
+def test_a_forked_process_is_refused_at_once_and_its_parent_notices_nothing(link: StoreLink, store: Any) -> None:
+    until(link.ready)
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            with contextlib.suppress(Unavailable):
+                link.call(lambda s: s.exists([b"k"])).result(0)
+                os._exit(2)
+            link.doubt()
+            status = 3 if link.ready() else 0
+            link.close()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert link.ready()
+    assert link.call(lambda s: s.exists([b"k"])).result(5) == [False]

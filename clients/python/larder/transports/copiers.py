@@ -3,12 +3,13 @@
 import asyncio
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, TypeVar
 
 from larder.errors import StoreClosed
+from larder.tasks import unbroken
 
 T = TypeVar("T")
 
@@ -46,8 +47,10 @@ class Copiers:
                     results[number] = work()
 
         threads = min(THREADS, len(todo)) - short
-        jobs = [asyncio.wrap_future(self.submit(work_off)) for _ in range(threads)]
+        jobs: list[asyncio.Future[None]] = []
         try:
+            while len(jobs) < threads:
+                jobs.append(asyncio.wrap_future(self.submit(work_off)))
             while short and todo:
                 number, work = todo.popleft()
                 results[number] = work()
@@ -57,25 +60,9 @@ class Copiers:
             todo.clear()
             raise
         finally:
-            await unbroken(asyncio.gather(*jobs))
+            await unbroken(asyncio.gather(*jobs, return_exceptions=True))
         return [results[number] for number in range(len(results))]
 
     def close(self) -> None:
         """Takes no more work; what was handed in is finished."""
         self._pool.shutdown(wait=False)
-
-
-async def unbroken(work: Awaitable[T]) -> T:
-    """Awaits `work` to its end even when cancelled meanwhile, and only then gives way to the cancellation."""
-    future = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        while not future.done():
-            try:
-                await asyncio.wait([future])
-            except asyncio.CancelledError:
-                continue  # the first one is raised below
-        if not future.cancelled():
-            future.exception()  # it was looked at
-        raise

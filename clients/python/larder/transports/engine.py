@@ -15,8 +15,9 @@ from typing import Final, TypeVar, cast
 from larder.diagnosis import CONNECT_S, why_unreached
 from larder.memory import Memory
 from larder.places import Fault, Segment
+from larder.tasks import unbroken
 from larder.transports import Move, Reach, in_range
-from larder.transports.copiers import Copiers, unbroken
+from larder.transports.copiers import Copiers
 from larder.transports.flights import Group, Peer
 from larder.transports.mooncake import Engine, EngineUnavailable, Identity, borrow, give_back, retire
 from larder.transports.pump import Pump
@@ -105,6 +106,14 @@ class EngineTransport:
             for address, _ in self._regions.pieces():
                 engine.unregister(address)
             give_back(engine)
+        self._engines = {}
+
+    def abandon(self) -> None:
+        """Instead of close(), where there is no event loop any more."""
+        if self._pump is not None:
+            self._pump.stop()
+        for engine, _ in self._engines.values():
+            retire(engine)
         self._engines = {}
 
     async def _run(self, segment: Segment, moves: Sequence[Move], until: float, *, writing: bool) -> list[Fault | None]:

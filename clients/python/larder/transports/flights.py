@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from larder.copying import checksum, load_pieces, store_pieces
+from larder.memory import Memory
 from larder.places import Fault
 from larder.transports import Move
 from larder.transports.mooncake import Engine
@@ -19,6 +20,7 @@ PIECE_BYTES_MIN: Final = 32 * 1024
 """Scattered pieces smaller than this on average are gathered: a transfer costs as much as 64 KiB of copying."""
 _STALL_S: Final = 1.0
 _STALL_BYTES_PER_S: Final = 50e6
+_NOTHING: Final = Move(Memory((), 0, None), 0)
 
 
 class Peer:
@@ -74,7 +76,10 @@ class Group:
         flight.move.arrived = fault is None
         self.faults[flight.index] = fault
         self.left -= 1
+        if not flight.in_air or flight.staged is not None:
+            flight.move = _NOTHING  # before the caller is told: from then on only he keeps his memory alive
         if not self.left:
+            self.flights = []  # which know this group
             self._done(self.faults)
 
 
@@ -82,16 +87,18 @@ class Flight:
     """One move on its way."""
 
     __slots__ = (
-        "base", "busy", "direct", "failed", "group", "in_air", "index", "move", "owed", "settled", "staged", "stalled",
+        "base", "busy", "direct", "failed", "group", "in_air", "index", "length", "move", "owed", "settled", "staged",
+        "stalled",
     )  # fmt: skip
 
     def __init__(self, group: Group, index: int, move: Move, base: int, direct: bool) -> None:
         self.group = group
         self.index = index
         self.move = move
+        self.length = move.memory.length
         self.base = base
         pieces = move.memory.pieces
-        self.direct = direct and (len(pieces) == 1 or move.memory.length >= PIECE_BYTES_MIN * len(pieces))
+        self.direct = direct and (len(pieces) == 1 or self.length >= PIECE_BYTES_MIN * len(pieces))
         self.staged: Buffer | None = None
         self.in_air = 0
         self.busy = False  # a copy thread is at it

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from larder import forks
 from larder.addresses import ip_of, join, split
 from larder.errors import LarderError
 
@@ -50,6 +51,7 @@ class Engine:
 
     def __init__(self, protocol: str, peer: str) -> None:
         """`peer`, any endpoint to talk to, tells which of this host's addresses to use. Raises EngineUnavailable."""
+        forks.cannot_cross(self)  # its end would wait for threads that a forked child has not
         self.protocol = protocol
         self._names: dict[str, Identity] = {}
         make = _engine_type(peer)

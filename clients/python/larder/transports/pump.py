@@ -133,7 +133,7 @@ class Pump:
 
     def _work(self, flight: Flight, work: Callable[[], None], then: Callable[[], None]) -> None:
         """Runs `work` here if it is small, else on a copy thread; then `then` here."""
-        if flight.move.memory.length <= INLINE_BYTES:
+        if flight.length <= INLINE_BYTES:
             work()
             then()
             return
@@ -165,7 +165,7 @@ class Pump:
                     peer.queue.popleft()
                     continue
                 if not flight.direct and flight.staged is None:
-                    staged = peer.staging.take(flight.move.memory.length)
+                    staged = peer.staging.take(flight.length)
                     if staged is None:
                         break
                     peer.queue.popleft()
@@ -177,7 +177,7 @@ class Pump:
         return moved
 
     def _has_room(self, peer: Peer, flight: Flight) -> bool:
-        fits = peer.bytes + flight.move.memory.length <= BYTES_MAX and peer.transfers < TRANSFERS_MAX
+        fits = peer.bytes + flight.length <= BYTES_MAX and peer.transfers < TRANSFERS_MAX
         return fits or not peer.transfers or flight.settled
 
     def _gather(self, flight: Flight, staged: Buffer) -> None:
@@ -196,7 +196,7 @@ class Pump:
             return
         if not peer.transfers:
             peer.progress_at = time.monotonic()  # it could not have made any while nothing was asked of it
-        peer.bytes += flight.move.memory.length
+        peer.bytes += flight.length
         for local, remote, length in flight.transfers():
             batch = peer.engine.submit(peer.endpoint, writing=group.writing, local=local, remote=remote, length=length)
             if not batch:
@@ -231,7 +231,7 @@ class Pump:
 
     def _landed(self, flight: Flight) -> None:
         group, peer = flight.group, flight.group.peer
-        peer.bytes -= flight.move.memory.length
+        peer.bytes -= flight.length
         peer.owed -= flight.owed
         peer.stalled -= flight.stalled
         if flight.settled or flight.failed:

@@ -7,11 +7,13 @@ is probed in the background until it does, so that a stopped master does not cos
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, Protocol, TypeVar
 
+from larder import forks
 from larder.errors import LarderError, StoreClosed, Unavailable
 
 logger = logging.getLogger("vllm.larder")  # below "vllm": the engine's own handlers print it
@@ -56,6 +58,8 @@ class StoreLink:
     """
 
     def __init__(self, connect: Callable[[], Awaitable[AsyncStore]]) -> None:
+        forks.cannot_cross(self)
+        self._pid = os.getpid()
         self._connect = connect
         self._store: AsyncStore | None = None
         self._connecting = asyncio.Lock()
@@ -70,14 +74,14 @@ class StoreLink:
 
     def ready(self) -> bool:
         """Whether the store answered when it was last asked."""
-        return self._up
+        return self._up and not self._left_behind()
 
     def call(self, work: Callable[[AsyncStore], Awaitable[T]]) -> Future[T]:
         """Run `work` on the loop; the future has its result or what it raised. Never waits."""
         if self._closed:
-            refused: Future[T] = Future()
-            refused.set_exception(StoreClosed("the connector was shut down"))
-            return refused
+            return _refused(StoreClosed("the connector was shut down"))
+        if self._left_behind():
+            return _refused(forks.Forked("this process was forked from an engine's that uses Larder"))
         return asyncio.run_coroutine_threadsafe(self._run(work), self._loop)
 
     def soon(self, action: Callable[[], object]) -> None:
@@ -88,7 +92,13 @@ class StoreLink:
     def doubt(self) -> None:
         """The store may be gone: it counts as silent until it has answered a probe."""
         self._up = False
+        if self._left_behind():
+            return
         self._loop.call_soon_threadsafe(self._start_probing)
+
+    def _left_behind(self) -> bool:
+        """Whether this process was forked later: the loop's thread is the parent's."""
+        return self._pid != os.getpid()
 
     async def _run(self, work: Callable[[AsyncStore], Awaitable[T]]) -> T:
         try:
@@ -134,7 +144,7 @@ class StoreLink:
 
     def close(self) -> None:
         """Close the store and end the thread; calls under way end with an error. Waits at most about CLOSE_S."""
-        if self._closed:
+        if self._closed or self._left_behind():
             return
         self._closed, self._up = True, False
         future = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
@@ -155,3 +165,9 @@ class StoreLink:
         await asyncio.gather(*under_way, return_exceptions=True)
         if self._store is not None:
             await self._store.close()
+
+
+def _refused(error: LarderError) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future

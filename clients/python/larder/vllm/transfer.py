@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from larder.transports.copiers import unbroken
+from larder.tasks import unbroken
 from larder.vllm.link import AsyncStore, Buffers
 from larder.vllm.memory import HostRuns, KVMemory
 from larder.vllm.staging import STAGING_BYTES, Slot, Staging
