@@ -10,7 +10,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from services.master.core import messages as m
 from services.master.core.allocator import Allocator
 from services.master.core.expiry import Expiry
-from services.master.core.leases import Leases
 from services.master.core.nodes import Nodes
 from services.master.core.repair import Repair
 from services.master.core.space import Space
@@ -305,18 +304,6 @@ def overlap_extents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Allocator, "free", free)
 
 
-def give_back_what_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Leases.give_back
-
-    def give_back(self: Leases, leases: Any) -> None:
-        for lease in leases:
-            for obj in self._given.get(lease, (0, []))[1]:
-                obj.readers = 1
-        original(self, leases)
-
-    monkeypatch.setattr(Leases, "give_back", give_back)
-
-
 def offer_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(State, "readable", lambda self, obj: True)
 
@@ -352,7 +339,6 @@ def keep_surplus(monkeypatch: pytest.MonkeyPatch) -> None:
         overlap_extents,
         offer_the_dead,
         forget_to_forget,
-        give_back_what_others_read,
     ],
 )
 def test_the_model_catches(mutate: object, monkeypatch: pytest.MonkeyPatch) -> None:
