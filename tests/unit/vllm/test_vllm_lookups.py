@@ -1,11 +1,13 @@
 """The scheduler's lookups and loads: what is asked, what is promised, into which blocks it goes."""
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from larder.errors import Unavailable
-from larder.vllm.answers import ANSWER_TTL_S, HELD_FOR_S, HOLD_S, HOLDERS_MAX
+from larder.vllm.answers import ANSWER_TTL_S, GLANCE_S, HELD_FOR_S, HOLD_S, HOLDERS_MAX
 from larder.vllm.jobs import SKIP
 
 New = Callable[..., Any]
@@ -43,6 +45,25 @@ def test_no_answer_in_time_is_a_miss_and_the_lookup_is_given_up(new_bench: New, 
     assert bench.matcher.asked[0][1].cancelled()
     assert bench.matcher.timeouts == 1
     assert bench.scheduler.take_counts() == {"lookup_failures": 1}
+
+
+def test_an_answer_that_is_about_to_come_is_waited_for_one_a_step(
+    new_bench: New, new_request: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = new_bench()
+    requests = [new_request(f"r{i}", 100, seed=i) for i in range(3)]
+    for request in requests:
+        bench.scheduler.arrived(request)
+    started = time.monotonic()
+    assert bench.scheduler.external_tokens(requests[0], 0) is None
+    assert time.monotonic() - started >= GLANCE_S
+    monkeypatch.setattr("larder.vllm.answers.GLANCE_S", 60.0)
+    assert bench.scheduler.external_tokens(requests[1], 0) is None  # one was waited for in this step
+    bench.step()
+    answer = threading.Timer(0.01, bench.matcher.asked[2][1].set_result, [3])
+    answer.start()
+    assert bench.scheduler.external_tokens(requests[2], 0) == 96
+    answer.join()
 
 
 def test_an_error_is_a_miss(new_bench: New, new_request: New) -> None:

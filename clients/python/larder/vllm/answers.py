@@ -2,13 +2,14 @@
 
 A lookup starts when a request arrives and is asked for its answer until it has one or its time is up; then the engine
 computes (invariant 16). An answer is used only while the store holds what it found, so that nothing goes before it is
-loaded. No vLLM, no torch, no waiting: lookups are futures, the clock is handed in.
+loaded. No vLLM, no torch: lookups are futures, the clock is handed in, and nothing is waited for but GLANCE_S.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_futures
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +26,9 @@ HELD_FOR_S: Final = 0.5
 HOLDERS_MAX: Final = 16
 """Requests that hold what they found, and requests that ask again: those whose turn comes next. A long queue would hold
 the whole store, and what it holds cannot make room."""
+GLANCE_S: Final = 0.003
+"""So long an answer is waited for when it is asked for the first time, one a step: most come in a third of that, if the
+interpreter lets the thread run that brings them. An engine that steps meanwhile, with nothing to do, does not."""
 LOOKUP_KEYS_MAX: Final = 8_192
 
 
@@ -36,6 +40,7 @@ class Lookup:
     future: Future[int]
     started: float
     held: bool = False
+    waited: bool = False
     answered: float | None = None
     tokens: int | None = None
 
@@ -59,6 +64,11 @@ class Lookups:
         self._counts = counts
         self._clock = clock
         self._holders: list[Lookup] = []
+        self._may_wait = True
+
+    def next_step(self) -> None:
+        """A step of the engine is planned: in the next one, too, one answer may be waited for."""
+        self._may_wait = True
 
     def start(self, request: Request, names: Names) -> Lookup | None:
         """Ask for a request that has just come, maybe long before its turn; None: its names are not known yet."""
@@ -105,6 +115,9 @@ class Lookups:
         if not lookup.chunks or lookup.chunks[-1].end <= local_tokens:
             return lookup, 0
         if lookup.tokens is None:
+            if not lookup.waited and self._may_wait:
+                lookup.waited, self._may_wait = True, False
+                wait_futures([lookup.future], timeout=GLANCE_S)
             self._take_answer(lookup)
         if lookup.tokens is None:
             return lookup, None
