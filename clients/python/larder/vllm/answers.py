@@ -27,8 +27,9 @@ HOLDERS_MAX: Final = 16
 """Requests that hold what they found, and requests that ask again: those whose turn comes next. A long queue would hold
 the whole store, and what it holds cannot make room."""
 GLANCE_S: Final = 0.003
-"""So long an answer is waited for when it is asked for the first time, one a step: most come in a third of that, if the
-interpreter lets the thread run that brings them. An engine that steps meanwhile, with nothing to do, does not."""
+"""So long an answer is waited for, one a step: the first time that it is asked for, and while the engine has nothing to
+compute. Most come in a third of that, if the interpreter lets the thread run that brings them; steps without work keep
+it away."""
 LOOKUP_KEYS_MAX: Final = 8_192
 
 
@@ -64,11 +65,11 @@ class Lookups:
         self._counts = counts
         self._clock = clock
         self._holders: list[Lookup] = []
-        self._may_wait = True
+        self._may_wait, self._idle = True, False
 
-    def next_step(self) -> None:
-        """A step of the engine is planned: in the next one, too, one answer may be waited for."""
-        self._may_wait = True
+    def next_step(self, *, idle: bool) -> None:
+        """A step is planned: in the next one, too, one answer may be waited for; `idle`: one that was before, too."""
+        self._may_wait, self._idle = True, idle
 
     def start(self, request: Request, names: Names) -> Lookup | None:
         """Ask for a request that has just come, maybe long before its turn; None: its names are not known yet."""
@@ -115,7 +116,7 @@ class Lookups:
         if not lookup.chunks or lookup.chunks[-1].end <= local_tokens:
             return lookup, 0
         if lookup.tokens is None:
-            if not lookup.waited and self._may_wait:
+            if self._may_wait and (self._idle or not lookup.waited):
                 lookup.waited, self._may_wait = True, False
                 wait_futures([lookup.future], timeout=GLANCE_S)
             self._take_answer(lookup)

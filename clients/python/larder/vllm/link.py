@@ -8,6 +8,7 @@ is probed in the background until it does, so that a stopped master does not cos
 import asyncio
 import logging
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
@@ -22,6 +23,7 @@ PROBE_EVERY_S: Final = 0.5
 PROBE_S: Final = 2.0
 PROBE_KEY: Final = b"larder"
 CLOSE_S: Final = 5.0
+SWITCH_S: Final = 0.0005
 
 Buffers = Sequence[memoryview]
 T = TypeVar("T")
@@ -67,6 +69,8 @@ class StoreLink:
         self._told_down = False
         self._probing: asyncio.Task[None] | None = None
         self._closed = False
+        # A message passes through several threads; each waits so long for the interpreter while the engine runs.
+        sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="larder", daemon=True)
         self._thread.start()

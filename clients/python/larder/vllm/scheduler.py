@@ -194,7 +194,7 @@ class StoreScheduler:
         """This step's work: `scheduled` tokens per request, computed when the workers come to the saves."""
         plan, self._loads = StepPlan(self._weights or b"", self._loads), []
         starving, self._turns = bool(self._turns), set()
-        self._lookups.next_step()
+        self._lookups.next_step(idle=not scheduled)
         if self._pins is None:
             return plan
         plan.given_up = self._pins.give_way(starving=starving)
