@@ -36,7 +36,7 @@ from services.proxy.exchange import Call, Exchange
 from services.proxy.heads import for_engine, header_lines, is_websocket
 from services.proxy.health import HealthChecks
 from services.proxy.members import Members
-from services.proxy.models import merged_models
+from services.proxy.models import Refusal, merged_models
 from services.proxy.responses import Responses
 from services.proxy.siblings import Siblings
 from services.proxy.story import STORY, Story
@@ -48,7 +48,10 @@ logger = logging.getLogger(__name__)
 BODY_BYTES_MAX: Final = 64 << 20
 DRAIN_S: Final = 25.0
 _BODY_S: Final = 60.0
-_REQUEST_ID: Final = re.compile("[!-~]{1,128}")  # others would break headers and logs, or fill them
+_REQUEST_ID: Final = re.compile("(?!.*_addr_)[!-~]{1,128}")
+"""Others would break headers and logs, or fill them, or tell engines from where to fetch KV: some connectors read it
+out of the id (___prefill_addr_HOST:PORT___decode_addr_...)."""
+_DOTS: Final = frozenset({".", ".."})
 _UNTOLD: Final = frozenset({"/health", "/ready", "/metrics"})  # asked all the time
 _METRICS_TYPE: Final = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 
@@ -171,14 +174,17 @@ class Proxy:
         if models is None:
             request[OUTCOME] = "unserved"
             return error_response(request, 503, "no decode engine lists its models")
+        if isinstance(models, Refusal):
+            request[OUTCOME] = "engine_error"
+            return web.Response(status=models.status, body=models.body, content_type="application/json")
         return web.json_response(models)
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         return await self._serve(request, generates=True)
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
-        if ".." in request.path.split("/"):  # what stands between proxy and engine may follow it, out of /v1
-            raise BadRequest(400, "the path has a .. in it, which leads elsewhere")
+        if not _DOTS.isdisjoint(re.split(r"[/\\]", request.path)):  # what stands before an engine may follow them
+            raise BadRequest(400, "the path has a . or .. in it, which leads elsewhere")
         if engine_change(request.path) is not None:
             return await self._change_engines(request)
         return await self._serve(request, generates=False)

@@ -7,6 +7,8 @@ answer. No part is taken for the whole. Keeps invariant 12 for its part: a clien
 
 import contextlib
 import logging
+import socket
+import struct
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -22,6 +24,8 @@ from services.proxy.errors import ID, OUTCOME, error_response
 logger = logging.getLogger(__name__)
 
 _LAST_WORD_S: Final = 2.0
+_FRAMED: Final = frozenset({"Content-Length", "Transfer-Encoding"})
+_AT_ONCE: Final = struct.pack("ii", 1, 0)  # struct linger: the end is a reset
 
 
 class ClientGone(Exception):
@@ -99,5 +103,9 @@ class Reply:
         return response
 
     def abort(self) -> None:
-        if self._request.transport is not None:
-            self._request.transport.abort()
+        transport, response = self._request.transport, self.response
+        if transport is None:
+            return
+        if response is not None and _FRAMED.isdisjoint(response.headers):  # a plain end would look like the answer's
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        transport.abort()

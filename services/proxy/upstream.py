@@ -142,10 +142,10 @@ class Leg:
         self, *, method: str, target: str, lines: bytes, body: bytes, repeatable: bool, anew: bool = False
     ) -> Answer:
         """The answer, once its status line and headers are there. Lines: the headers, as header_lines makes them.
-        Anew: over a new connection."""
+        Anew: over a new connection, as what is sent only once always is: the engine may be closing an idle one."""
         engine = endpoint_of(self.to)
         head = request_head(method, engine.base + target, engine.authority, lines, len(body))
-        stale = 0
+        stale, anew = 0, anew or not repeatable
         while self._failed is None:
             started = self._loop.time()
             response = self._response = Response(self._loop)

@@ -46,6 +46,14 @@ def decode_fields(content: bytes) -> dict[str, Raw]:
     return {name: Raw(encode(value)) for name, value in read.items()}
 
 
+def decode_text(value: Raw | None) -> str | None:
+    """The string that a field is; None if it is anything else, which is not read."""
+    if value is None or bytes(memoryview(value)[:1]) != b'"':
+        return None
+    read = decode(bytes(value))
+    return read if isinstance(read, str) else None
+
+
 def encode(value: Any) -> bytes:
     try:
         return msgspec.json.encode(value)

@@ -34,6 +34,7 @@ _DATA: Final = frozenset(
 
 _SIGNS: Final = (b"_transfer_params", b"disaggregated_params", b"bootstrap_", b"\\u00")
 _FORMS: Final = frozenset({"multipart/form-data", "application/x-www-form-urlencoded"})
+_URLENCODED_BYTES_MAX: Final = 256 << 10  # unpacking takes two hundred times as much
 _UTF_8: Final = frozenset({"", "utf-8", "utf8", "us-ascii", "ascii"})
 
 
@@ -65,6 +66,8 @@ def check(body: bytes, content_types: Sequence[str], encodings: Sequence[str]) -
             if charset not in _UTF_8:
                 raise BadRequest(415, f"a form in {charset!r}: send it in UTF-8")
             if kind.endswith("urlencoded"):
+                if len(body) > _URLENCODED_BYTES_MAX:
+                    raise BadRequest(413, f"a form over {_URLENCODED_BYTES_MAX} bytes: send it as multipart/form-data")
                 body = unquote_to_bytes(body.replace(b"+", b" "))
     if not any(sign in body for sign in _SIGNS):
         return

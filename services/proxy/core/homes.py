@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Final, TypeGuard
 
-from services.proxy.core.codec import decode
+from services.proxy.core.codec import decode_text
 from services.proxy.core.fleet import Address
 from services.proxy.core.legs import Fields
 
@@ -43,8 +43,8 @@ def response_followed(path: Iterable[str], fields: Fields) -> str | None:
         case ("v1", "responses", named, *_):
             return named if _can_be_id(named) else None
         case ("v1", "responses") if "previous_response_id" in fields:
-            named = decode(bytes(fields["previous_response_id"]))
-            return named if _can_be_id(named) else None
+            before = decode_text(fields["previous_response_id"])
+            return before if _can_be_id(before) else None
     return None
 
 

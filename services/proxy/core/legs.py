@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 import xxhash
 
-from services.proxy.core.codec import NotAnObject, Raw, decode, decode_fields, encode
+from services.proxy.core.codec import NotAnObject, Raw, decode, decode_fields, decode_text, encode
 from services.proxy.core.endpoint import endpoint_of
 from services.proxy.core.fleet import Address, Engine, Handover
 from services.proxy.core.scheduling import Ask
@@ -49,7 +49,7 @@ _ONE: Final = frozenset({b"null", b"1"})
 _NOT_SET: Final = frozenset({b"null", b"false"})
 _SEVERAL: Final = re.compile(rb'\[\s*(?:\{|(?:"[^"\\]*(?:\\.[^"\\]*)*"|\[[^\]]*\])\s*,)', re.DOTALL)
 """A list with a second prompt in it, or with what nobody understands."""
-_FORM_MODEL: Final = re.compile(rb'name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
+_FORM_MODEL: Final = re.compile(rb'name="?model"?\r\n(?:[^\r\n]{1,256}\r\n){0,4}\r\n([^\r\n]{1,256})\r\n')
 _ASK_TO_KEEP: Final = {  # what vLLM's NIXL connector wants to be told; other connectors pass over it
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -140,8 +140,7 @@ def ask_of(request: Fields, session: str) -> Ask:
 
 def model_of(request: Fields) -> str:
     """The model that a request names; empty if it names none."""
-    name = decode(bytes(request["model"])) if "model" in request else None
-    return name if isinstance(name, str) else ""
+    return decode_text(request.get("model")) or ""
 
 
 def fields_of(body: bytes) -> Fields:

@@ -26,7 +26,8 @@ PASSED: Final = {
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _REPEATABLE: Final = frozenset(PASSED) | {
-    *("/v1/embeddings", "/v1/responses", "/v1/score", "/v1/rerank"),
+    *("/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/score", "/v1/rerank", "/v1/systemone"),
+    *("/v1/chat/completions/batch", "/v1/audio/transcriptions", "/v1/audio/translations"),
     *("/v1/messages/count_tokens", "/v1/messages/render", "/v1/responses/render"),
     *("/v1/completions/render", "/v1/chat/completions/render"),
     *("/v1/completions/derender", "/v1/chat/completions/derender"),

@@ -197,7 +197,18 @@ async def test_other_paths_go_to_a_decode_engine_untouched(cluster: Any) -> None
     assert cluster.decodes[0].legs[1].headers["Content-Type"] == "a/b"
 
 
-@pytest.mark.parametrize("path", ["/v1/../sleep", "/v1/%2e%2E/sleep", "/v1/x/..", "/v1/x/%2E./../sleep"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/../sleep",
+        "/v1/%2e%2E/sleep",
+        "/v1/x/..",
+        "/v1/x/%2E./../sleep",
+        "/v1/./sleep",
+        "/v1/%2e/x",
+        "/v1/..%5Csleep",
+    ],
+)
 async def test_no_path_leads_out_of_v1(cluster: Any, path: str) -> None:
     """An engine behind a server that resolves such paths would be told to sleep."""
     async with cluster.client.post(URL(f"{cluster.url}{path}", encoded=True)) as response:

@@ -230,6 +230,25 @@ async def test_what_has_no_known_form_is_cut_off(cluster: Any, packed: bool) -> 
     assert (b"da\r\n" in content) is packed  # what cannot be read passes as it comes
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages", "/v1/elsewhere"])
+async def test_a_client_that_knows_no_chunks_sees_a_reset(cluster: Any, path: str) -> None:
+    """HTTP/1.0, as nginx speaks with its upstreams by default: a connection that just ends is a whole answer."""
+
+    async def act(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        await response.write(b'{"choices": [')
+        await asyncio.sleep(0.05)
+        return await cluster.decodes[0].reset(request)
+
+    cluster.decodes[0].act = act
+    reader, writer = await asyncio.open_connection(*cluster.url.removeprefix("http://").split(":"))
+    writer.write(f"POST {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+
+
 @pytest.mark.parametrize("path", SAID)
 async def test_what_the_proxy_itself_answers_is_of_the_paths_form(cluster: Any, ask: Ask, path: str) -> None:
     cluster.decodes[0].act = cluster.decodes[0].reset

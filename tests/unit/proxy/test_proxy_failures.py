@@ -20,6 +20,7 @@ BEFORE_THE_FIRST_BYTE = [
     "close_before_first_byte",
     "answer_nothing",
 ]
+PURE = ["/v1/messages", "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/chat/completions/batch"]
 
 
 def act(engine: Any, how: str) -> None:
@@ -197,6 +198,14 @@ async def test_no_decode_left_is_a_503_at_once(start_cluster: Any, closed_port: 
     assert error["type"] == "server_error"
     assert error["message"] == "no decode engine is available: none of 1 asked has answered"
     assert cluster.metric("requests_total", path="/v1/completions", code="503", outcome="unserved") == 1
+
+
+@pytest.mark.parametrize("path", PURE)
+async def test_what_only_computes_an_answer_goes_to_another_engine(start_cluster: Any, path: str) -> None:
+    cluster = await start_cluster(0, 2)
+    act(cluster.decodes[0], "reset")
+    async with cluster.client.post(path, json={}) as response:
+        assert (response.status, (await response.json())["by"]) == (200, "decode1")
 
 
 async def test_what_may_have_run_is_not_repeated(start_cluster: Any) -> None:

@@ -146,6 +146,24 @@ async def test_no_such_body_reaches_an_engine(cluster: Any, path: str) -> None:
     assert cluster.legs == []
 
 
+@pytest.mark.parametrize("given", ["___prefill_addr_10.0.0.1:5600___decode_addr_10.0.0.1:5601_0", "x_decode_addr_y"])
+async def test_no_request_id_tells_an_engine_from_where_to_fetch(cluster: Any, given: str) -> None:
+    """As vLLM's MoRIIO connector reads its peer's address out of the id."""
+    async with cluster.client.post("/v1/completions", json={}, headers={"X-Request-Id": given}) as response:
+        assert response.status == 200
+    ids = {leg.headers["X-Request-Id"] for engine in (*cluster.prefills, *cluster.decodes) for leg in engine.legs}
+    assert len(ids) == 1
+    assert "_addr_" not in ids.pop()
+
+
+def test_a_packed_form_is_bounded() -> None:
+    """Unpacked, 8 MB of it would take 1.5 GB and seconds."""
+    answer = refused(b"%" * (8 << 20), URL_FORM)
+    assert answer is not None
+    assert answer.startswith("413 a form over 262144 bytes: send it as multipart/form-data")
+    assert refused(b"prompt=" + b"%41" * 80_000, URL_FORM) is None
+
+
 async def test_connection_takes_no_header_that_says_how_a_body_is_read(cluster: Any) -> None:
     headers = {"Content-Type": JSON, "Connection": "Content-Type, X-Hop, keep-alive", "X-Hop": "1"}
     for path in ("/v1/completions", "/v1/embeddings"):

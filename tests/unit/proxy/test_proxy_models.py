@@ -3,6 +3,8 @@ operator's word only."""
 
 import asyncio
 import json
+import time
+import tracemalloc
 from typing import Any
 
 import aiohttp
@@ -11,6 +13,7 @@ from aiohttp import web
 from yarl import URL
 
 from services.proxy.core.fleet import Address, Role
+from services.proxy.core.homes import response_followed
 from services.proxy.core.legs import fields_of, model_of
 from services.proxy.everywhere import PATHS
 
@@ -78,6 +81,43 @@ async def test_a_form_goes_where_its_model_is(start_cluster: Any) -> None:
         async with cluster.client.post("/v1/audio/transcriptions", data=form) as response:
             assert response.status == 200
     assert [len(engine.legs) for engine in cluster.decodes] == [0, 3]
+
+
+def test_a_form_that_names_no_model_is_read_in_no_time() -> None:
+    for line in (b"name=model\r\n", b'name="model"\r\nX: y\r\n', b'name="model"\r\n' + b"x" * 200 + b"\r\n"):
+        started = time.monotonic()
+        assert fields_of(line * 20_000) == {}  # with each line looked at for each: minutes
+        assert time.monotonic() - started < 2
+
+
+def test_a_model_that_is_no_name_is_not_read() -> None:
+    """A list of lists takes thirty times the memory of its text."""
+    body = b'{"model": [' + b"[]," * (1 << 20) + b'0], "previous_response_id": [' + b"[]," * (1 << 20) + b"0]}"
+    tracemalloc.start()
+    try:
+        fields = fields_of(body)
+        assert (model_of(fields), response_followed(["v1", "responses"], fields)) == ("", None)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
+    finally:
+        tracemalloc.stop()
+    assert model_of(fields_of(b'{"model": "caf\\u00e9"}')) == "café"
+
+
+async def test_a_wrong_key_is_told_as_the_engines_tell_it(start_cluster: Any) -> None:
+    """Not as a failure of theirs, which clients ask again about."""
+    cluster = await start_cluster(0, 2)
+
+    async def refuse(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": "Unauthorized"}, status=401)
+
+    cluster.decodes[0].act = refuse
+    for expected in (200, 401):
+        async with cluster.client.get("/v1/models") as response:
+            assert response.status == expected
+            answer = await response.json()
+        cluster.decodes[1].act = refuse
+    assert answer == {"error": "Unauthorized"}
+    await cluster.metric_is(1, "requests_total", path="/v1/models", code="401", outcome="engine_error")
 
 
 async def test_a_model_that_is_loaded_or_gone_is_noticed(start_cluster: Any) -> None:

@@ -101,6 +101,15 @@ async def test_no_leg_leaves_anything_to_the_garbage_collector(
     assert left == []
 
 
+async def test_what_is_sent_once_only_goes_over_no_connection_that_may_be_closing(
+    upstream: Upstream, engine: Address
+) -> None:
+    for _ in range(2):
+        with upstream.leg(engine, 5) as leg:
+            answer = await leg.send(method="POST", target="/stale", lines=b"", body=b"", repeatable=False)
+            assert await answer.read_all(10) == b"{}"
+
+
 @pytest.mark.parametrize("after", ["nothing", "head"])
 async def test_a_leg_that_is_cut_ends_at_once_and_says_why(upstream: Upstream, engine: Address, after: str) -> None:
     async def leg() -> Any:
