@@ -194,7 +194,7 @@ class Exchange:
             if prefilling.done() and not decoding.done() and prefilling.result() is Outcome.DONE:
                 self._route.prefilled()
                 self._is_prefilling = False
-                if self._decoding is not None and self._decoding.deadline is not None:
+                if self._decoding is not None and self._decoding.deadline is not None and not self._decoding.is_lost:
                     self._decoding.limit(self._settings.first_token_timeout)  # now it waits for decode alone
             return Role.DECODE, await decoding
         finally:
@@ -235,7 +235,8 @@ class Exchange:
         return outcome
 
     def _is_late(self) -> bool:
-        return not self._is_prefilling and self._route.may_move(time.monotonic())
+        is_lost = self._decoding is not None and self._decoding.is_lost
+        return (is_lost or not self._is_prefilling) and self._route.may_move(time.monotonic())
 
     def _took(self) -> None:
         """An engine took the request: what prefill engines refused was not the client's fault."""
@@ -277,7 +278,7 @@ class Exchange:
 
     async def _pass_on(self, leg: Leg, answer: Answer, first: bytes) -> None:
         call = self._call
-        leg.limit(None)
+        leg.settle()
         if call.made is not None and answer.status == 200:
             call.made(first, leg.to)
         call.story.first_byte_at = time.monotonic()

@@ -104,7 +104,7 @@ class Answer:
 class Leg:
     """One request to an engine, as a context. What fails within it comes out as LegFailed; leaving it before the
     answer's end cancels the request. Its deadline is for everything of the engine's, until limit() moves it. Late: is
-    asked when it is over, and from then on, whether the leg is to be given up."""
+    asked when it is over or the engine is lost, and from then on, whether the leg is to be given up; until settle()."""
 
     def __init__(
         self, upstream: "Upstream", to: Address, seconds: float | None, late: Callable[[], bool] | None = None
@@ -116,6 +116,7 @@ class Leg:
         self._why = "no answer in time"
         self._late = late
         self.to = to
+        self.is_lost = False
         self.heard_at: float | None = None
         self.deadline = None if seconds is None else self._loop.time() + seconds
 
@@ -167,10 +168,22 @@ class Leg:
                 response.close()
         raise self._failed
 
-    def limit(self, seconds: float | None, why: str = "no answer in time") -> None:
-        """From now on so many seconds are left; None: as many as it takes."""
+    def limit(self, seconds: float, why: str = "no answer in time") -> None:
+        """From now on so many seconds are left."""
         self._why = why
-        self.deadline = None if seconds is None else self._loop.time() + seconds
+        self.deadline = self._loop.time() + seconds
+
+    def settle(self) -> None:
+        """Its answer is the client's: it takes as long as it takes, and goes nowhere else."""
+        self.deadline = self._late = None
+
+    def lose(self, why: str) -> None:
+        """Its engine is lost."""
+        self.is_lost = True
+        if self._late is None:
+            self.cut(why)
+        else:
+            self.limit(0, why)
 
     def cut(self, why: str) -> None:
         """Ends it now."""
@@ -219,10 +232,11 @@ class Upstream:
         return Leg(self, to, seconds, late)
 
     def cut(self, to: Address, *, silent_s: float, why: str) -> None:
-        """Ends the legs to an engine that is lost, but for those that it told something in the last silent_s."""
+        """Ends the legs to an engine that is lost, but for those that it told something in the last silent_s, and those
+        that are better off where they are."""
         for leg in tuple(self.legs.get(to, ())):
             if leg.is_silent_for(silent_s):
-                leg.cut(why)
+                leg.lose(why)
 
     def authorize(self, headers: CIMultiDict[str]) -> None:
         """Puts the engines' own key in, if the proxy has it."""

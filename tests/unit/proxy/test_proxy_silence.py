@@ -61,17 +61,52 @@ async def test_many_legs_move_at_once(start_cluster: Any) -> None:
     assert {status for status, _ in results} == {200}
 
 
-async def test_the_only_decode_frozen_is_a_503_and_it_serves_again_when_it_thaws(start_cluster: Any) -> None:
-    cluster = await start_cluster(1, 1)
-    engine = cluster.decodes[0]
-    freeze(engine)
-    status, answer = await cluster.complete()
-    assert status == 503
-    assert "none of 1 asked has answered" in answer["error"]["message"]
+@pytest.mark.parametrize("handover", ["store", "push"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_only_decode_frozen_is_waited_for(
+    start_cluster: Any, bootstrap: Any, stream: bool, handover: str
+) -> None:
+    """Nobody else could do it, and it goes on where it stopped; what is asked meanwhile waits too."""
+    cluster = await start_cluster(1, 1, handover=handover, mooncake_bootstrap_port=bootstrap.port)
+    engine, thawed = cluster.decodes[0], asyncio.Event()
+
+    async def thaw(request: web.Request) -> web.StreamResponse:
+        await thawed.wait()
+        return await engine.answer(request)
+
+    async def ask() -> tuple[int, bytes]:
+        async with cluster.client.post("/v1/completions", json={"stream": stream}) as response:
+            return response.status, await response.read()
+
+    engine.frozen, engine.act = True, thaw
+    before = asyncio.create_task(ask())
     await wait_for(cluster, False)
-    engine.frozen, engine.act = False, engine.answer
+    meanwhile = asyncio.create_task(ask())
+    await asyncio.sleep(1)
+    engine.frozen = False
+    thawed.set()
+    for asked in (before, meanwhile):
+        status, answer = await asyncio.wait_for(asked, 5)
+        assert status == 200
+        assert answer.endswith(b"[DONE]\n\n") if stream else json.loads(answer)["by"] == "decode0"
+    assert len(engine.legs) == 2
     await wait_for(cluster, True)
-    assert (await cluster.complete())[0] == 200
+    assert cluster.metric("retries_total", phase="decode") == 0
+
+
+async def test_what_waits_for_a_frozen_decode_goes_to_another_that_comes(start_cluster: Any) -> None:
+    cluster = await start_cluster(0, 2)
+    freeze(cluster.decodes[0])
+    cluster.decodes[1].healthy = False
+    await asyncio.sleep(0.5)
+    asked = asyncio.create_task(cluster.complete())
+    await wait_for(cluster, False)
+    await asyncio.sleep(0.5)
+    assert not asked.done()
+    cluster.decodes[1].healthy = True
+    status, answer = await asyncio.wait_for(asked, 5)
+    assert (status, answer["by"]) == (200, "decode1")
+    assert cluster.decodes[0].legs[0].cancelled
 
 
 async def test_a_stream_that_falls_silent_is_ended_with_an_error(start_cluster: Any, events: list[bytes]) -> None:
