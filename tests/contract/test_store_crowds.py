@@ -17,14 +17,14 @@ CALLS = 2000
 @pytest.mark.parametrize("paused_s", [0.0, 1.5])
 async def test_thousands_of_calls_at_once_are_all_served(cluster: Cluster, key: str, paused_s: float) -> None:
     async with larder.aio.connect(cluster.master, timeout_s=20) as store:
-        await store.put(key, b"data")
+        assert await store.get(key) is None  # and stays a miss, whatever the nodes do meanwhile
         if paused_s:
             master = cluster.processes["master"].pid
             os.kill(master, signal.SIGSTOP)
             asyncio.get_running_loop().call_later(paused_s, os.kill, master, signal.SIGCONT)
         calls = [store.get(key) if number % 2 else store.exists([key]) for number in range(CALLS)]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        assert Counter(map(repr, answers)) == {"b'data'": CALLS // 2, "[True]": CALLS // 2}
+        assert Counter(map(repr, answers)) == {"None": CALLS // 2, "[False]": CALLS // 2}
 
 
 def test_hundreds_of_threads_share_a_store(cluster: Cluster, key: str) -> None:
