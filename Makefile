@@ -21,7 +21,7 @@ PROTOS := $(wildcard proto/larder/v1/*.proto)
 PROTO_TOOLS := grpcio-tools==1.66.2 'setuptools<80'
 PEERS := vllm-router==0.1.17 sglang-router==0.3.2
 
-.PHONY: help setup demo up test lint sim chaos bench bench-proxy bench-eviction proto lock clean
+.PHONY: help setup demo up test lint sim chaos bench bench-proxy bench-connector bench-eviction proto lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 23
@@ -56,6 +56,9 @@ bench: setup  ## measure against this machine's limits and the bare engine; BENC
 
 bench-proxy: setup .venv-peers/.ready  ## what the proxy adds to a request, beside other routers; BENCH_ARGS is handed on
 	@$(BIN)/python -m bench.proxy $(BENCH_ARGS)
+
+bench-connector: setup  ## what the connector costs an engine whose store gains it nothing, or little; BENCH_ARGS is handed on
+	@$(BIN)/python -m bench.connector $(BENCH_ARGS)
 
 bench-eviction: setup  ## what a pool serves of a request trace, beside LRU and the optimum: TRACE=FILE [CAPACITIES=1000,5000]
 	@$(if $(TRACE),,echo "Give a trace: make bench-eviction TRACE=FILE"; exit 2)
