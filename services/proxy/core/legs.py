@@ -47,6 +47,7 @@ _DROPPED: Final = (
 )
 _ONE: Final = frozenset({b"null", b"1"})
 _NOT_SET: Final = frozenset({b"null", b"false"})
+_TRUNCATED: Final = "truncate_prompt_tokens"
 _SEVERAL: Final = re.compile(rb'\[\s*(?:\{|(?:"[^"\\]*(?:\\.[^"\\]*)*"|\[[^\]]*\])\s*,)', re.DOTALL)
 """A list with a second prompt in it, or with what nobody understands."""
 _FORM_MODEL: Final = re.compile(rb'name="?model"?\r\n(?:[^\r\n]{1,256}\r\n){0,4}\r\n([^\r\n]{1,256})\r\n')
@@ -91,14 +92,16 @@ def is_streamed(request: Fields) -> bool:
 
 def is_handed_over(request: Fields) -> bool:
     """Whether one engine can be told where another keeps the KV of it: one prompt, one sequence, and a prompt that need
-    not be computed anyway. An engine knows one place for each request; several sequences would share it, and all but
-    one decode from what another's prompt left there."""
+    not be computed anyway, and is the same for both. An engine knows one place for each request; several sequences
+    would share it, and all but one decode from what another's prompt left there."""
     if any(_says(request, name, but=_ONE) for name in ("n", "best_of")):
         return False
     if _says(request, "use_beam_search") or _says(request, "prompt_logprobs", but=frozenset({b"null"})):
         return False
     if _says(request, "echo") and (_says(request, "logprobs") or _says(request, "top_logprobs")):
         return False
+    if _says(request, _TRUNCATED, but=frozenset({b"null"})) and not bytes(request[_TRUNCATED]).isdigit():
+        return False  # -1: to what the engine can take, less what it is to generate perhaps
     prompts = [request[name] for name in ("prompt", "prompt_embeds") if _says(request, name)]
     return len(prompts) < 2 and not any(_SEVERAL.match(prompt) for prompt in prompts)
 

@@ -206,6 +206,8 @@ def test_a_request_is_streamed_if_it_says_true() -> None:
         {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]},
         {"echo": True},
         {"logprobs": 5, "top_logprobs": 2, "echo": False},
+        {"prompt": "a", "truncate_prompt_tokens": 100},
+        {"prompt": "a", "truncate_prompt_tokens": None},
     ],
 )
 def test_one_sequence_of_one_prompt_is_handed_over(one: dict[str, Any]) -> None:
@@ -231,6 +233,8 @@ def test_one_sequence_of_one_prompt_is_handed_over(one: dict[str, Any]) -> None:
         {"prompt_logprobs": 0},  # the engine computes the prompt anyway, and fetches nothing
         {"echo": True, "logprobs": 0},
         {"echo": True, "top_logprobs": 3},
+        {"prompt": "a", "truncate_prompt_tokens": -1},  # each engine by its own measure: not the same prompt
+        {"messages": [], "truncate_prompt_tokens": "-1"},
     ],
 )
 def test_several_sequences_are_not_handed_over(several: dict[str, Any]) -> None:
