@@ -85,6 +85,22 @@ def test_a_store_without_a_node_costs_no_request_its_blocks(engines: dict[str, E
     assert loaded["tokens"][:2] == expected[0]["tokens"]
 
 
+def test_an_engine_that_waits_for_the_store_lets_the_stores_threads_run(engines: dict[str, Engine]) -> None:
+    """An engine in its user's process steps in a loop: what it waits for needs the interpreter that it would keep."""
+    plain, small = engines["plain"], engines["small"]
+    prompts = [prompt_of(300, seed=700 + i) for i in range(4)]
+    expected = [answer["tokens"] for answer in plain.in_turn(prompts=prompts, max_tokens=2)]
+    for prompt in prompts:
+        small.ask(prompt)
+    assert small.reset()
+    small.switch_interval(seconds=1.0)
+    answers = small.in_turn(prompts=prompts, max_tokens=2)
+    small.switch_interval(seconds=0.005)
+    assert [answer["tokens"] for answer in answers] == expected
+    assert [answer["cached"] for answer in answers] == [whole_blocks(300)] * 4
+    assert sum(answer["seconds"] for answer in answers) < 4.0  # with one such turn of each lookup and load it is 8 s
+
+
 def test_what_is_evicted_before_a_requests_turn_fails_no_load(engines: dict[str, Engine]) -> None:
     """Twice as much as the store holds, asked for at once, again and again in another order."""
     plain, small = engines["plain"], engines["small"]

@@ -123,6 +123,10 @@ class Driver:
         samples = (s for family in REGISTRY.collect() for s in family.samples)
         return {s.name: s.value for s in samples if s.name.startswith(wanted) and s.name.endswith("_total")}
 
+    def switch_interval(self, seconds: float) -> None:
+        """How long a thread of this process that does not stop by itself keeps the others from running."""
+        sys.setswitchinterval(seconds)
+
     def slow_loads(self, seconds: float) -> None:
         """Make every load wait before its first byte; 0: no longer."""
         from larder.vllm.transfer import DirectPath

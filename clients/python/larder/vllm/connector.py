@@ -7,6 +7,7 @@ leaves it as an exception (invariant 16). What cannot be served right (a layout,
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Final
@@ -45,6 +46,9 @@ from larder.vllm.worker import Ended, StoreWorker
 logger = logging.getLogger("vllm.larder")
 register()  # where the connector was named by its module: MultiConnector finds its children's statistics by their names
 
+YIELD_S: Final = 1e-4
+"""A step that computes nothing waits for lookups or transfers. It lets their threads run for a moment: an engine that
+steps in a loop keeps the interpreter, and every turn of theirs would take its switch interval (5 ms)."""
 MATCH_WAIT_SHARE: Final = 0.8
 """Of a lookup's time, what the master may wait for a put under way; the rest is for its answer to arrive."""
 
@@ -163,6 +167,8 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             return None if table is None else [table[group] for group in groups]
 
         self._learn()
+        if not scheduler_output.num_scheduled_tokens:
+            time.sleep(YIELD_S)
         return self._planner.step(scheduler_output.num_scheduled_tokens, block_table)
 
     def update_connector_output(self, connector_output: Any) -> None:

@@ -32,6 +32,21 @@ TEXT_ONLY: Final = {
 """Settings that only turn text into tokens, or tokens into an answer."""
 PARSED: Final = {"config.json", "params.json"}
 """What vLLM has read into `hf_config`, which is among the facts without the paths in it."""
+AS_FILES: Final = {
+    "auto",
+    "hf",
+    "safetensors",
+    "fastsafetensors",
+    "instanttensor",
+    "runai_streamer",
+    "gguf",
+    "bitsandbytes",
+}
+"""Load formats that read the same files of a folder in different ways."""
+OTHER_FILES: Final = {"dummy", "mistral", "pt", "sharded_state", "runai_streamer_sharded"}
+"""Load formats that read others of a folder's files, or none. What a format not named here reads is not known."""
+TOWERS: Final = ("audio_model_id", "text_model_id")
+"""In a configuration, other checkpoints that a part of the model is read from."""
 RECORDS: Final = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 NOT_THE_MODEL: Final = ("original", "checkpoint-", "runs", ".")
 """Beginnings of folders' names in which other checkpoints, or none, lie."""
@@ -57,16 +72,24 @@ def _digest(model: Any, load: Any, digests: Digests) -> str | None:
             logger.warning("the files of %s cannot be found here", name)
             return None
         root = folder if folder.is_dir() else folder.parent
-        weights = [] if load.load_format == "dummy" else weight_files(folder)
+        if (read_as := _read_as(load.load_format, folder)) is None:
+            logger.warning("what load format %s reads is not known", load.load_format)
+            return None
+        weights = [] if read_as == "dummy" else weight_files(folder)
         others = list(setting_files(root, multimodal=model.multimodal_config is not None))
         others += code_files(root) if model.trust_remote_code else []
-        if load.load_format != "dummy" and not weights:
+        if read_as != "dummy" and not weights:
             logger.warning("there are no weights in %s", folder)
             return None
         if Path(name).exists() and _newer_than_this_process([*weights, *others]):
             logger.warning("files in %s changed since this engine was started", folder)
             return None
-        parts = [load.load_format == "dummy", digests.folder([*weights, *others], root)]
+        parts = [read_as, digests.folder([*weights, *others], root)]
+        for tower in filter(None, (getattr(model.hf_config, key, None) for key in TOWERS)):
+            if (part := local_folder(tower, cache_dir=load.download_dir)) is None:
+                logger.warning("the files of %s cannot be found here", tower)
+                return None
+            parts.append(digests.folder(weight_files(part), part))
         for repository in _foreign_code(model):
             if (code := local_folder(repository, model.code_revision)) is None:
                 logger.warning("the code in %s cannot be found here", repository)
@@ -78,15 +101,28 @@ def _digest(model: Any, load: Any, digests: Digests) -> str | None:
         return None
 
 
+def _read_as(load_format: str, folder: Path) -> str | None:
+    """The same for formats that read the same of this folder's files; None: it cannot be said what is read."""
+    if load_format == "auto" and any(folder.glob("consolidated*.safetensors")):
+        return "mistral"
+    if load_format in AS_FILES:
+        return "files"
+    return load_format if load_format in OTHER_FILES else None
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The checkpoint's files: of the first format there is, in the folder and below it."""
+    """The checkpoint's files, in the folder and below it: in each folder those of the first format there is.
+
+    And what lies beside them as .pt, which some models read as well.
+    """
     if folder.is_file():
         return [folder]
-    for suffix in WEIGHT_SUFFIXES:
-        if files := [file for file in _below(folder) if file.suffix == suffix]:
-            index = [folder / f"model{suffix}.index.json"]
-            return files + [file for file in index if file.is_file()]
-    return []
+    files = _below(folder)
+    first: dict[Path, str] = {}
+    for suffix in reversed(WEIGHT_SUFFIXES):
+        first |= {file.parent: suffix for file in files if file.suffix == suffix}
+    weights = [file for file in files if file.suffix == ".pt" or file.suffix == first.get(file.parent)]
+    return weights + ([file for file in files if file.name.endswith(".index.json")] if weights else [])
 
 
 def code_files(folder: Path) -> list[Path]:
