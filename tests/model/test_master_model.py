@@ -265,7 +265,6 @@ class WithDoubles(MasterMachine):
 SETTINGS = settings(
     max_examples=400,
     stateful_step_count=60,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     report_multiple_bugs=False,
 )

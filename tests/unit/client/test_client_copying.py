@@ -6,7 +6,7 @@ import time
 
 import pytest
 import xxhash
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from larder import copying
 from larder.copying import TooLate, checksum, checksum_of, load_pieces, store_pieces
@@ -20,7 +20,6 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copying, "CHUNK_BYTES", 7)
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=6), st.booleans(), st.sampled_from([7, 4096]))
 def test_store_and_load(parts: list[bytes], hashing: bool, chunk: int) -> None:
     whole = b"".join(parts)

@@ -203,5 +203,5 @@ class AgainstModel(RuleBasedStateMachine):
         return in_bounds and all(other == claim or not extent(other) & extent(claim) for other in held)
 
 
-AgainstModel.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+AgainstModel.TestCase.settings = settings(max_examples=150, stateful_step_count=30)
 TestAgainstModel = AgainstModel.TestCase
