@@ -107,5 +107,6 @@ class Reply:
         if transport is None:
             return
         if response is not None and _FRAMED.isdisjoint(response.headers):  # a plain end would look like the answer's
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            with contextlib.suppress(OSError):  # the client was faster
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         transport.abort()

@@ -5,6 +5,8 @@ so that no client is refused what engines take. NaN and infinities are written a
 """
 
 import json
+import re
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -13,10 +15,16 @@ Raw = msgspec.Raw
 """A value as it was written: a part of the body, not a copy of it."""
 
 LENIENT_BYTES_MAX: Final = 1 << 20
+FIELDS_MAX: Final = 1 << 18  # wherever they stand: those of one object are 2 us each
+_FIELD: Final = re.compile(rb'"\s*:')
 _fields: Final = msgspec.json.Decoder(dict[str, Raw])
 
 
 class NotAnObject(ValueError):
+    pass
+
+
+class TooManyFields(ValueError):
     pass
 
 
@@ -31,8 +39,11 @@ def decode(content: bytes) -> Any:
 def decode_fields(content: bytes) -> dict[str, Raw]:
     """The fields of an object, their values unread: 60 MB of `[],[],` would be 1.3 GB of lists, and seconds of work.
 
-    Raises NotAnObject, another ValueError or RecursionError. What the standard library must read is bounded.
+    Raises NotAnObject, TooManyFields, another ValueError or RecursionError. What the standard library must read is
+    bounded.
     """
+    if content.count(b":") > FIELDS_MAX and next(islice(_FIELD.finditer(content), FIELDS_MAX, None), None) is not None:
+        raise TooManyFields(f"over {FIELDS_MAX} fields")
     try:
         return _fields.decode(content)
     except msgspec.ValidationError as error:

@@ -35,6 +35,7 @@ _DATA: Final = frozenset(
 _SIGNS: Final = (b"_transfer_params", b"disaggregated_params", b"bootstrap_", b"\\u00")
 _FORMS: Final = frozenset({"multipart/form-data", "application/x-www-form-urlencoded"})
 _URLENCODED_BYTES_MAX: Final = 256 << 10  # unpacking takes two hundred times as much
+_CONTENT_TYPE_MAX: Final = 512  # to read one takes the square of its length
 _UTF_8: Final = frozenset({"", "utf-8", "utf8", "us-ascii", "ascii"})
 
 
@@ -80,6 +81,8 @@ def check(body: bytes, content_types: Sequence[str], encodings: Sequence[str]) -
 
 def _kind_of(content_type: str) -> tuple[str, str]:
     """Media type and charset, as engines' servers read them."""
+    if len(content_type) > _CONTENT_TYPE_MAX:
+        raise BadRequest(400, f"a Content-Type over {_CONTENT_TYPE_MAX} characters")
     header = Message()
     header["Content-Type"] = content_type
     return content_type.partition(";")[0].strip().lower(), header.get_content_charset("")

@@ -10,13 +10,13 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final
 
 import msgspec
 import xxhash
 
-from services.proxy.core.codec import NotAnObject, Raw, decode, decode_fields, decode_text, encode
+from services.proxy.core.codec import NotAnObject, Raw, TooManyFields, decode, decode_fields, decode_text, encode
 from services.proxy.core.endpoint import endpoint_of
 from services.proxy.core.fleet import Address, Engine, Handover
 from services.proxy.core.scheduling import Ask
@@ -28,6 +28,7 @@ _MEDIA_TOKENS: Final = 1_000  # an image's, roughly: from a hundred to many thou
 _GLANCE_BYTES: Final = 64
 _PARTS_MAX: Final = 65_536  # of a chat that is longer than
 _PARTS_BYTES: Final = 1 << 20
+_QUOTES_A_PART: Final = 8
 _DROPPED: Final = (
     "stream_options",  # refused without stream
     "min_tokens",  # would contradict max_tokens=1
@@ -50,7 +51,9 @@ _NOT_SET: Final = frozenset({b"null", b"false"})
 _TRUNCATED: Final = "truncate_prompt_tokens"
 _SEVERAL: Final = re.compile(rb'\[\s*(?:\{|(?:"[^"\\]*(?:\\.[^"\\]*)*"|\[[^\]]*\])\s*,)', re.DOTALL)
 """A list with a second prompt in it, or with what nobody understands."""
-_FORM_MODEL: Final = re.compile(rb'name="?model"?\r\n(?:[^\r\n]{1,256}\r\n){0,4}\r\n([^\r\n]{1,256})\r\n')
+_FORM_MODEL: Final = re.compile(rb'name="?model"?\r\n')
+_FORM_VALUE: Final = re.compile(rb"(?:[^\r\n]{1,256}\r\n){0,4}\r\n([^\r\n]{1,256})\r\n")
+_FORM_LOOKS: Final = 16  # at what may be a part of that name
 _ASK_TO_KEEP: Final = {  # what vLLM's NIXL connector wants to be told; other connectors pass over it
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -81,6 +84,8 @@ def parse_request(content_type: str, body: bytes) -> Fields:
         request = decode_fields(body)
     except NotAnObject as error:
         raise BadRequest(400, f"the request body must be a JSON object, not {_json_type(body)}") from error
+    except TooManyFields as error:
+        raise BadRequest(400, f"the request body has {error}") from error
     except (ValueError, RecursionError) as error:  # not JSON, 100,000 brackets
         raise BadRequest(400, f"the request body is not valid JSON: {error}") from error
     return request
@@ -151,8 +156,10 @@ def fields_of(body: bytes) -> Fields:
     if body.lstrip(b" \t\r\n")[:1] == b"{":
         with contextlib.suppress(ValueError, RecursionError):
             return decode_fields(body)
-    elif found := _FORM_MODEL.search(body):
-        return {"model": Raw(encode(found[1].decode(errors="replace")))}
+        return {}
+    for name in islice(_FORM_MODEL.finditer(body), _FORM_LOOKS):
+        if (found := _FORM_VALUE.match(body, name.end())) is not None:
+            return {"model": Raw(encode(found[1].decode(errors="replace")))}
     return {}
 
 
@@ -263,7 +270,7 @@ def _texts(messages: Raw) -> Iterator[str | memoryview | None]:
     that is not what it should be."""
     written = memoryview(messages)
     try:
-        if len(written) > _PARTS_BYTES and bytes(written).count(b"{") > _PARTS_MAX:
+        if len(written) > _PARTS_BYTES and _may_have_many_parts(bytes(written)):
             raise ValueError("too many parts to look at each")
         read = _messages.decode(messages)
     except (ValueError, RecursionError):
@@ -273,6 +280,11 @@ def _texts(messages: Raw) -> Iterator[str | memoryview | None]:
         parts = message.content
         for part in [parts] if isinstance(parts, str) else parts or ():
             yield part if isinstance(part, str) else part.words
+
+
+def _may_have_many_parts(messages: bytes) -> bool:
+    quotes = messages.count(b'"') - messages.count(b'\\"')
+    return messages.count(b"{") > _PARTS_MAX or quotes > _PARTS_MAX * _QUOTES_A_PART
 
 
 @lru_cache(maxsize=1024)

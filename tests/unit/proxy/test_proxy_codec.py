@@ -1,12 +1,14 @@
 """JSON as the proxy reads and writes it: as fast as can be, and no stricter than the engines."""
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from services.proxy.core import legs
 from services.proxy.core.codec import decode, encode
+from services.proxy.core.legs import BadRequest
 
 PARAMS = {"do_remote_prefill": True, "remote_block_ids": [1, 2]}
 
@@ -35,6 +37,21 @@ def test_what_is_no_json_in_utf_8_is_a_value_error(content: bytes) -> None:
 def test_nesting_without_end_does_not_end_the_process() -> None:
     with pytest.raises(RecursionError):
         decode(b"[" * 100_000)
+
+
+@pytest.mark.parametrize("colon", [":", " \n :"])
+def test_fields_are_counted_before_they_are_read(colon: str) -> None:
+    def body(count: int) -> bytes:
+        return ("{" + ",".join(f'"field-{n}\\\\"{colon}1' for n in range(count)) + "}").encode()
+
+    started = time.monotonic()
+    with pytest.raises(BadRequest, match="the request body has over 262144 fields"):
+        legs.parse_request("application/json", body(1_000_000))
+    assert time.monotonic() - started < 3  # most of it here, for the body
+    assert legs.fields_of(body(262_145)) == {}
+    assert len(legs.parse_request("application/json", body(262_144))) == 262_144
+    text = '{"prompt": "%s"}' % ("12:34:56 " * 1_000_000)
+    assert list(legs.parse_request("application/json", text.encode())) == ["prompt"]
 
 
 @pytest.mark.parametrize("value", [{"a": [1, 2.5, None, True, "é", {"b": ""}]}, {"a": 2**70}, {"a": "\ud800"}])

@@ -1,6 +1,7 @@
 """No client tells an engine from where to fetch KV or embeddings, however it says so."""
 
 import json
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -154,6 +155,13 @@ async def test_no_request_id_tells_an_engine_from_where_to_fetch(cluster: Any, g
     ids = {leg.headers["X-Request-Id"] for engine in (*cluster.prefills, *cluster.decodes) for leg in engine.legs}
     assert len(ids) == 1
     assert "_addr_" not in ids.pop()
+
+
+def test_a_content_type_is_bounded() -> None:
+    started = time.monotonic()
+    assert refused(b"{}", *[f'a/b;"{";" * 8000}'] * 100) == "400 a Content-Type over 512 characters"
+    assert refused(b"{}", *[f'a/b;"{";" * 500}'] * 100) is None
+    assert time.monotonic() - started < 2
 
 
 def test_a_packed_form_is_bounded() -> None:

@@ -263,6 +263,7 @@ def test_what_the_choice_of_an_engine_goes_by() -> None:
     assert ask({"messages": []}).prompt_tokens == ask({}).prompt_tokens == 0
     assert ask({"messages": [7, "x" * 395]}).prompt_tokens == 101  # not understood: by its bytes
     assert ask({"messages": [{}] * 300_000}).prompt_tokens == 300_000  # not looked at each
+    assert ask({"messages": [{"content": [""] * 500_000}]}).prompt_tokens == 500_004  # nor these
     assert ask({}).session == "s-1"
 
 
