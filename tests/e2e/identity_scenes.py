@@ -193,6 +193,10 @@ def adapters(stage: Stage) -> dict[str, Any]:
     with stage.engine("model", **options) as engine:
         answers["moved"] = engine.ask(prompt, lora=LoRARequest("two", 1, str(moved)))
         answers["base again"] = engine.ask(prompt)
+    with stage.engine("model", lora_target_modules=["o_proj"], **options) as engine:
+        lora = LoRARequest("two", 1, str(moved))
+        answers["applied elsewhere"] = engine.ask(prompt, lora=lora)
+        answers["applied elsewhere, plain"] = engine.ask(prompt, lora=lora, plain=True)
     make_adapter(path, stage.folder / "model", seed=2)
     with stage.engine("model", **options) as engine:
         lora = LoRARequest("one", 1, str(path))

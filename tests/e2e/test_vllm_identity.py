@@ -72,6 +72,8 @@ def test_an_adapter_is_its_bytes_whatever_it_is_called(scenes: dict[str, Any]) -
     assert seen["first"]["tokens"] != seen["base"]["tokens"]
     assert same(seen["moved"], seen["first"], cached=PROMPT)
     assert same(seen["base again"], seen["base"], cached=PROMPT)
+    assert seen["applied elsewhere, plain"]["tokens"] != seen["first"]["tokens"]
+    assert same(seen["applied elsewhere"], seen["applied elsewhere, plain"], cached=0)
     assert seen["trained anew, plain"]["tokens"] != seen["first"]["tokens"]
     assert same(seen["trained anew"], seen["trained anew, plain"], cached=0)
     assert same(seen["trained anew, again"], seen["trained anew, plain"], cached=PROMPT)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from larder.vllm.identity.adapters import Adapters
+from larder.vllm.identity.adapters import Adapters, effect_of_settings
 from larder.vllm.identity.files import Digests
 from larder.vllm.identity.names import RequestNaming
 from larder.vllm.identity.watch import Watch
@@ -256,6 +256,32 @@ def test_an_adapter_that_changes_while_it_is_read_or_is_nowhere_is_not_shared(
     readers.left.pop()()
     assert names.hashes() == ()
     assert naming()(Request(TOKENS, lora_request=lora(tmp_path / "nowhere"))).hashes() == ()
+
+
+@dataclass
+class LoraSettings:
+    """As vLLM's, with a setting that a later release may bring."""
+
+    max_loras: int = 1
+    lora_dtype: str = "auto"
+    target_modules: list[str] | None = None
+    enable_tower_connector_lora: bool = False
+    a_setting_to_come: bool = False
+
+
+def test_what_an_adapter_is_applied_to_counts_and_how_many_there_may_be_does_not() -> None:
+    settings = [
+        LoraSettings(),
+        LoraSettings(target_modules=["o_proj", "qkv_proj"]),
+        LoraSettings(target_modules=["o_proj"]),
+        LoraSettings(lora_dtype="bfloat16"),
+        LoraSettings(enable_tower_connector_lora=True),
+        LoraSettings(a_setting_to_come=True),
+    ]
+    assert len({effect_of_settings(one) for one in settings}) == len(settings)
+    assert effect_of_settings(LoraSettings(max_loras=4)) == effect_of_settings(LoraSettings())
+    assert effect_of_settings(LoraSettings(target_modules=["qkv_proj", "o_proj"])) == effect_of_settings(settings[1])
+    assert effect_of_settings(None) == ""
 
 
 def test_an_adapter_is_read_once(naming: Callable[..., RequestNaming], tmp_path: Path, readers: Now) -> None:

@@ -5,13 +5,34 @@ the state in which the engine read them (`watch.py`), and one that was read anew
 the engine's own prefix cache may still hold blocks of the former one, for it knows no content.
 """
 
+import dataclasses
 import hashlib
 from concurrent.futures import Executor, Future
-from typing import Any
+from typing import Any, Final
 
 from larder.vllm.identity.files import Changed, Digests, adapter_files, adapter_state, local_folder
 from larder.vllm.identity.watch import Watch
 from larder.vllm.jobs import Adapter
+
+
+NO_EFFECT: Final = {
+    "default_mm_loras",
+    "fully_sharded_loras",
+    "max_cpu_loras",
+    "max_lora_cls_labels",
+    "max_lora_rank",
+    "max_loras",
+    "specialize_active_lora",
+}
+"""Of the settings for adapters, those that decide how many and how fast, not what is computed with one."""
+
+
+def effect_of_settings(lora_config: Any) -> str:
+    """What decides an adapter's effect beside its files: to which modules it is applied, how it is read."""
+    if lora_config is None:
+        return ""
+    settings = [(field.name, getattr(lora_config, field.name)) for field in dataclasses.fields(lora_config)]
+    return str([(name, _text(value)) for name, value in settings if name not in NO_EFFECT])
 
 
 class Adapters:
@@ -54,3 +75,7 @@ class Adapters:
         except (OSError, Changed):
             return None
         return digest if adapter_state(name) == state else None
+
+
+def _text(value: Any) -> str:
+    return str(sorted(value) if isinstance(value, list) else value)

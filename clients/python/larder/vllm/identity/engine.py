@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_futures
 from typing import Any, Final
 
-from larder.vllm.identity.adapters import Adapters
+from larder.vllm.identity.adapters import Adapters, effect_of_settings
 from larder.vllm.identity.files import Digests
 from larder.vllm.identity.model import model_digest
 from larder.vllm.identity.names import RequestNaming
@@ -49,13 +49,12 @@ class EngineIdentity:
 
     def naming(self, hash_tokens: int, hasher: Callable[[Any], list[bytes]]) -> RequestNaming:
         """Names for the engine's requests, whose block hashes are over `hash_tokens` each and made by `hasher`."""
-        cache, lora = self._config.cache_config, self._config.lora_config
+        cache = self._config.cache_config
         media = self._config.model_config.multimodal_config
-        context = "" if lora is None else f"{lora.lora_dtype} {lora.enable_tower_connector_lora}"
         return RequestNaming(
             hash_tokens=hash_tokens,
             hasher=hasher,
-            adapters=Adapters(self._digests, WATCH, self._readers, context),
+            adapters=Adapters(self._digests, WATCH, self._readers, effect_of_settings(self._config.lora_config)),
             readers=self._readers,
             # Where neither of its caches needs to know media again, vLLM does not look into them.
             counted_media=bool(media and media.mm_processor_cache_gb == 0 and not cache.enable_prefix_caching),
