@@ -23,6 +23,7 @@ NAMES = (b"a" * 16,)
 class Request:
     request_id: str
     num_prompt_tokens: int
+    max_tokens: int = 1
     num_tokens: int = 0
     num_computed_tokens: int = 0
     skip_reading_prefix_cache: bool = False

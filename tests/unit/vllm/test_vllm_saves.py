@@ -57,6 +57,18 @@ def test_answered_tokens_are_saved_too_but_nobody_waits_for_them(new_bench: New,
     assert not plan.saves[0].announce
 
 
+def test_a_step_waits_only_for_a_prefill_that_is_decoded_elsewhere(new_bench: New, new_request: New) -> None:
+    bench = new_bench(consumer=False)
+    for name, tokens, seed in (("prefill", 1, 1), ("whole", 2, 2)):
+        bench.scheduler.arrived(new_request(name, 64, max_tokens=tokens, seed=seed))
+    bench.tables.update(prefill=[[1, 2, 3, 4]], whole=[[5, 6, 7, 8]])
+    plan = bench.step(prefill=64, whole=64)
+    assert {job.announce: [chunk.blocks[0] for chunk in job.chunks] for job in plan.saves} == {
+        True: [(1, 2), (3, 4)],
+        False: [(5, 6), (7, 8)],
+    }
+
+
 def test_drafts_and_placeholders_are_not_saved(new_bench: New, new_request: New) -> None:
     bench, request = new_bench(consumer=False), new_request("r", 60)
     bench.scheduler.arrived(request)

@@ -31,6 +31,11 @@ def contents(memory: KVMemory, group: int, block: int) -> list[bytes]:
     return [rows[block].numpy().tobytes() for rows in memory.groups[group]]
 
 
+async def never(_: Any) -> list[bool]:
+    await asyncio.Event().wait()
+    return []
+
+
 def chunk(name: str, *blocks: tuple[int, ...], depth: int = 0) -> ChunkBlocks:
     return ChunkBlocks(name.encode().ljust(32, b"."), depth, blocks)
 
@@ -187,10 +192,6 @@ def test_a_step_ends_when_the_master_knows_of_its_puts_not_when_the_bytes_are_th
 def test_at_most_one_step_waits_for_a_master_that_is_frozen(
     new_rig: Callable[..., Rig], store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def never(_: Any) -> list[bool]:
-        await asyncio.Event().wait()
-        return []
-
     rig = new_rig()
     rig.on_loop(store.hold_start.clear)
     monkeypatch.setattr(store, "exists", never)
@@ -208,6 +209,22 @@ def test_at_most_one_step_waits_for_a_master_that_is_frozen(
     until(rig.link.ready)
     rig.worker.save([job(chunk("z", (5, 6), ()))])
     assert NAMES[0] + chunk("z").block_hash in until(lambda: rig.worker.take_report() and store.objects)
+
+
+def test_a_master_that_hears_of_no_save_is_in_doubt_also_where_no_step_waits(
+    new_rig: Callable[..., Rig], store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("larder.vllm.worker.UNHEARD_S", 0.05)
+    rig = new_rig()
+    rig.on_loop(store.hold_start.clear)
+    rig.worker.save([job(chunk("x", (1, 2), ()), announce=False)])
+    assert rig.link.ready()
+    time.sleep(0.06)
+    monkeypatch.setattr(store, "exists", never)
+    rig.worker.save([job(chunk("y", (3, 4), ()), announce=False)])
+    assert not rig.link.ready()
+    assert rig.worker.take_counts()["dropped_puts"] == 1
+    rig.on_loop(store.hold_start.set)
 
 
 def test_a_save_that_is_given_up_ends_at_once_and_is_never_stored(new_rig: Callable[..., Rig], store: Any) -> None:

@@ -43,7 +43,8 @@ class SaveJob:
     """Put these chunks. Their blocks keep their bytes until every worker has reported the job done.
 
     `recheck`: the blocks came out of the engine's own cache, so the store most likely has them; ask before the bytes
-    are gathered. `announce`: someone may wait for these, so the step ends only when the master knows of the puts.
+    are gathered. `announce`: someone will ask for these as soon as the step has ended, so it ends only when the master
+    knows of the puts.
     """
 
     job_id: int

@@ -243,7 +243,9 @@ class StoreScheduler:
                 if room < 0:
                     return 0
                 offered.add(chunk.block_hash)
-                kind = (chunk.end <= computed, chunk.start < request.num_prompt_tokens, tracked.names.adapter)
+                # The prefill half of a pair answers with one token, and then the other half asks for these.
+                announce = request.max_tokens == 1 and chunk.start < request.num_prompt_tokens
+                kind = (chunk.end <= computed, announce, tracked.names.adapter)
                 jobs.setdefault(kind, []).append(ChunkBlocks(chunk.block_hash, self._plan.depth(chunk), blocks))
             tracked.stored_tokens = chunk.end
         return room

@@ -19,6 +19,7 @@ class Request(Protocol):
     block_hashes: Sequence[bytes]
     num_tokens: int
     num_prompt_tokens: int
+    max_tokens: int
     num_computed_tokens: int
     skip_reading_prefix_cache: bool
 

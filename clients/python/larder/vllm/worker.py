@@ -1,10 +1,10 @@
 """The worker's half: starts loads and saves, knows when they ended, and never makes the engine wait for bytes.
 
 Loads: a request is named as received when no transfer into its blocks is possible any more; what did not arrive in
-time, or not as it was put, is named bad, and the engine computes it (invariants 1 and 16). Saves: a step ends when
-the master knows of its puts, or after ANNOUNCE_S, so that whoever asks for them next finds them on their way; a master
-that missed that is in doubt, and no later step waits for it until it answers. The bytes move later, out of blocks that
-the scheduler holds until the job is reported; it may want them back before.
+time, or not as it was put, is named bad, and the engine computes it (invariants 1 and 16). Saves: the step of a prefill
+that decodes elsewhere ends when the master knows of its puts, or after ANNOUNCE_S, so that whoever asks for them next
+finds them on their way; a master that missed that is in doubt, and no later step waits for it until it answers. The
+bytes move later, out of blocks that the scheduler holds until the job is reported; it may want them back before.
 """
 
 import asyncio
@@ -29,6 +29,8 @@ from larder.vllm.troubles import Troubles
 logger = logging.getLogger("vllm.larder")
 
 ANNOUNCE_S: Final = 0.05
+UNHEARD_S: Final = 1.0
+"""A master that has heard of none of the saves under way for so long is in doubt too, where no step waits for it."""
 DRAIN_S: Final = 5.0
 
 
@@ -156,9 +158,11 @@ class StoreWorker:
     # ---- saves
 
     def save(self, jobs: Sequence[SaveJob]) -> None:
-        """Start saves, and wait until the master knows of those that someone may ask for; at most ANNOUNCE_S."""
+        """Start saves, and wait until the master knows of those that someone asks for next; at most ANNOUNCE_S."""
         if not jobs:
             return
+        if self._is_unheard():
+            self._link.doubt()
         ready = self._link.ready()
         wanted = [job for job in jobs if ready and not self._outdated and self._watch.may_save(job.adapter)]
         self._drop([job for job in jobs if job not in wanted], refused=not ready)
@@ -177,6 +181,12 @@ class StoreWorker:
         # One that was not announced in time is enough: the master is asked first whether it is there.
         if not all(save.announced.wait(max(0.0, until - self._clock())) for save in waiting_for):
             self._link.doubt()
+
+    def _is_unheard(self) -> bool:
+        late = self._clock() - UNHEARD_S
+        with self._lock:
+            saves = self._saving.values()
+            return any(save.started < late for save in saves) and not any(save.known for save in saves)
 
     def give_up(self, job_ids: Sequence[int]) -> None:
         """End these saves: a request waits for their blocks. They are reported like others, once nothing reads them."""

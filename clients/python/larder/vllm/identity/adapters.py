@@ -14,7 +14,6 @@ from larder.vllm.identity.files import Changed, Digests, adapter_files, adapter_
 from larder.vllm.identity.watch import Watch
 from larder.vllm.jobs import Adapter
 
-
 NO_EFFECT: Final = {
     "default_mm_loras",
     "fully_sharded_loras",
