@@ -69,6 +69,36 @@ def test_a_step_waits_only_for_a_prefill_that_is_decoded_elsewhere(new_bench: Ne
     }
 
 
+def test_what_another_connector_loads_within_the_step_is_saved_when_its_failure_would_be_known(
+    new_bench: New, new_request: New
+) -> None:
+    bench, request = new_bench(), new_request("r", 100)
+    bench.scheduler.arrived(request)
+    bench.answer(0)
+    assert bench.scheduler.external_tokens(request, 16) == 0
+    bench.tables["r"] = [[1, 2, 3, 4, 5, 6, 7]]
+    bench.scheduler.allocated(request, bench.tables["r"], 0)
+    request.num_computed_tokens = 80
+    assert bench.step(r=20).saves == []
+    request.num_computed_tokens = 16  # it failed: vLLM computes it
+    assert bench.step(r=84).saves == []
+    request.num_computed_tokens = 100
+    offered = [saved(bench.step(r=1)) for _ in range(20)]
+    assert [plan for plan in offered if plan] == [[(1, (1, 2)), (3, (3, 4)), (5, (5, 6))]]
+
+
+def test_what_is_loaded_before_a_request_runs_is_no_reason_to_wait(new_bench: New, new_request: New) -> None:
+    bench, request = new_bench(consumer=False), new_request("r", 100)
+    bench.scheduler.arrived(request)
+    assert bench.scheduler.external_tokens(request, 0) == 0
+    bench.tables["r"] = [[1, 2, 3, 4, 5, 6, 7]]
+    bench.scheduler.allocated(request, bench.tables["r"], 0)  # another connector's load begins
+    assert bench.step().saves == []
+    request.num_computed_tokens = 64
+    bench.scheduler.allocated(request, bench.tables["r"], 0)  # and has ended
+    assert saved(bench.step(r=36)) == [(1, (1, 2)), (3, (3, 4)), (5, (5, 6))]
+
+
 def test_drafts_and_placeholders_are_not_saved(new_bench: New, new_request: New) -> None:
     bench, request = new_bench(consumer=False), new_request("r", 60)
     bench.scheduler.arrived(request)

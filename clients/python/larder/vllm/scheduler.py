@@ -22,6 +22,9 @@ from larder.vllm.shapes import Matcher, Names, OwnHashes, Pool, Request
 NULL_BLOCK: Final = 0
 """vLLM's placeholder in a block table: no memory of the request's own."""
 
+DOUBT_STEPS: Final = 16
+"""More steps than an engine has under way at once: after so many it has heard what became of a step."""
+
 
 @dataclass(slots=True)
 class _Tracked:
@@ -32,6 +35,8 @@ class _Tracked:
     local_tokens: int = 0  # the engine's own hit when it last asked
     stored_tokens: int = 0  # saved, or loaded: nothing to save before this
     load_failed: bool = False
+    admitted_at: int = -1  # the step in which it was given blocks, with nothing for us to load
+    save_from: int = 0  # the step before which nothing of it is saved
     mixed: bool = False  # holds KV that other weights computed, or another adapter
 
 
@@ -66,6 +71,7 @@ class StoreScheduler:
         self._requests: dict[str, _Tracked] = {}
         self._loads: list[LoadJob] = []
         self._pins: Pins | None = None
+        self._steps = 0
         self._turns: set[str] = set()  # requests whose turn it was in this step, and that got no blocks yet
         self._counts: Counter[str] = Counter()
         self._lookups = Lookups(plan, matcher, timeout_s=lookup_timeout_s, counts=self._counts, clock=clock)
@@ -153,8 +159,10 @@ class StoreScheduler:
 
     def allocated(self, request: Request, block_ids: Sequence[Sequence[int]], external_tokens: int) -> None:
         """Blocks were given to a request; `external_tokens` of them are to be loaded (0: none)."""
-        self._turns.discard(request.request_id)
         tracked = self._track(request)
+        if request.request_id in self._turns and external_tokens == 0:
+            tracked.admitted_at = self._steps
+        self._turns.discard(request.request_id)
         lookup, tracked.lookup = tracked.lookup, None
         if lookup is not None:
             self._lookups.over(lookup)
@@ -194,6 +202,7 @@ class StoreScheduler:
         """This step's work: `scheduled` tokens per request, computed when the workers come to the saves."""
         plan, self._loads = StepPlan(self._weights or b"", self._loads), []
         starving, self._turns = bool(self._turns), set()
+        self._steps += 1
         self._lookups.next_step(idle=not scheduled)
         if self._pins is None:
             return plan
@@ -227,6 +236,11 @@ class StoreScheduler:
         if hashes is None or tracked.mixed:
             return room
         computed = request.num_computed_tokens
+        if tracked.admitted_at == self._steps - 1 and computed >= tracked.local_tokens + self._plan.block_tokens:
+            # Another connector loads the rest within this step (MultiConnector), and says afterwards if that failed.
+            tracked.save_from = self._steps + DOUBT_STEPS
+        if self._steps < tracked.save_from:
+            return room
         # Only tokens that are known have a hash: drafts and placeholders do not count, however many are scheduled.
         chunks = self._plan.chunks(
             hashes,
