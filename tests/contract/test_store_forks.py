@@ -3,9 +3,11 @@
 Each case is a process of its own: what may hang or crash here must not take the tests along.
 """
 
+import asyncio
 import subprocess
 import sys
 
+import larder
 import pytest
 
 from demo.cluster import Cluster
@@ -157,3 +159,12 @@ def test_forks(cluster: Cluster, name: str, transport: str) -> None:
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     assert "fork()" not in result.stderr  # what gRPC says when it leaves its own handlers of forks out
+
+
+@pytest.mark.parametrize("transport", ["shm", "engine"])
+async def test_the_loops_own_threads_are_not_used(cluster: Cluster, key: str, transport: str) -> None:
+    """A forked child has none of them, and would wait for them where its asyncio.run() ends."""
+    async with larder.aio.connect(cluster.master, transports=[transport]) as store:
+        await store.put(key, bytes(2**20))
+        assert await store.get(key) == bytes(2**20)
+    assert asyncio.get_running_loop()._default_executor is None  # type: ignore[attr-defined]

@@ -202,15 +202,39 @@ def test_a_store_that_is_dropped_in_a_loop_lets_go_too(store_cluster: Cluster, k
     asyncio.run(main())
 
 
-def test_a_store_whose_loop_is_gone_lets_go_too(store_cluster: Cluster, key: str) -> None:
-    async def use() -> larder.aio.Store:
-        store = larder.aio.connect(store_cluster.master, transports=["shm"])
+@pytest.mark.parametrize("transport", ["shm", "engine"])
+@pytest.mark.parametrize("outlives", [True, False])
+def test_a_store_whose_loop_is_gone_lets_go_too(
+    store_cluster: Cluster, key: str, transport: str, outlives: bool
+) -> None:
+    async def use() -> larder.aio.Store | None:
+        store = larder.aio.connect(store_cluster.master, transports=[transport])
         await store.put(key, bytes(MIB))
-        return store
+        assert await store.get(key) == bytes(MIB)
+        return store if outlives else None
 
     asyncio.run(use())
     time.sleep(0.5)
     before = held()
     for _ in range(10):
         asyncio.run(use())
+        time.sleep(0.1 if transport == "engine" else 0)
     until_held_is(before)
+
+
+async def test_a_close_that_is_cancelled_lets_go_too(store_cluster: Cluster, key: str) -> None:
+    async def use() -> None:
+        store = larder.aio.connect(store_cluster.master, transports=["engine"])
+        await store.put(key, bytes(MIB))
+        assert await store.get(key) == bytes(MIB)
+        closing = asyncio.create_task(store.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+
+    await use()
+    await asyncio.sleep(0.5)
+    before = held()
+    for _ in range(10):
+        await use()
+    await asyncio.to_thread(until_held_is, (before[0] + 1, before[1]))

@@ -273,22 +273,30 @@ class _Parts:
         self.putter = Putter(self.master, self.mover, self.background, verify=options.verify)
 
     async def close(self) -> None:
-        await self.background.close()
-        await self.mover.close()
-        await self.master.close()
+        try:  # who is cancelled in here lets go of all the same
+            await self.background.close()
+        finally:
+            try:
+                await self.mover.close()
+            finally:
+                await self.master.close()
 
     def let_go(self) -> None:
         """For a store that was dropped, on whatever thread; once it was closed there is nothing to do."""
         if forks.inherited():
             return
+        self.mover.abandon()
         if self.loop.is_running():
             with suppress(RuntimeError):  # it ended meanwhile
                 self.loop.call_soon_threadsafe(self._close_soon)
-                return
-        self.mover.abandon()
 
     def _close_soon(self) -> None:
         self._closing = self.loop.create_task(self.close())
+        self._closing.add_done_callback(self._closed)
+
+    def _closed(self, closing: asyncio.Task[None]) -> None:
+        if closing.cancelled():  # before it began: the loop ends, and has time for what does not wait
+            self._closing = self.loop.create_task(self.master.close())
 
 
 def _bytes_landing(index: int, size: int) -> Landing:

@@ -1,6 +1,8 @@
 """What callers hand in, checked before anything is done with it. Shared by the store and its reference model."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Final, Literal, TypeVar
@@ -72,9 +74,13 @@ def check_put(
 
 def seconds(value: Any, name: str, low: float, high: float) -> float:
     """A number of seconds within bounds, numpy's numbers too; raises InvalidArgument."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
-        raise InvalidArgument(f"{name} is {value!r}: seconds from {low:g} to {high:g} are wanted")
-    return float(value)
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):  # beyond all floats
+            number = float(value)
+    if not low <= number <= high:
+        raise InvalidArgument(f"{name} is {value!r:.60}: seconds from {low:g} to {high:g} are wanted")
+    return number
 
 
 def _depths(depths: Sequence[int]) -> Sequence[int]:
@@ -85,7 +91,7 @@ def _depths(depths: Sequence[int]) -> Sequence[int]:
 
 def _whole(value: Any, name: str, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise InvalidArgument(f"{name} is {value!r}: a whole number from {low} to {high} is wanted")
+        raise InvalidArgument(f"{name} is {value!r:.60}: a whole number from {low} to {high} is wanted")
     return int(value)
 
 

@@ -132,12 +132,14 @@ class Mover:
             self.stats.add(f"{what}_faults_{fault.name.lower()}")
 
     async def close(self) -> None:
-        for transport in self._transports:
-            await transport.close()
-        self.copiers.close()
+        try:
+            for transport in self._transports:
+                await transport.close()
+        finally:
+            self.copiers.close()
 
     def abandon(self) -> None:
-        """Instead of close(), where there is no event loop any more."""
+        """close() without an event loop, on any thread, where no call is under way."""
         if self.engine is not None:
             self.engine.abandon()
         self.copiers.close()

@@ -20,6 +20,11 @@ from larder.keys import Key
 from larder.options import Options, resolve
 from larder.puts import PutResult
 
+_loops: Any
+try:  # here, and not with the first call: once the main thread has ended it cannot be loaded any more
+    import uvloop as _loops
+except ImportError:
+    _loops = asyncio
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -188,7 +193,7 @@ class Store:
             if self._closed:
                 raise StoreClosed("the store is closed")
             if self._thread is None:
-                self._thread = LoopThread(_new_loop(), self._store.close)
+                self._thread = LoopThread(_loops.new_event_loop(), self._store.close)
                 self._let_go = weakref.finalize(self, self._thread.stop)
                 self._let_go.atexit = False
             return self._thread
@@ -200,12 +205,3 @@ async def _enter(context: AbstractAsyncContextManager[T]) -> T:
 
 async def _exit(context: AbstractAsyncContextManager[T], error: BaseException | None) -> bool:
     return bool(await context.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None))
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop

@@ -242,6 +242,47 @@ def test_a_broken_pump_lets_nobody_wait(bench: Bench, caplog: pytest.LogCaptureF
     assert "the engine's thread failed" in caplog.text
 
 
+@pytest.mark.parametrize("holds", [True, False])
+def test_what_follows_its_end_is_told_whether_anything_is_in_the_air(bench: Bench, holds: bool) -> None:
+    bench.engine.holds = holds
+    _, wait = bench.start([Move(source(b"x"), 0)], writing=True)
+    wait_for(lambda: bench.engine.submitted)
+    said: list[bool] = []
+    bench.pump.stop(said.append)
+    assert wait() == [Fault.LATE if holds else None]
+    if holds:
+        assert not bench.pump.join(0.1)
+        assert not said
+        bench.pump.break_off()
+    assert bench.pump.join(5)
+    assert said == [not holds]
+    bench.pump.stop(said.append)
+    assert said == [not holds] * 2
+
+
+def test_who_breaks_off_lets_nobody_wait_and_asks_the_engine_no_more(bench: Bench) -> None:
+    bench.engine.holds = True
+    target = bytearray(100)
+    _, wait = bench.start([Move(destination(target), 0)], writing=False)
+    wait_for(lambda: bench.engine.in_air)
+    bench.pump.break_off()
+    assert wait() == [Fault.UNREACHABLE]
+    assert bench.pump.join(5)
+    assert bench.engine.in_air
+    assert bench.start([Move(source(b"x"), 0)], writing=True)[1]() == [Fault.UNREACHABLE]
+
+
+def test_what_lands_when_nobody_copies_any_more_is_late(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.engine.holds = True
+    target = bytearray(200 * KIB)
+    _, wait = bench.start([Move(destination(target), 0)], writing=False, direct=False)
+    wait_for(lambda: bench.engine.in_air)
+    bench.copiers.close()
+    bench.engine.holds = False
+    assert wait() == [Fault.LATE]
+    assert not caplog.text
+
+
 def test_waiting_costs_little(bench: Bench) -> None:
     bench.engine.holds = True
     _, wait = bench.start([Move(source(b"x"), 0)], writing=True)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final, TypeVar, cast
 
 from larder.diagnosis import CONNECT_S, why_unreached
@@ -94,27 +95,15 @@ class EngineTransport:
                 engine.unregister(address)
 
     async def close(self) -> None:
-        is_done = True
+        self.abandon()
         if self._pump is not None:
-            self._pump.stop()
-            is_done = await _end_of(self._pump)
-        for engine, staging in self._engines.values():
-            if not is_done:  # transfers that were given up are still in the air, in memory that has to stay known
-                retire(engine)
-                continue
-            staging.clear()
-            for address, _ in self._regions.pieces():
-                engine.unregister(address)
-            give_back(engine)
-        self._engines = {}
+            await _end_of(self._pump)
 
     def abandon(self) -> None:
-        """Instead of close(), where there is no event loop any more."""
-        if self._pump is not None:
-            self._pump.stop()
-        for engine, _ in self._engines.values():
-            retire(engine)
-        self._engines = {}
+        """close() without an event loop. The engines are lent again once nothing of ours is in the air any more."""
+        engines, self._engines = list(self._engines.values()), {}
+        if self._pump is not None and engines:
+            self._pump.stop(partial(_let_go, engines, self._regions))
 
     async def _run(self, segment: Segment, moves: Sequence[Move], until: float, *, writing: bool) -> list[Fault | None]:
         if not in_range(segment, moves) or not segment.engine_endpoint:
@@ -189,7 +178,7 @@ class EngineTransport:
             return known
 
     async def _start_engine(self, segment: Segment, identity: Identity) -> tuple[Engine, Staging]:
-        engine = await asyncio.to_thread(borrow, segment.engine_protocol, segment.engine_endpoint, identity)
+        engine = await _borrowed(partial(borrow, segment.engine_protocol, segment.engine_endpoint, identity))
         for piece in self._regions.pieces():
             engine.register(*piece)
         if self._pump is None:
@@ -198,13 +187,40 @@ class EngineTransport:
         return self._engines[segment.engine_protocol]
 
 
-async def _end_of(pump: Pump) -> bool:
-    """Waits a moment for the pump's end; whether it came. Without a thread: at the end of a process there are none."""
+async def _borrowed(lending: Callable[[], Engine]) -> Engine:
+    """Without asyncio's own threads, which take nothing more once the main thread has ended."""
+    future = in_daemon_thread(lending)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        future.add_done_callback(_give_back_unused)
+        raise
+    finally:
+        del future  # whose failure holds this frame
+
+
+def _give_back_unused(future: asyncio.Future[Engine]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        give_back(future.result())
+
+
+def _let_go(engines: Sequence[tuple[Engine, Staging]], regions: Regions, is_idle: bool) -> None:
+    for engine, staging in engines:
+        if not is_idle:  # transfers are still in the air, in memory that has to stay known
+            retire(engine)
+            continue
+        staging.clear()
+        for address, _ in regions.pieces():
+            engine.unregister(address)
+        give_back(engine)
+
+
+async def _end_of(pump: Pump) -> None:
+    """Waits a moment for the pump's end. Without a thread: at the end of a process there are none."""
     for _ in range(20):
         if pump.join(0.0):
-            return True
+            return
         await asyncio.sleep(0.01)
-    return False
 
 
 class _Known:

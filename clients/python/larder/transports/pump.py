@@ -6,14 +6,19 @@ the engine has answered for it. In flight to one peer are at most TRANSFERS_MAX 
 or not (invariant 12).
 """
 
+import atexit
+import ctypes
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
+from larder import forks
+from larder.errors import StoreClosed
 from larder.places import Fault
 from larder.transports.copiers import INLINE_BYTES, Copiers
 from larder.transports.flights import Flight, Group, Peer, hash_move, stage, unload
@@ -28,8 +33,8 @@ _NAP_S_MAX: Final = 1e-3
 _LONG_NAP_S: Final = 20e-3
 _EXPIRE_EVERY_S: Final = 5e-3
 
-_WRECKS: Final[list[object]] = []
-"""What a failed pump had in the air: nobody asks the engine after it any more, so it is never given back."""
+_keep_for_good: Final = ctypes.pythonapi.Py_IncRef
+_keep_for_good.restype, _keep_for_good.argtypes = None, [ctypes.py_object]
 
 
 class Pump:
@@ -44,11 +49,13 @@ class Pump:
         self._peers: list[Peer] = []
         self._air: list[tuple[int, Flight]] = []
         self._moved_at = self._expired_at = 0.0
-        self._stopping = False
+        self._stopping = self._breaking_off = False
         self._ended = False
-        self._door = threading.Lock()
+        self._then: Callable[[bool], None] = _nothing
+        self._door = threading.RLock()  # a collector may drop a store anywhere
         self._thread = threading.Thread(target=self._run, name="larder-engine", daemon=True)
         self._thread.start()
+        _pumps.add(self)
 
     # ---- from other threads ----------------------------------------------------------------------
 
@@ -63,9 +70,21 @@ class Pump:
     def wake(self) -> None:
         self._doorbell.set()
 
-    def stop(self) -> None:
-        """Ends all groups; the thread goes when the engine has answered for every transfer."""
-        self._stopping = True
+    def stop(self, then: Callable[[bool], None] | None = None) -> None:
+        """Ends all groups; the thread goes when the engine has answered for every transfer.
+
+        `then` is called at its end, on it: whether the engine has answered for every transfer.
+        """
+        with self._door:
+            then, self._then = then or self._then, _nothing
+            if not self._ended:
+                self._stopping, self._then, then = True, then, _nothing
+        then(not self._breaking_off)
+        self._doorbell.set()
+
+    def break_off(self) -> None:
+        """Ends all groups, and the thread with them, whatever is in the air."""
+        self._breaking_off = True
         self._doorbell.set()
 
     def join(self, timeout_s: float) -> bool:
@@ -77,15 +96,18 @@ class Pump:
 
     def _run(self) -> None:
         try:
-            while not self._may_end():
+            while not self._breaking_off and not self._may_end():
                 self._turn()
         except Exception:
             logger.exception("the engine's thread failed: it takes a new store to reach other hosts' nodes again")
-            _WRECKS.append(self._air)
+            self._breaking_off = True
+        if self._breaking_off:
+            _keep_for_good(self._air)  # nobody asks the engine after it any more, so it is never given back
             with self._door:
                 self._ended = True
             for group in [*self._groups, *self._inbox]:
                 group.fail(Fault.UNREACHABLE)
+        self._then(not self._breaking_off)
 
     def _may_end(self) -> bool:
         with self._door:
@@ -143,7 +165,11 @@ class Pump:
             self._jobs_done.append((job, flight, then))
             self._doorbell.set()
 
-        self._copiers.submit(work).add_done_callback(tell)
+        try:
+            self._copiers.submit(work).add_done_callback(tell)
+        except StoreClosed:
+            flight.busy = False
+            self._end(flight, Fault.LATE)
 
     def _finish_jobs(self) -> bool:
         moved = bool(self._jobs_done)
@@ -292,3 +318,20 @@ class Pump:
         peer.owed += not flight.owed
         peer.stalled += stalled and not flight.stalled
         flight.owed, flight.stalled = True, flight.stalled or stalled
+
+
+def _nothing(_: bool) -> None:
+    pass
+
+
+_pumps: Final[weakref.WeakSet[Pump]] = weakref.WeakSet()
+
+
+@atexit.register
+def _break_all_off() -> None:
+    """A thread that is in the engine when the interpreter goes would take the process down with it."""
+    pumps = [] if forks.inherited() else list(_pumps)
+    for pump in pumps:
+        pump.break_off()
+    for pump in pumps:
+        pump.join(1.0)
