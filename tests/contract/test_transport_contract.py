@@ -148,6 +148,11 @@ def is_mapped(peer: Peer) -> bool:
     return str(peer.path) in Path("/proc/self/maps").read_text()
 
 
+def is_open(peer: Peer) -> bool:
+    files = (Path("/proc/self/fd") / each for each in os.listdir("/proc/self/fd"))
+    return any(file.exists() and file.samefile(peer.path) for file in files)
+
+
 async def test_shm_proves_the_file_by_its_token(peer: Peer) -> None:
     copiers = Copiers()
     transport = SharedMemory(copiers)
@@ -210,10 +215,34 @@ def test_a_forked_child_holds_nothing_of_a_pool(peer: Peer) -> None:
     copiers = Copiers()
     transport = SharedMemory(copiers)
     assert transport.reach(peer.segment) is Reach.GOOD
-    asyncio.run(until_true(lambda: "larder-populate" not in {thread.name for thread in threading.enumerate()}))
+    begun, over = threading.Event(), threading.Event()
+
+    def copy() -> object:
+        mapping = transport._mappings.get(peer.segment)
+        begun.set()
+        over.wait(10)
+        return mapping
+
+    copying = copiers.submit(copy)
+    begun.wait(10)
     child = os.fork()
     if child == 0:
-        os._exit(is_mapped(peer))
+        os._exit(is_mapped(peer) or is_open(peer))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert is_mapped(peer)
+    assert is_open(peer)
+    over.set()
+    assert copying.result(10) is transport._mappings.get(peer.segment)
+    copiers.close()
+
+
+def test_a_view_outlives_a_fork(peer: Peer) -> None:
+    copiers = Copiers()
+    transport = SharedMemory(copiers)
+    view = transport.view(peer.segment, 0, 100)
+    assert view is not None
+    child = os.fork()
+    if child == 0:
+        os._exit(view != bytes(100))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     copiers.close()

@@ -46,11 +46,13 @@ class Call(Generic[T]):
         self._under_way: set[Call[Any]] = set()
         self._answer: T | None = None
         self._error: BaseException | None = None
+        self._gate: int | None = None
         self._gate = _new_gate()
         _pass_gate(self._gate, 0, _BY_NOTHING)  # shut
 
     def __del__(self, free: Callable[[int], None] = _free_gate) -> None:
-        free(self._gate)
+        if self._gate:  # no exception came between
+            free(self._gate)
 
     def result(self, thread: "LoopThread") -> T:
         """Has the thread carry the call out, and waits for its end; raises what it raised."""
@@ -136,7 +138,15 @@ class LoopThread:
         self._lock = threading.RLock()  # a signal handler may make calls in the middle of one
         self._thread = threading.Thread(target=self._run, name="larder", daemon=True)
         _running.add(self)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # too many threads
+            self._shut()
+            raise
+        except BaseException:  # a signal handler's: it may run by now, or not
+            _running.discard(self)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            raise
 
     def begin(self, call: Call[Any]) -> None:
         """Raises StoreClosed, or InvalidArgument on this very thread."""
@@ -186,10 +196,13 @@ class LoopThread:
             self._loop.run_forever()
         finally:
             self._loop.remove_reader(self._bell)
-            self._loop.close()
-            self._bell.close()
-            self._ringer.close()
-            _running.discard(self)
+            self._shut()
+
+    def _shut(self) -> None:
+        self._loop.close()
+        self._bell.close()
+        self._ringer.close()
+        _running.discard(self)
 
 
 _running: Final[set[LoopThread]] = set()

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from larder import calls
 from larder.calls import Call, LoopThread
 from larder.errors import StoreClosed
 from larder.tasks import together, unbroken
@@ -201,6 +202,37 @@ async def test_works_done_together_have_all_ended_when_one_fails() -> None:
     with pytest.raises(ValueError, match="no"):
         await together([work() for work in works])
     assert ended == ["slow", "slow"]
+
+
+def test_a_thread_whose_start_is_broken_off_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, begun = threading.Thread.start, []
+
+    def broken_off(thread: threading.Thread) -> None:
+        start(thread)
+        begun.append(thread)
+        raise Interrupt
+
+    before = set(calls._running)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", broken_off)
+        with pytest.raises(Interrupt):
+            LoopThread(asyncio.new_event_loop(), nothing)
+    begun[0].join(5)
+    assert not begun[0].is_alive()
+    assert calls._running == before
+
+
+def test_where_there_are_too_many_threads_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before, loop = set(calls._running), asyncio.new_event_loop()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            LoopThread(loop, nothing)
+    assert loop.is_closed()
+    assert calls._running == before
 
 
 def until(condition: Callable[[], Any]) -> None:

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import Final
 
 from larder.places import Segment
@@ -32,7 +33,7 @@ _MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; not in the mmap module
 class Mapping:
     """A mapped pool file. The memory and the descriptor, which it takes over, stay as long as this object does."""
 
-    __slots__ = ("__weakref__", "_memory", "address", "data_offset", "fd", "path")
+    __slots__ = ("__weakref__", "_close_fd", "_memory", "address", "data_offset", "fd", "path")
 
     def __init__(self, path: str, fd: int, length: int, data_offset: int) -> None:
         self.path = path
@@ -40,7 +41,8 @@ class Mapping:
         self._memory = mmap.mmap(fd, length)
         self.data_offset = data_offset
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory)) + data_offset
-        weakref.finalize(self, os.close, fd).atexit = False
+        self._close_fd = weakref.finalize(self, os.close, fd)
+        self._close_fd.atexit = False
 
     def view(self, offset: int, length: int) -> memoryview:
         """A read-only view; it keeps the memory mapped by itself."""
@@ -53,6 +55,12 @@ class Mapping:
             return os.path.samestat(os.stat(self.path), os.fstat(self.fd))
         except OSError:
             return False
+
+    def leave_to_parent(self) -> None:
+        """In a forked child, where only views use it, though threads that stayed behind still refer to it."""
+        with suppress(BufferError):  # there is a view
+            self._memory.close()
+        self._close_fd()
 
     def populate(self, start: int) -> int:
         """Fills the page tables of one step, so that the first copy to a page costs what the second does.
@@ -109,7 +117,9 @@ class Mappings:
 
     def forget_after_fork(self) -> None:
         self._lock = threading.Lock()  # whoever held it is not in this process
-        self._by_token = {}
+        former, self._by_token = self._by_token, {}
+        for mapping in former.values():
+            mapping.leave_to_parent()
 
 
 def _open(segment: Segment) -> Mapping | None:
