@@ -15,7 +15,7 @@ from typing import Any
 import larder
 import numpy as np
 import pytest
-from larder.calls import Call
+from larder.calls import Call, LoopThread
 from larder.transports import pump, shm
 
 from demo.cluster import Cluster
@@ -202,6 +202,25 @@ async def test_a_put_cancelled_before_it_knows_its_writes_leaves_none_open(store
         async with asyncio.timeout(5):
             while (await master.status(deadline=time.monotonic() + 5)).writes_in_flight:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+
+
+def test_a_close_that_an_exception_breaks_off_can_be_made_up_for(
+    store_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken_off(*_: Any, **__: Any) -> None:
+        raise Interrupt
+
+    store = larder.connect(store_cluster.master)
+    store.exists(["key"])
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "larder")
+    with monkeypatch.context() as patch:
+        patch.setattr(LoopThread, "stop", broken_off)
+        with pytest.raises(Interrupt):
+            store.close()
+    with pytest.raises(larder.StoreClosed):
+        store.exists(["key"])
+    store.close()
+    assert not thread.is_alive()
 
 
 def _tensor(data: Any) -> Any:

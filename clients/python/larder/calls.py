@@ -127,7 +127,7 @@ class LoopThread:
         forks.cannot_cross(self)
         self._loop = loop
         self._close = close
-        self.stopping = False
+        self.stopping = self._told = False
         self._last: asyncio.Task[None] | None = None
         self._under_way: set[Call[Any]] = set()
         self._bell, self._ringer = socket.socketpair()
@@ -165,16 +165,19 @@ class LoopThread:
                 call.cancel()
 
     def stop(self, wait_s: float = 0.0) -> None:
-        """Ends the calls under way and closes; waits so long for it. May be called again."""
+        """Ends the calls under way and closes; waits so long for it. May be called again, and is where it was broken off."""
         with self._lock:
-            if not self.stopping:
-                self.stopping = True
-                self._loop.call_soon_threadsafe(self._begin_stopping)
+            self.stopping = True
+            if not self._told:
+                with suppress(RuntimeError):  # it was told, and is closed
+                    self._loop.call_soon_threadsafe(self._begin_stopping)
+                self._told = True
         if wait_s and threading.current_thread() is not self._thread:
             self._thread.join(wait_s)
 
     def _begin_stopping(self) -> None:
-        self._last = self._loop.create_task(self._end())
+        if self._last is None:
+            self._last = self._loop.create_task(self._end())
 
     async def _end(self) -> None:
         try:

@@ -168,9 +168,7 @@ class Store:
         if forks.inherited():
             return
         with self._lock:
-            thread, self._thread = self._thread, None
-            if self._let_go is not None:
-                self._let_go.detach()
+            thread = self._thread
         if thread is not None:
             thread.stop(wait_s=CLOSE_S)
 

@@ -222,6 +222,30 @@ def test_a_thread_whose_start_is_broken_off_does_not_stay(monkeypatch: pytest.Mo
     assert calls._running == before
 
 
+@pytest.mark.parametrize("after", [True, False])
+def test_a_stop_that_is_broken_off_can_be_made_up_for(after: bool) -> None:
+    class Loop(asyncio.SelectorEventLoop):
+        breaks = True
+
+        def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> Any:
+            if self.breaks and not after:
+                raise Interrupt
+            super().call_soon_threadsafe(*args, **kwargs)
+            if self.breaks:
+                raise Interrupt
+
+    loop = Loop()
+    thread = LoopThread(loop, nothing)
+    with pytest.raises(Interrupt):
+        thread.stop()
+    loop.breaks = False
+    thread.stop(wait_s=5)
+    assert loop.is_closed()
+    thread.stop(wait_s=5)
+    with pytest.raises(StoreClosed):
+        Call(nothing).result(thread)
+
+
 def test_where_there_are_too_many_threads_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
