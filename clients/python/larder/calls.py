@@ -165,7 +165,7 @@ class LoopThread:
                 call.cancel()
 
     def stop(self, wait_s: float = 0.0) -> None:
-        """Ends the calls under way and closes; waits so long for it. May be called again, and is where it was broken off."""
+        """Ends the calls under way and closes; waits so long for it. Broken off, it may be called again."""
         with self._lock:
             self.stopping = True
             if not self._told:
