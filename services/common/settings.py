@@ -117,12 +117,13 @@ class ServiceSettings(BaseSettings):
 T = TypeVar("T", bound=ServiceSettings)
 
 
-def load(settings_type: type[T], *, prog: str, argv: Sequence[str] | None = None) -> T:
+def load(settings_type: type[T], *, prog: str, argv: Sequence[str] | None = None, called: str = "") -> T:
     """The settings of the service `prog` from argv (default: this process's), environment, file and defaults.
 
+    `called`: the command that was typed, where that is not `prog`.
     Prints what is wrong and exits with status 2 when anything is; --help and --version print and exit with 0.
     """
-    loader = _Loader(settings_type, prog)
+    loader = _Loader(settings_type, prog, called or prog)
     values = loader.gather(sys.argv[1:] if argv is None else argv)
     if not loader.problems:
         try:
@@ -149,9 +150,9 @@ def _add_argument(parser: Any, *names: str, **kwargs: Any) -> Any:
 class _Loader:
     """Reads one source after the other and remembers who said what, and every problem met."""
 
-    def __init__(self, settings_type: type[ServiceSettings], prog: str) -> None:
+    def __init__(self, settings_type: type[ServiceSettings], prog: str, called: str) -> None:
         self.type = settings_type
-        self.prog = prog
+        self.called = called
         self.env_prefix = f"LARDER_{prog.upper().replace('-', '_')}_"
         self.problems: list[str] = []
         self.origins: dict[str, str] = {}
@@ -188,8 +189,8 @@ class _Loader:
         return f"{self.origins.get(name, flag)}{shown}: {reason}"
 
     def _flags(self, argv: Sequence[str]) -> dict[str, Any]:
-        parser = _Parser(prog=self.prog, description=self.type.__doc__, allow_abbrev=False)
-        parser.add_argument("--version", action="version", version=f"{self.prog} {VERSION}")
+        parser = _Parser(prog=self.called, description=self.type.__doc__, allow_abbrev=False)
+        parser.add_argument("--version", action="version", version=f"{self.called} {VERSION}")
         unknown: list[str] = []
 
         def parse_args(parser: ArgumentParser, args: Sequence[str]) -> Any:

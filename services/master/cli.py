@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 
 from larder.addresses import join
 from larder.v1 import master_pb2_grpc, node_pb2_grpc
@@ -23,8 +24,8 @@ from services.master.rpc import SERVICES, MasterService, NodeRegistry
 DRAIN_S = 3.0
 
 
-def main() -> None:
-    settings = load(MasterSettings, prog="master")
+def main(argv: Sequence[str] | None = None, called: str = "") -> None:
+    settings = load(MasterSettings, prog="master", argv=argv, called=called)
     collect_rarely()
     status = run(
         lambda stop: serve(settings, stop),

@@ -1,6 +1,7 @@
 """The `proxy` command: settings in, a serving proxy out, drained on SIGTERM."""
 
 import sys
+from collections.abc import Sequence
 
 from services.common.service import announce, run
 from services.common.settings import load
@@ -9,8 +10,8 @@ from services.proxy.server import serve, tune
 from services.proxy.workers import supervise
 
 
-def main() -> None:
-    settings = load(ProxySettings, prog="proxy")
+def main(argv: Sequence[str] | None = None, called: str = "") -> None:
+    settings = load(ProxySettings, prog="proxy", argv=argv, called=called)
     main_of = supervise if settings.workers > 1 else serve
     tune()
     status = run(

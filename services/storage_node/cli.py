@@ -7,6 +7,7 @@ its objects are no longer the cluster's.
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Literal
@@ -63,8 +64,8 @@ class Settings(ServiceSettings):
     metrics_port: Port = Field(9102, description="0 takes a free one")
 
 
-def main() -> int:
-    settings = load(Settings, prog=PROG)
+def main(argv: Sequence[str] | None = None, called: str = "") -> int:
+    settings = load(Settings, prog=PROG, argv=argv, called=called)
     collect_rarely()
     return run(
         lambda stop: serve(settings, stop),

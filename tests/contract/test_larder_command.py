@@ -16,8 +16,9 @@ from typing import Any
 import grpc
 from click.testing import CliRunner
 from larder import connect
-from larder.cli import TIMEOUT_S, cli
-from larder.showing import key_of
+from larder.cli.app import cli
+from larder.cli.common import TIMEOUT_S
+from larder.cli.showing import key_of
 from larder.v1 import master_pb2, master_pb2_grpc
 
 from demo.cluster import Cluster, free_port

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from larder import draining
+from larder.cli import draining
 from larder.errors import DeadlineExceeded, LarderError
 from larder.v1.master_pb2 import NodeStatus, StatusReply
 
