@@ -9,6 +9,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from services.master.core import messages as m
 from services.master.core.master import Master
@@ -24,6 +25,14 @@ def monotonic_ms() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
+class Told(NamedTuple):
+    """What a node says of itself that no decision needs."""
+
+    version: str = ""
+    host_name: str = ""
+    address: str = ""
+
+
 class Driver:
     """Owns the core. All methods belong to the event loop's thread."""
 
@@ -36,6 +45,12 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: int | None = None
         self.broken: asyncio.Future[None] | None = None
+        self.told: dict[str, Told] = {}  # by node id
+
+    def tell(self, node_id: str, told: Told) -> None:
+        """Remembers what a node says of itself, as long as the core knows that node."""
+        self.told = {known: words for known, words in self.told.items() if known in self.core.state.nodes}
+        self.told[node_id] = told
 
     async def call(self, command: Callable[[int], m.ClientCommand]) -> m.Answer:
         """The core's answer; `command` is made with the number of this call."""

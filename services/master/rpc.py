@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from services.common.rpc import overloaded, peer_host
 from services.common.version import VERSION
 from services.master import wire
 from services.master.core import messages as m
-from services.master.driver import Driver, ToNode
+from services.master.driver import Driver, Told, ToNode
 from services.master.reach import check_address
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
         answer: m.StatusReport = await self._ask(lambda call: m.Status(call, request.brief), context)
-        return wire.status_message(answer, VERSION, self._segment)
+        return wire.status_message(answer, VERSION, self._segment, self._driver.told, int(time.time() * 1000))
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
         await self._ask(lambda call: m.Drain(call, request.node_id, request.cancel), context)
@@ -170,8 +171,10 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
                 command = wire.node_command(stream, message, host)
                 if isinstance(command, m.Hello):
                     names.append(command.node_id)
+                    said = message.hello
+                    self._driver.tell(command.node_id, Told(said.version, said.host_name, said.address))
                     logger.info("node %s (incarnation %d) attaches", command.node_id, command.incarnation)
-                    check = asyncio.create_task(check_address(message.hello, host))
+                    check = asyncio.create_task(check_address(said, host))
                     self._checks.add(check)
                     check.add_done_callback(self._checks.discard)
                 self._driver.step(command)

@@ -1,6 +1,6 @@
 """Between the core's values and protobuf. Columns in, columns out; nothing is decided here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from larder.v1 import master_pb2 as pb
@@ -10,6 +10,7 @@ from larder.wire import pack_keys, unpack_keys
 from services.master.core import messages as m
 from services.master.core.runs import PackedKeys
 from services.master.core.tables import Departed, Node
+from services.master.driver import Told
 
 CLIENT_ID_BYTES_MAX = 64
 REASON_LENGTH_MAX = 1_000
@@ -117,7 +118,9 @@ def report(call: int, request: pb.ReportRequest) -> m.Report:
     )
 
 
-def status_message(answer: m.StatusReport, version: str, segment_of: SegmentOf) -> pb.StatusReply:
+def status_message(
+    answer: m.StatusReport, version: str, segment_of: SegmentOf, told: Mapping[str, Told], wall_ms: int
+) -> pb.StatusReply:
     return pb.StatusReply(
         version=version,
         epoch=answer.epoch,
@@ -128,6 +131,7 @@ def status_message(answer: m.StatusReport, version: str, segment_of: SegmentOf) 
         rested_ms=answer.rested_ms,
         rest_left_ms=answer.rest_left_ms,
         attached=answer.attached,
+        wall_ms=wall_ms,
         nodes=[
             pb.NodeStatus(
                 node_id=node.node_id,
@@ -138,6 +142,7 @@ def status_message(answer: m.StatusReport, version: str, segment_of: SegmentOf) 
                 draining=node.drain is not None,
                 drain_objects=node.drain.objects if node.drain else 0,
                 drain_without_room=node.drain.without_room if node.drain else 0,
+                **told.get(node.node_id, Told())._asdict(),
                 segments=[
                     pb.SegmentStatus(
                         segment=segment_of(segment.segment),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 import grpc
@@ -35,7 +36,9 @@ class Node:
 
     async def attach(self) -> None:
         segment = types_pb2.Segment(capacity_bytes=1 << 20, shm_path="/pool", shm_token=b"t" * 16, engine_base=4096)
-        hello = node_pb2.Hello(node_id="n0", incarnation=1, host_id="here", segments=[segment])
+        hello = node_pb2.Hello(
+            version="0.0.9", node_id="n0", incarnation=1, host_id="here", host_name="box", segments=[segment]
+        )
         await self.call.write(node_pb2.NodeMessage(hello=hello))
         welcome = await self.call.read()
         self.segments = list(welcome.welcome.segment_ids)
@@ -117,6 +120,8 @@ async def test_a_put_and_a_lookup_cross_the_wire(channel: grpc.aio.Channel, node
     assert list(removed.results) == [types_pb2.RESULT_OK]
     status = await stub.Status(pb.StatusRequest())
     assert (status.objects, status.nodes[0].state, status.nodes[0].segments[0].copies) == (1, "attached", 1)
+    assert (status.nodes[0].version, status.nodes[0].host_name) == ("0.0.9", "box")
+    assert abs(status.wall_ms / 1000 - time.time()) < 60
 
 
 @pytest.mark.parametrize(

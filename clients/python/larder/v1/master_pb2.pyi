@@ -225,7 +225,7 @@ class StatusRequest(_message.Message):
     def __init__(self, brief: bool = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("version", "epoch", "objects", "object_bytes", "writes_in_flight", "slice_bytes", "nodes", "rested_ms", "rest_left_ms", "attached")
+    __slots__ = ("version", "epoch", "objects", "object_bytes", "writes_in_flight", "slice_bytes", "nodes", "rested_ms", "rest_left_ms", "attached", "wall_ms")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OBJECTS_FIELD_NUMBER: _ClassVar[int]
@@ -236,6 +236,7 @@ class StatusReply(_message.Message):
     RESTED_MS_FIELD_NUMBER: _ClassVar[int]
     REST_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
     ATTACHED_FIELD_NUMBER: _ClassVar[int]
+    WALL_MS_FIELD_NUMBER: _ClassVar[int]
     version: str
     epoch: int
     objects: int
@@ -246,10 +247,11 @@ class StatusReply(_message.Message):
     rested_ms: int
     rest_left_ms: int
     attached: int
-    def __init__(self, version: _Optional[str] = ..., epoch: _Optional[int] = ..., objects: _Optional[int] = ..., object_bytes: _Optional[int] = ..., writes_in_flight: _Optional[int] = ..., slice_bytes: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., rested_ms: _Optional[int] = ..., rest_left_ms: _Optional[int] = ..., attached: _Optional[int] = ...) -> None: ...
+    wall_ms: int
+    def __init__(self, version: _Optional[str] = ..., epoch: _Optional[int] = ..., objects: _Optional[int] = ..., object_bytes: _Optional[int] = ..., writes_in_flight: _Optional[int] = ..., slice_bytes: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., rested_ms: _Optional[int] = ..., rest_left_ms: _Optional[int] = ..., attached: _Optional[int] = ..., wall_ms: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("node_id", "host_id", "state", "incarnation", "segments", "zone", "draining", "drain_objects", "drain_without_room")
+    __slots__ = ("node_id", "host_id", "state", "incarnation", "segments", "zone", "draining", "drain_objects", "drain_without_room", "version", "host_name", "address")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -259,6 +261,9 @@ class NodeStatus(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     DRAIN_OBJECTS_FIELD_NUMBER: _ClassVar[int]
     DRAIN_WITHOUT_ROOM_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HOST_NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     host_id: str
     state: str
@@ -268,7 +273,10 @@ class NodeStatus(_message.Message):
     draining: bool
     drain_objects: int
     drain_without_room: int
-    def __init__(self, node_id: _Optional[str] = ..., host_id: _Optional[str] = ..., state: _Optional[str] = ..., incarnation: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentStatus, _Mapping]]] = ..., zone: _Optional[str] = ..., draining: bool = ..., drain_objects: _Optional[int] = ..., drain_without_room: _Optional[int] = ...) -> None: ...
+    version: str
+    host_name: str
+    address: str
+    def __init__(self, node_id: _Optional[str] = ..., host_id: _Optional[str] = ..., state: _Optional[str] = ..., incarnation: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SegmentStatus, _Mapping]]] = ..., zone: _Optional[str] = ..., draining: bool = ..., drain_objects: _Optional[int] = ..., drain_without_room: _Optional[int] = ..., version: _Optional[str] = ..., host_name: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
 
 class SegmentStatus(_message.Message):
     __slots__ = ("segment", "live_bytes", "reserved_bytes", "quarantined_bytes", "free_bytes", "largest_free_bytes", "copies", "pinned_bytes")
