@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
+from larder import engine_ports
 from larder.addresses import join
 from prometheus_client import CollectorRegistry
 from pydantic import AfterValidator, Field
@@ -40,6 +41,12 @@ def _check_reachable(host: str) -> str:
     return host
 
 
+def _check_ports(ports: str) -> str:
+    if ports:
+        engine_ports.parse(ports, least=2 * engine_ports.EACH)
+    return ports
+
+
 class Settings(ServiceSettings):
     """Holds copies of objects in this host's memory, as a master says, for clients to read and write directly."""
 
@@ -60,6 +67,9 @@ class Settings(ServiceSettings):
     device_name: Names = Field((), description="RDMA devices; none: all")
     metadata_server: str = Field(
         P2P, pattern=rf"^({P2P}|(https?|etcd)://.+)$", description="of the transfer engine; clients must use the same"
+    )
+    engine_ports: Annotated[str, AfterValidator(_check_ports)] = Field(
+        "", description="MIN-MAX: the transfer engine listens on four of these ports; none: of 15000-17000"
     )
     metrics_port: Port = Field(9102, description="0 takes a free one")
 
@@ -121,6 +131,7 @@ def _start_engine(settings: Settings, address: str, node_id: str, pool: Pool) ->
             metadata_server=settings.metadata_server,
             protocol=settings.protocol,
             device_names=settings.device_name,
+            ports=engine_ports.parse(settings.engine_ports) if settings.engine_ports else None,
         )
     except EngineMissing as missing:
         logger.warning("%s", missing)

@@ -2,7 +2,8 @@
 
 The only module of the node that names mooncake. The engine serves from threads of its own; the node never transfers.
 It checks that a transfer lies in the registered area and nothing else: no password, no checksum, and it listens on all
-interfaces whatever the host says. Traps known of it are why every area is registered once, whole.
+interfaces whatever the host says, which is only what others are told. Traps known of it are why every area is
+registered once, whole.
 """
 
 import os
@@ -10,7 +11,9 @@ import socket
 from pathlib import Path
 from typing import Any, Final
 
+from larder import engine_ports
 from larder.addresses import join
+from larder.engine_ports import Ports
 from larder.errors import LarderError
 
 P2P: Final = "P2PHANDSHAKE"
@@ -25,7 +28,7 @@ _RDMA_DEVICES: Final = Path("/sys/class/infiniband")
 class EngineError(LarderError):
     """The engine does not start as it was asked to."""
 
-    remedy = "see --advertise, --host, --protocol, --device-name and --metadata-server"
+    remedy = "see --advertise, --host, --engine-ports, --protocol, --device-name and --metadata-server"
 
 
 class EngineMissing(EngineError):
@@ -41,7 +44,14 @@ class Engine:
     """A running engine with one area registered. Blocks while it starts; raises EngineMissing or EngineError."""
 
     def __init__(
-        self, *, host: str, unique_name: str, metadata_server: str, protocol: str, device_names: tuple[str, ...]
+        self,
+        *,
+        host: str,
+        unique_name: str,
+        metadata_server: str,
+        protocol: str,
+        device_names: tuple[str, ...],
+        ports: Ports | None = None,
     ) -> None:
         """`unique_name` is what a metadata server knows this engine by; with P2PHANDSHAKE it is its host and port."""
         _check_host(host)
@@ -50,7 +60,11 @@ class Engine:
         self.protocol = protocol
         if _is_ipv6(host):
             os.environ.setdefault("MC_USE_IPV6", "1")
+        if ports is not None:
+            engine_ports.use(ports)
         self._engine: Any = _engine_type()()
+        if short := engine_ports.shortage():
+            raise EngineError(f"the transfer engine does not start: {short}")
         name = host if metadata_server == P2P else unique_name
         if self._engine.initialize(name, metadata_server, protocol, ",".join(device_names)):
             raise EngineError(f"the transfer engine does not start as {name} with {metadata_server} over {protocol}")

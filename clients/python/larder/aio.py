@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from larder import forks, tensors
+from larder import engine_ports, forks, tensors
 from larder.arguments import WAIT_S_MAX, Pin, check_get_into, check_length, check_put, or_raise, seconds
 from larder.background import Background
 from larder.errors import InvalidArgument, LarderError, LeaseExpired, StoreClosed
@@ -37,22 +37,38 @@ def connect(
     verify: bool | None = None,
     transports: Sequence[str] | None = None,
     zone: str | None = None,
+    engine_ports: str | None = None,
 ) -> "Store":
     """A store; nothing is sent before its first call. It may be awaited, and is an async context manager.
 
     master: HOST:PORT, or several with commas between them. timeout_s: of every call (default 5). verify: checksums are
     made and checked (default True). transports: which of "shm" and "engine" may be used (default both). zone: the
-    storage nodes with that --zone are the nearest after those of this host. What is not given is taken from the file
-    that LARDER_CONFIG_FILE names; the master first from LARDER_MASTER, and last from MOONCAKE_CONFIG_PATH's file.
-    Raises InvalidArgument.
+    storage nodes with that --zone are the nearest after those of this host. engine_ports: MIN-MAX, of which this
+    process's transfer engine listens on two (default: it chooses). What is not given is taken from the file that
+    LARDER_CONFIG_FILE names; the master first from LARDER_MASTER, and last from MOONCAKE_CONFIG_PATH's file; the ports
+    first from LARDER_ENGINE_PORTS. Raises InvalidArgument.
     """
-    return Store(resolve(master, timeout_s=timeout_s, verify=verify, transports=transports, zone=zone))
+    return Store(
+        resolve(
+            master,
+            timeout_s=timeout_s,
+            verify=verify,
+            transports=transports,
+            zone=zone,
+            engine_ports=engine_ports,
+        )
+    )
 
 
 class Store:
     """A connection to a Larder cluster. Coroutines may call it concurrently."""
 
     def __init__(self, options: Options) -> None:
+        if options.engine_ports is not None and "engine" in options.transports:
+            try:
+                engine_ports.use(options.engine_ports)
+            except ValueError as error:
+                raise InvalidArgument(f"engine_ports is {options.engine_ports}: {error}") from error
         self._options = options
         self._stats = Stats()
         self._parts: _Parts | None = None

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from larder.addresses import split
+from larder.engine_ports import Ports
+from larder.engine_ports import parse as parse_ports
 from larder.errors import InvalidArgument
 from larder.mover import TRANSPORTS
 
 MASTER_VARIABLE: Final = "LARDER_MASTER"
+PORTS_VARIABLE: Final = "LARDER_ENGINE_PORTS"
 CONFIG_FILE_VARIABLE: Final = "LARDER_CONFIG_FILE"
 MOONCAKE_VARIABLE: Final = "MOONCAKE_CONFIG_PATH"
 TIMEOUT_S: Final = 5.0
 ZONE_LENGTH_MAX: Final = 64
-_NAMES: Final = ("master", "timeout_s", "verify", "transports", "zone")
+_NAMES: Final = ("master", "timeout_s", "verify", "transports", "zone", "engine_ports")
 _MOONCAKE_IGNORED: Final = (  # what that file says of storage nodes and of the engine's own ways
     "device_name", "global_segment_size", "local_buffer_size", "local_hostname", "metadata_server", "mode", "protocol",
 )  # fmt: skip
@@ -31,6 +34,7 @@ class Options:
     verify: bool
     transports: tuple[str, ...]
     zone: str
+    engine_ports: Ports | None
 
 
 def resolve(
@@ -40,10 +44,19 @@ def resolve(
     verify: bool | None = None,
     transports: Sequence[str] | None = None,
     zone: str | None = None,
+    engine_ports: str | None = None,
 ) -> Options:
-    """Arguments where given, else LARDER_MASTER's and the file's word, else the default; raises InvalidArgument."""
+    """Arguments where given, else the environment's and the file's word, else the default; raises InvalidArgument."""
     master = master if master is not None else os.environ.get(MASTER_VARIABLE) or None
-    given = {"master": master, "timeout_s": timeout_s, "verify": verify, "transports": transports, "zone": zone}
+    engine_ports = engine_ports if engine_ports is not None else os.environ.get(PORTS_VARIABLE) or None
+    given = {
+        "master": master,
+        "timeout_s": timeout_s,
+        "verify": verify,
+        "transports": transports,
+        "zone": zone,
+        "engine_ports": engine_ports,
+    }
     chosen = _from_file() if master is None or CONFIG_FILE_VARIABLE in os.environ else {}
     chosen |= {name: value for name, value in given.items() if value is not None}
     if not chosen.get("master"):
@@ -57,6 +70,7 @@ def resolve(
         verify=_verify(chosen.get("verify", True)),
         transports=_transports(chosen.get("transports", TRANSPORTS)),
         zone=_zone(chosen.get("zone", "")),
+        engine_ports=_engine_ports(chosen.get("engine_ports", "")),
     )
 
 
@@ -136,3 +150,12 @@ def _zone(value: Any) -> str:
     if not isinstance(value, str) or len(value) > ZONE_LENGTH_MAX or not (value.isascii() and value.isprintable()):
         raise InvalidArgument(f"zone is {value!a}: a label of at most {ZONE_LENGTH_MAX} ASCII characters is wanted")
     return value
+
+
+def _engine_ports(value: Any) -> Ports | None:
+    if value == "":
+        return None
+    try:
+        return parse_ports(value if isinstance(value, str) else "")
+    except ValueError as error:
+        raise InvalidArgument(f"engine_ports is {value!a}: {error}") from error

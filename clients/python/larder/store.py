@@ -36,16 +36,27 @@ def connect(
     verify: bool | None = None,
     transports: Sequence[str] | None = None,
     zone: str | None = None,
+    engine_ports: str | None = None,
 ) -> "Store":
     """A store; nothing is sent, and no thread started, before its first call. Also a context manager.
 
     master: HOST:PORT, or several with commas between them. timeout_s: of every call (default 5). verify: checksums are
     made and checked (default True). transports: which of "shm" and "engine" may be used (default both). zone: the
-    storage nodes with that --zone are the nearest after those of this host. What is not given is taken from the file
-    that LARDER_CONFIG_FILE names; the master first from LARDER_MASTER, and last from MOONCAKE_CONFIG_PATH's file.
-    Raises InvalidArgument.
+    storage nodes with that --zone are the nearest after those of this host. engine_ports: MIN-MAX, of which this
+    process's transfer engine listens on two (default: it chooses). What is not given is taken from the file that
+    LARDER_CONFIG_FILE names; the master first from LARDER_MASTER, and last from MOONCAKE_CONFIG_PATH's file; the ports
+    first from LARDER_ENGINE_PORTS. Raises InvalidArgument.
     """
-    return Store(resolve(master, timeout_s=timeout_s, verify=verify, transports=transports, zone=zone))
+    return Store(
+        resolve(
+            master,
+            timeout_s=timeout_s,
+            verify=verify,
+            transports=transports,
+            zone=zone,
+            engine_ports=engine_ports,
+        )
+    )
 
 
 class Store:

@@ -6,10 +6,11 @@ from typing import Any
 
 import larder
 import pytest
+from larder.engine_ports import Ports
 from larder.errors import InvalidArgument
 from larder.options import Options, resolve
 
-NOTHING: dict[str, Any] = {"timeout_s": None, "verify": None, "transports": None, "zone": None}
+NOTHING: dict[str, Any] = {"timeout_s": None, "verify": None, "transports": None, "zone": None, "engine_ports": None}
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def write(path: Path, text: str, variable: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_defaults() -> None:
-    assert resolve("host:1", **NOTHING) == Options(("host:1",), 5.0, True, ("shm", "engine"), "")
+    assert resolve("host:1", **NOTHING) == Options(("host:1",), 5.0, True, ("shm", "engine"), "", None)
     assert resolve("a:1, b:2", **NOTHING).masters == ("a:1", "b:2")
 
 
@@ -38,14 +39,15 @@ def test_connect_is_cheap_and_sends_nothing() -> None:
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
 def test_the_file_and_who_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     values = {"master": "file:1", "timeout_s": 2, "verify": False, "transports": ["shm"], "zone": "rack-1"}
+    values["engine_ports"] = "18000-18009"
     text = (
         json.dumps(values) if suffix == "json" else "".join(f"{name}: {json.dumps(values[name])}\n" for name in values)
     )
     write(tmp_path / f"larder.{suffix}", text, "LARDER_CONFIG_FILE", monkeypatch)
     monkeypatch.setenv("MOONCAKE_CONFIG_PATH", "/nowhere")  # not even read
-    assert resolve(None, **NOTHING) == Options(("file:1",), 2.0, False, ("shm",), "rack-1")
+    assert resolve(None, **NOTHING) == Options(("file:1",), 2.0, False, ("shm",), "rack-1", Ports(18000, 18009))
     chosen = resolve("arg:1", timeout_s=7, verify=True, zone="")
-    assert chosen == Options(("arg:1",), 7.0, True, ("shm",), "")
+    assert chosen == Options(("arg:1",), 7.0, True, ("shm",), "", Ports(18000, 18009))
 
 
 def test_the_environment_names_the_master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,14 +55,15 @@ def test_the_environment_names_the_master(tmp_path: Path, monkeypatch: pytest.Mo
     assert resolve(None, **NOTHING).masters == ("env:1", "env:2")
     assert resolve("arg:1", **NOTHING).masters == ("arg:1",)
     write(tmp_path / "larder.json", '{"master": "file:1", "timeout_s": 2}', "LARDER_CONFIG_FILE", monkeypatch)
-    assert resolve(None, **NOTHING) == Options(("env:1", "env:2"), 2.0, True, ("shm", "engine"), "")
+    assert resolve(None, **NOTHING) == Options(("env:1", "env:2"), 2.0, True, ("shm", "engine"), "", None)
     monkeypatch.setenv("LARDER_MASTER", "")
     assert resolve(None, **NOTHING).masters == ("file:1",)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("transports", [["shm"]]), ("transports", [1]), ("zone", "r\ud800"), ("zone", "a\nb"), ("master", "h\ud800:1")],
+    [("transports", [["shm"]]), ("transports", [1]), ("zone", "r\ud800"), ("zone", "a\nb"), ("master", "h\ud800:1")]
+    + [("engine_ports", bad) for bad in ("18000", "18009-18000", "0-9", "18000-18000", "1-65536", 18000, "1-2 ")],
 )
 def test_what_is_refused_names_the_argument(name: str, value: Any) -> None:
     with pytest.raises(InvalidArgument, match=f"{name} is") as caught:
@@ -128,3 +131,9 @@ def test_a_missing_file_and_bad_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_bad_arguments(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidArgument, match=said):
         resolve(**{"master": "host:1", **NOTHING, **arguments})
+
+
+def test_the_environment_gives_the_ports_unless_an_argument_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LARDER_ENGINE_PORTS", "18000-18009")
+    assert resolve("host:1", **NOTHING).engine_ports == Ports(18000, 18009)
+    assert resolve("host:1", engine_ports="18000-18003").engine_ports == Ports(18000, 18003)

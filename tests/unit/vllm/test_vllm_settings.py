@@ -49,6 +49,7 @@ def test_an_option_like_no_other_is_refused_with_those_there_are() -> None:
         ("master", "http://127.0.0.1:x", "master is 'http://127.0.0.1:x'"),
         ("verify", "no", "verify is 'no': true or false is wanted"),
         ("zone", 7, "zone is 7: a label"),
+        ("engine_ports", 18000, "engine_ports is 18000: not a range of ports: write MIN-MAX"),
         ("transports", "shm", "transports is 'shm': one or more of shm, engine"),
         ("transports", ["tcp"], "transports is .'tcp'.: one or more of shm, engine"),
         ("timeout_s", 0, "timeout_s is 0: seconds are wanted"),

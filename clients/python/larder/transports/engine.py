@@ -20,7 +20,16 @@ from larder.tasks import unbroken
 from larder.transports import Move, Reach, in_range
 from larder.transports.copiers import Copiers
 from larder.transports.flights import Group, Peer
-from larder.transports.mooncake import Engine, EngineUnavailable, Identity, borrow, give_back, retire
+from larder.transports.mooncake import (
+    Engine,
+    EngineUnavailable,
+    Identity,
+    PortsTaken,
+    borrow,
+    give_back,
+    replace,
+    retire,
+)
 from larder.transports.pump import Pump
 from larder.transports.regions import Regions
 from larder.transports.staging import Staging
@@ -32,6 +41,8 @@ PROBE_S: Final = 1.0
 """A peer that has not answered a probe by then is passed over until it does."""
 DIAGNOSIS_S: Final = 5.0
 DIAGNOSES_MAX: Final = 1_024
+PORTS_RETRY_S: Final = 10.0
+"""How long the engine is done without where its ports are taken."""
 
 
 class EngineTransport:
@@ -47,10 +58,11 @@ class EngineTransport:
         self._peers: dict[str, _Known] = {}  # by endpoint
         self._pump: Pump | None = None
         self._missing = ""  # why there is no engine
+        self._missing_until = float("inf")
         self._diagnoses: dict[str, tuple[float, str]] = {}  # by endpoint: when it was asked, and what was found
 
     def reach(self, segment: Segment) -> Reach:
-        if not segment.engine_endpoint or self._missing:
+        if not segment.engine_endpoint or (self._missing and time.monotonic() < self._missing_until):
             return Reach.NONE
         known = self._peers.get(segment.engine_endpoint)
         return Reach.DOUBTFUL if known is not None and known.is_doubtful() else Reach.GOOD
@@ -146,9 +158,12 @@ class EngineTransport:
         try:
             known = await self._known(segment)
         except EngineUnavailable as error:
+            if str(error) != self._missing:
+                logger.warning("no transfers to other hosts: %s", error)
             self._missing = str(error)
-            logger.warning("no transfers to other hosts: %s", error)
+            self._missing_until = time.monotonic() + PORTS_RETRY_S if isinstance(error, PortsTaken) else float("inf")
             return None
+        self._missing = ""
         if known.answered and not known.peer.stalled:
             return known
         if known.peer.stalled:
@@ -168,8 +183,9 @@ class EngineTransport:
         async with self._starting:
             engine, staging = self._engines.get(segment.engine_protocol) or await self._start_engine(segment, identity)
             if not engine.meet(segment.engine_endpoint, identity):  # another node under an old name
-                retire(engine)
+                replace(engine)
                 self._peers = {}
+                del known, engine, staging, self._engines[segment.engine_protocol]
                 engine, staging = await self._start_engine(segment, identity)
             known = self._peers.get(segment.engine_endpoint)
             if known is None:

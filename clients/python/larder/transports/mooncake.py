@@ -7,7 +7,8 @@
 - A peer that came back under an old name is not found by an engine that knew it: it takes a new engine (0.5 ms).
 - It speaks IPv4, or with MC_USE_IPV6 IPv6, as it was loaded: the first peer of the process says which. By IPv6 it
   reaches IPv4 peers too, as addresses mapped into IPv6; the reverse is not possible.
-- To destroy an engine takes up to a second with the interpreter's lock held: so none is ever destroyed, but lent again.
+- To destroy an engine takes up to a second with the interpreter's lock held: so none is destroyed, but lent again. Only
+  where no ports are left for a new one, those go that were replaced, which hold two ports each.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from larder import forks
+from larder import engine_ports, forks
 from larder.addresses import ip_of, join, split
 from larder.errors import LarderError
 
@@ -46,6 +47,12 @@ class EngineUnavailable(LarderError):
     remedy = "install the extra larder[engine], or run a storage node on this host"
 
 
+class PortsTaken(EngineUnavailable):
+    """For now: there may be ports again later."""
+
+    remedy = "widen engine_ports: two ports for each process, and some to spare for storage nodes that return"
+
+
 class Engine:
     """A transfer engine that only asks, never serves."""
 
@@ -55,6 +62,8 @@ class Engine:
         self.protocol = protocol
         self._names: dict[str, Identity] = {}
         make = _engine_type(peer)
+        if short := engine_ports.shortage():
+            raise PortsTaken(short)
         with _hushed():
             self._engine: Any = make()
             failed = self._engine.initialize(_own_address(reachable(peer)), "P2PHANDSHAKE", protocol, "")
@@ -98,6 +107,7 @@ class Engine:
 _lock: Final = threading.Lock()
 _idle: Final[list[Engine]] = []
 _retired: Final[list[Engine]] = []
+_replaced: Final[list[Engine]] = []
 
 
 def borrow(protocol: str, endpoint: str, identity: Identity) -> Engine:
@@ -109,7 +119,13 @@ def borrow(protocol: str, endpoint: str, identity: Identity) -> Engine:
         if fit is not None:
             _idle.remove(fit)
             return fit
-    engine = Engine(protocol, endpoint)
+    try:
+        engine = Engine(protocol, endpoint)
+    except PortsTaken:
+        if not _replaced:
+            raise
+        _replaced.clear()  # each lives as long as transfers of its own do
+        engine = Engine(protocol, endpoint)
     engine.meet(endpoint, identity)
     return engine
 
@@ -121,9 +137,15 @@ def give_back(engine: Engine) -> None:
 
 
 def retire(engine: Engine) -> None:
-    """Out of use for good: it remembers a peer that is no more."""
+    """Out of use for good: transfers are in the air that nobody looks after any more."""
     with _lock:
         _retired.append(engine)
+
+
+def replace(engine: Engine) -> None:
+    """Out of use for new peers: it remembers one that is no more. Who still moves something by it holds it."""
+    with _lock:
+        _replaced.append(engine)
 
 
 def _engine_type(peer: str) -> Any:

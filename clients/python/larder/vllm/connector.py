@@ -376,6 +376,7 @@ async def _connect(settings: ConnectorSettings, timeout_s: float, buffers: Seque
         verify=settings.verify,
         transports=settings.transports,
         zone=settings.zone,
+        engine_ports=settings.engine_ports,
     )
     for buffer in buffers:
         await store.register_buffer(buffer)

@@ -31,6 +31,7 @@ class ConnectorSettings:
     namespace: str = ""
     verify: bool = True
     zone: str = ""
+    engine_ports: str | None = None
     transports: Sequence[str] | None = None
     timeout_s: float | None = None
     copies: int = 1
@@ -48,6 +49,7 @@ class ConnectorSettings:
                 verify=self.verify,
                 transports=self.transports,
                 zone=self.zone,
+                engine_ports=self.engine_ports,
             )
         except InvalidArgument as error:
             raise InvalidArgument(f"kv_connector_extra_config: {error}") from error

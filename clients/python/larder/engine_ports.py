@@ -1,0 +1,77 @@
+"""Which ports the transfer engine listens on: two for each engine, on every interface, out of one range a process.
+
+The engine reads the range from its environment, once, when it is loaded; so the first word counts, and another one is
+refused. It picks at random and tells of a range that is taken only in its own log: so the range is looked at first.
+"""
+
+import os
+import re
+import socket
+import sys
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+EACH: Final = 2
+"""What one engine opens: a port for handshakes, which its endpoint names, and one for the bytes."""
+NAMES: Final = (("MC_MIN_RPC_PORT", "MC_MAX_RPC_PORT"), ("MC_MIN_PRC_PORT", "MC_MAX_PRC_PORT"))
+"""The engine's own variables; the second pair is how earlier versions spell them."""
+_RANGE: Final = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+
+
+class Ports(NamedTuple):
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+_used: Ports | None = None
+
+
+def parse(text: str, least: int = EACH) -> Ports:
+    """MIN-MAX, both included; ValueError where it is none, or has fewer than `least` ports."""
+    match = _RANGE.fullmatch(text)
+    ports = Ports(int(match[1]), int(match[2])) if match else Ports(0, 0)
+    if not 0 < ports.first <= ports.last <= 65535:
+        raise ValueError("not a range of ports: write MIN-MAX, as in 18000-18099")
+    if ports.last - ports.first + 1 < least:
+        raise ValueError(f"at least {least} ports are wanted: an engine takes {EACH}")
+    return ports
+
+
+def use(ports: Ports) -> None:
+    """For all engines of this process, over what its environment says; ValueError where it is too late for that."""
+    global _used
+    if _used == ports:
+        return
+    if _used is not None:
+        raise ValueError(f"this process's transfer engine uses the ports {_used}, and there is one range a process")
+    if "mooncake.engine" in sys.modules:
+        raise ValueError("this process has loaded the transfer engine already, which reads its range of ports then")
+    for first, last in NAMES:
+        os.environ[first], os.environ[last] = map(str, ports)
+    _used = ports
+
+
+def shortage() -> str:
+    """Why no other engine can start, or nothing: too few of the ports that were asked for are free."""
+    if _used is None:
+        return ""
+    free = 0
+    for port in range(_used.first, _used.last + 1):
+        free += _is_free(port)
+        if free == EACH:
+            return ""
+    return f"of the ports {_used} fewer than {EACH} are free, and an engine takes {EACH}"
+
+
+def _is_free(port: int) -> bool:
+    with suppress(OSError), socket.socket() as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # what only lingers does not count, as for the engine
+        probe.bind(("", port))
+        probe.listen()
+        return True
+    return False
