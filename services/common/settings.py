@@ -1,8 +1,8 @@
 """How a service gets its settings: a flag, else the environment, else the YAML file of --config, else the default.
 
 pydantic-settings reads each source; load() merges them by name, so that a complaint can say where the value came from.
-Nothing is ignored: an unknown flag, LARDER_<SERVICE>_ variable or YAML key is refused, and every problem is one line on
-stderr and exit status 2. Values of secret fields are never shown.
+Nothing is ignored: an unknown flag, LARDER_<SERVICE>_ variable (service links aside) or YAML key is refused, and every
+problem is one line on stderr and exit status 2. Values of secret fields are never shown.
 """
 
 import difflib
@@ -30,6 +30,7 @@ from pydantic_settings import (
 )
 
 from services.common import logs
+from services.common.service_links import service_links
 from services.common.version import VERSION
 
 _SIZE: Final = re.compile(r"\s*\d+(\.\d+)?\s*([kmgtp]?i?b?)\s*", re.IGNORECASE)
@@ -223,16 +224,19 @@ class _Loader:
 
     def _env(self) -> dict[str, Any]:
         values: dict[str, Any] = {}
+        links = service_links(os.environ)
         others = {**dotenv.dotenv_values(".env"), **os.environ} if self.type.other_env else {}
         for variable, name in self.type.other_env.items():
-            if others.get(variable):
+            if others.get(variable) and variable not in links:
                 values[name] = others[variable]
                 self.origins[name] = variable
         known = {f"{self.env_prefix}{name.upper()}": name for name in self.type.model_fields}
         for variable in os.environ:
-            if variable.startswith(self.env_prefix) and variable not in known:
+            if variable.startswith(self.env_prefix) and variable not in known and variable not in links:
                 self.problems.append(f"unknown environment variable {_unknown(variable, known)}")
         own = EnvSettingsSource(self.type, env_prefix=self.env_prefix)()
+        for variable in links & known.keys():
+            own.pop(known[variable], None)
         self.origins |= {name: variable for variable, name in known.items() if name in own}
         return values | own
 
