@@ -14,6 +14,7 @@ from services.common.ops import Ops
 from services.common.rpc import RpcServer
 from services.common.service import announce, collect_rarely, run
 from services.common.settings import load
+from services.common.version import show_build
 from services.master.config import MasterSettings
 from services.master.core.master import Master
 from services.master.core.tables import Config
@@ -50,6 +51,7 @@ async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
     driver = Driver(Master(config, epoch=int(time.time()), now=monotonic_ms(), salt=secrets.randbits(31)))
     registry = CollectorRegistry()
     registry.register(CoreCollector(driver.core))
+    show_build(registry, "master")
     rpc = RpcServer(settings.host, settings.port, "master", registry)
     master_pb2_grpc.add_MasterServicer_to_server(MasterService(driver), rpc.server)
     node_pb2_grpc.add_NodeRegistryServicer_to_server(NodeRegistry(driver), rpc.server)

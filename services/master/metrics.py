@@ -29,11 +29,14 @@ _HELP = {
     "failed_repairs": "Copies that could not be made again in the first attempt",
     "trimmed_copies": "Copies above the wanted number, given back",
     "drained_copies": "Copies taken off nodes that are to go, once others were there",
-    "requested_keys": "Keys looked up",
-    "hit_keys": "Keys looked up and found",
-    "hit_bytes": "Bytes of objects looked up and found",
     "stale_messages": "Messages of an old epoch or incarnation, ignored",
 }
+_ASKED_HELP = {
+    "requested_keys": "Keys that lookups and matches asked for",
+    "hit_keys": "Of these, keys that were found: by a match, those before the first that was not",
+    "hit_bytes": "Bytes of the objects that were found",
+}
+_TIER = "dram"  # there is no other
 
 
 class CoreCollector(Collector):
@@ -45,6 +48,11 @@ class CoreCollector(Collector):
         for field in fields(state.counters):
             value = getattr(state.counters, field.name)
             yield CounterMetricFamily(f"larder_master_{field.name}", _HELP[field.name], value=value)
+        for name, text in _ASKED_HELP.items():
+            family = CounterMetricFamily(f"larder_master_{name}", text, labels=["op"])
+            for op, asked in state.asked.items():
+                family.add_metric([op], getattr(asked, name))
+            yield family
         yield GaugeMetricFamily("larder_master_objects", "Readable objects", value=len(state.objects))
         yield GaugeMetricFamily(
             "larder_master_object_bytes", "Sizes of objects, copies not counted", state.object_bytes
@@ -52,6 +60,11 @@ class CoreCollector(Collector):
         yield GaugeMetricFamily("larder_master_writes_in_flight", "Puts between start and end", value=len(state.writes))
         yield GaugeMetricFamily("larder_master_waiting_puts", "Puts waiting for room", len(self._core.puts.waiting))
         yield GaugeMetricFamily("larder_master_repairs_pending", "Objects that lack copies", self._core.repair.pending)
+        missing = state.missing
+        yield GaugeMetricFamily(
+            "larder_master_objects_below_target", "Readable objects with fewer copies than wanted", value=len(missing)
+        )
+        yield GaugeMetricFamily("larder_master_copies_missing", "Copies that these lack", value=sum(missing.values()))
         yield GaugeMetricFamily("larder_master_epoch", "Number of this master's reign", value=state.epoch)
         yield GaugeMetricFamily("larder_master_draining_nodes", "Storage nodes that are to go", state.draining)
         rests_s = state.rest.left_ms(state.now) / 1000
@@ -62,11 +75,21 @@ class CoreCollector(Collector):
         for phase in ("attaching", "attached", "suspect"):
             nodes.add_metric([phase], sum(node.phase.value == phase for node in state.nodes.values()))
         yield nodes
-        space = GaugeMetricFamily("larder_master_segment_bytes", "Bytes of a node's pools", labels=["node", "use"])
-        for node in state.nodes.values():
+        yield from self._space()
+
+    def _space(self) -> Iterator[Metric]:
+        labels = ["node", "tier"]
+        capacity = GaugeMetricFamily("larder_master_capacity_bytes", "Size of a node's pools", labels=labels)
+        pinned = GaugeMetricFamily("larder_master_pinned_bytes", "Of the live bytes, those pinned hard", labels=labels)
+        space = GaugeMetricFamily(
+            "larder_master_segment_bytes", "What a node's pools are used for, in bytes", labels=[*labels, "use"]
+        )
+        for node in self._core.state.nodes.values():
+            where = [node.node_id, _TIER]
+            capacity.add_metric(where, sum(segment.capacity for segment in node.segments))
+            pinned.add_metric(where, sum(segment.pinned_bytes for segment in node.segments))
             for use in ("live", "reserved", "quarantined"):
                 total = sum(getattr(segment, f"{use}_bytes") for segment in node.segments)
-                space.add_metric([node.node_id, use], total)
-            space.add_metric([node.node_id, "pinned"], sum(s.pinned_bytes for s in node.segments))  # a part of live
-            space.add_metric([node.node_id, "free"], sum(s.allocator.free_bytes for s in node.segments))
-        yield space
+                space.add_metric([*where, use], total)
+            space.add_metric([*where, "free"], sum(segment.allocator.free_bytes for segment in node.segments))
+        yield from (capacity, pinned, space)

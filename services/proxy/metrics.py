@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from services.common.version import show_build
 from services.proxy.core.fleet import Address, Breaker, Fleet, Health, Role
 
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -22,6 +23,7 @@ _GAP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 
 class Metrics:
     def __init__(self, registry: CollectorRegistry, fleet: Fleet) -> None:
         ProcessCollector(registry=registry)
+        show_build(registry, "proxy")
         registry.register(_FleetCollector(fleet))
         self.requests = Counter(
             "larder_proxy_requests", "Requests ended", ("path", "code", "outcome"), registry=registry
@@ -30,7 +32,7 @@ class Metrics:
             role: Histogram(
                 f"larder_proxy_{role}_seconds",
                 f"Time of one {role} leg, from sending it to the end of its answer",
-                ("instance", "outcome"),
+                ("engine", "outcome"),
                 buckets=_BUCKETS,
                 registry=registry,
             )
@@ -51,13 +53,13 @@ class Metrics:
         self.retries = Counter(
             "larder_proxy_retries",
             "Legs given up before their first byte",
-            ("phase", "instance", "reason"),
+            ("phase", "engine", "reason"),
             registry=registry,
         )
         self.changes = Counter(
-            "larder_proxy_instance_changes",
+            "larder_proxy_engine_changes",
             "Engines lost and back, breakers opened and closed",
-            ("role", "instance", "change"),
+            ("role", "engine", "change"),
             registry=registry,
         )
 
@@ -86,7 +88,7 @@ class Metrics:
             role = next((role for role in Role if metric is self.leg_seconds[role]), None)
             for values in list(metric._metrics):
                 labels = dict(zip(metric._labelnames, values, strict=True))
-                if (role or labels.get("role") or labels.get("phase"), labels["instance"]) not in known:
+                if (role or labels.get("role") or labels.get("phase"), labels["engine"]) not in known:
                     metric.remove(*values)
         self._legs.clear()
 
@@ -98,16 +100,16 @@ class _FleetCollector(Collector):
         self._fleet = fleet
 
     def collect(self) -> Iterable[Metric]:
-        labels, now = ("role", "instance"), time.monotonic()
-        count = GaugeMetricFamily("larder_proxy_instances", "Engines in the fleet", labels=("role",))
-        up = GaugeMetricFamily("larder_proxy_instance_up", "1: it answers", labels=labels)
-        draining = GaugeMetricFamily("larder_proxy_instance_draining", "1: takes no new legs", labels=labels)
+        labels, now = ("role", "engine"), time.monotonic()
+        count = GaugeMetricFamily("larder_proxy_engines", "Engines in the fleet", labels=("role",))
+        up = GaugeMetricFamily("larder_proxy_engine_up", "1: it answers", labels=labels)
+        draining = GaugeMetricFamily("larder_proxy_engine_draining", "1: takes no new legs", labels=labels)
         breaker = GaugeMetricFamily(
-            "larder_proxy_instance_breaker_state", "0: closed, 1: half open, 2: open", labels=labels
+            "larder_proxy_engine_breaker_state", "0: closed, 1: half open, 2: open", labels=labels
         )
-        legs = GaugeMetricFamily("larder_proxy_instance_legs", "Legs under way", labels=labels)
+        legs = GaugeMetricFamily("larder_proxy_engine_legs", "Legs under way", labels=labels)
         tokens = GaugeMetricFamily(
-            "larder_proxy_instance_prompt_tokens", "Estimated prompt tokens of the legs under way", labels=labels
+            "larder_proxy_engine_prompt_tokens", "Estimated prompt tokens of the legs under way", labels=labels
         )
         states = {Breaker.CLOSED: 0, Breaker.HALF_OPEN: 1, Breaker.OPEN: 2}
         for role in Role:

@@ -20,10 +20,11 @@ logger = logging.getLogger(__name__)
 _LASTING: Final = frozenset({"counter", "histogram"})
 _BY_MAX: Final = frozenset(
     {
-        "larder_proxy_instances",
-        "larder_proxy_instance_up",
-        "larder_proxy_instance_draining",
-        "larder_proxy_instance_breaker_state",
+        "larder_build_info",
+        "larder_proxy_engines",
+        "larder_proxy_engine_up",
+        "larder_proxy_engine_draining",
+        "larder_proxy_engine_breaker_state",
         "process_max_fds",
         "process_start_time_seconds",
     }

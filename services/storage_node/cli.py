@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field
 from services.common.ops import Ops
 from services.common.service import announce, collect_rarely, run
 from services.common.settings import Host, HostPorts, Names, Port, ServiceSettings, Size, at_least, load
+from services.common.version import show_build
 from services.storage_node.advertise import is_unspecified, own_address
 from services.storage_node.agent import Agent
 from services.storage_node.core.index import Index
@@ -90,8 +91,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """The node's life, until `stop` is set."""
     async with AsyncExitStack() as parts:
         registry = CollectorRegistry()
+        show_build(registry, PROG)
         index = Index([settings.dram])
-        metrics = Metrics(registry, index, ("dram",))
+        metrics = Metrics(index, ("dram",))
         metrics_host = settings.host or "127.0.0.1"
         ops = Ops(metrics_host, settings.metrics_port, registry, lambda: metrics.is_attached)
         parts.push_async_callback(ops.close)
@@ -103,6 +105,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             own_pool, settings.pool_dir, settings.node_id, settings.dram, wall_clock_ns=time.time_ns()
         )
         parts.callback(pool.close)
+        metrics.show(registry, node_id)
         if not await pool.prefault(stop):
             return
         engine = await asyncio.to_thread(_start_engine, settings, address, node_id, pool)

@@ -1,8 +1,11 @@
-"""The node's metrics, larder_node_*. Labels are bounded: tier, kind, result; never a key."""
+"""The node's metrics, larder_node_*. Labels are bounded: node, tier, kind, result; never a key."""
 
+from collections.abc import Iterator
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from services.storage_node.core.index import Index, SegmentNumber
 
@@ -10,7 +13,8 @@ from services.storage_node.core.index import Index, SegmentNumber
 class Metrics:
     """Gauges are read from the index at each scrape; the agent counts the rest."""
 
-    def __init__(self, registry: CollectorRegistry, index: Index, tiers: tuple[str, ...]) -> None:
+    def __init__(self, index: Index, tiers: tuple[str, ...]) -> None:
+        registry = self._registry = CollectorRegistry()
         capacity = Gauge("larder_node_capacity_bytes", "Size of the pool", ("tier",), registry=registry)
         held = Gauge("larder_node_held_bytes", "Bytes of the copies held", ("tier",), registry=registry)
         copies = Gauge("larder_node_copies", "Copies held", ("tier",), registry=registry)
@@ -28,3 +32,20 @@ class Metrics:
             "larder_node_commands", "Commands of masters, and their outcome", ("kind", "result"), registry=registry
         )
         self.engine_up = Gauge("larder_node_engine_up", "1 while the transfer engine serves", registry=registry)
+
+    def show(self, registry: CollectorRegistry, node_id: str) -> None:
+        """From when the node has its id: it stands on all of them, as on the master's metrics."""
+        registry.register(_Named(self._registry, node_id))
+
+
+class _Named(Collector):
+    def __init__(self, registry: CollectorRegistry, node_id: str) -> None:
+        self._registry = registry
+        self._node_id = node_id
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [
+                sample._replace(labels={"node": self._node_id} | sample.labels) for sample in metric.samples
+            ]
+            yield metric

@@ -133,13 +133,13 @@ async def test_numbers_are_those_of_all_workers(xpyd: XpYd) -> None:
         status, under_way = await legs(client)
         assert status == 200
         assert under_way[xpyd.addresses["d0"]] + under_way[xpyd.addresses["d1"]] == 12
-        assert await metric(client, 'instance_legs.*role="decode".*') == 12
+        assert await metric(client, 'engine_legs.*role="decode".*') == 12
         assert await metric(client, "in_flight") == 12
         assert await asyncio.gather(*long) == [200] * 12
         assert await metric(client, 'requests_total.*completions".*') == 12
         assert await metric(client, r"decode_seconds_bucket.*le=\"\+Inf\".*") == 12
-        assert await metric(client, 'instances{role="decode"}') == 2
-        assert await metric(client, 'instance_up.*role="decode".*') == 2
+        assert await metric(client, 'engines{role="decode"}') == 2
+        assert await metric(client, 'engine_up.*role="decode".*') == 2
 
 
 async def test_a_worker_that_is_killed_is_started_again_and_its_numbers_stay(xpyd: XpYd) -> None:

@@ -23,6 +23,7 @@ def check(master: Master) -> None:
     )
     assert state.pinned_writes == {w.write_id: w for w in state.writes.values() if w.terms.pin == Pin.HARD}
     _check_objects(master)
+    _check_missing(master)
     _check_runs(state.objects)
     _check_writes(master)
     for segment in state.segments.values():
@@ -62,6 +63,17 @@ def _check_objects(master: Master) -> None:
             assert any(copy.segment == segment.number for part in obj.slices for copy in part.copies)
 
 
+def _check_missing(master: Master) -> None:
+    """What lacks copies is known wherever nothing is still to be looked at."""
+    state = master.state
+    assert all(state.objects.get(obj.key) is obj for obj in state.missing)
+    if master.repair.is_reviewing or master.nodes.sweeping:
+        return
+    if all(node.phase is Phase.LIVE for node in state.nodes.values()):
+        left = {obj: min(len(part.copies) for part in obj.slices) for obj in state.objects.values()}
+        assert state.missing == {obj: obj.wanted - copies for obj, copies in left.items() if copies < obj.wanted}
+
+
 def _check_runs(objects: dict[bytes, Object]) -> None:
     """Of every run the objects before its end are there, in its order, and it is worth its bytes."""
     runs: dict[Run, list[Object]] = {}
@@ -72,9 +84,10 @@ def _check_runs(objects: dict[bytes, Object]) -> None:
         assert run.left == len(members) == len({obj.place for obj in members})
         assert len(run.keys) in (0, run.count * run.width)
         assert len(run.keys) <= 2 * run.left * run.width
+        assert len(run.sizes) == (run.count + 1 if run.keys else 0)
         for place in range(run.end):
             obj = objects[run.keys[place * run.width : (place + 1) * run.width]]
-            assert (obj.run, obj.place) == (run, place), obj.key
+            assert (obj.run, obj.place, obj.size) == (run, place, run.sizes[place + 1] - run.sizes[place]), obj.key
 
 
 def _check_writes(master: Master) -> None:

@@ -28,7 +28,7 @@ class Nodes:
         self.puts = puts
         self.repair = repair
         self.drains = drains
-        self._sweeping: deque[Segment] = deque()
+        self.sweeping: deque[Segment] = deque()
         self.claims: dict[int, m.Hello] = {}  # by stream: who waits for a word of a node whose id it wants
 
     # ---- attachment ------------------------------------------------------------------------------
@@ -344,21 +344,21 @@ class Nodes:
         self.puts.given_up(node)
         for segment in node.segments:
             segment.gone = True
-            self._sweeping.append(segment)
+            self.sweeping.append(segment)
         self.sweep()
 
     def sweep(self) -> None:
         """Take the copies of lost segments from their objects; bounded work a step."""
         budget = SWEEP_PER_STEP
-        while self._sweeping and budget:
-            segment = self._sweeping[0]
+        while self.sweeping and budget:
+            segment = self.sweeping[0]
             while segment.residents and budget:
                 budget -= 1
                 self._lose(next(iter(segment.residents)), segment)
             if not segment.residents:
-                self._sweeping.popleft()
+                self.sweeping.popleft()
                 self._depart(segment)
-        if self._sweeping:
+        if self.sweeping:
             self.state.at(self.state.now, self.sweep)
 
     def _depart(self, segment: Segment) -> None:

@@ -73,9 +73,7 @@ class Reads:
             obj.used = used
         found = [obj for obj in objects if obj is not absent] if missing else objects
         lease = self.leases.give(found) if found else 0
-        state.counters.requested_keys += len(sizes)
-        state.counters.hit_keys += len(sizes) - missing
-        state.counters.hit_bytes += sum(sizes)
+        self._count("lookup", len(sizes), len(sizes) - missing, sum(sizes))
         slices = [obj.slices for obj in objects]
         parts = list(chain.from_iterable(slices))
         places = make_places(list(map(len, slices)), parts, self._offered(command, parts))
@@ -114,24 +112,26 @@ class Reads:
         width, keys = self.calls.check_keys(command.keys), command.keys
         if width and not isinstance(keys, PackedKeys):
             keys = PackedKeys(b"".join(keys), width)
-        matched = self._matched(keys, 0)
+        matched, size = self._matched(keys, 0)
         wait_ms = min(command.wait_ms, self.state.config.wait_ms_max)
         pending = PendingMatch(command.call, command.hold_ms, keys, matched, self.state.now + wait_ms)
         if not wait_ms or not self._wait_for_write(pending):
-            self._reply_match(pending, matched)
+            self._reply_match(pending, matched, size)
             return
         self.state.at(pending.deadline, lambda: self._answer_match(pending))
 
-    def _matched(self, keys: Sequence[bytes], start: int) -> int:
-        """How many leading keys are readable, given that the first `start` are."""
+    def _matched(self, keys: Sequence[bytes], start: int) -> tuple[int, int]:
+        """How many leading keys are readable, given that the first `start` are; and the bytes of the others."""
         objects, readable = self.state.objects, self.state.readable
         if not self.state.overdue and all(segment.live for segment in self.state.segments.values()):
             return leading(objects, keys, start)
+        size = 0
         for index in range(start, len(keys)):
             obj = objects.get(keys[index])
             if obj is None or not readable(obj):
-                return index
-        return len(keys)
+                return index, size
+            size += obj.size
+        return len(keys), size
 
     def _wait_for_write(self, pending: PendingMatch) -> bool:
         """Whether the next key is being written and may be waited for."""
@@ -152,7 +152,7 @@ class Reads:
                 self._waiting -= 1
                 if pending.answered:
                     continue
-                pending.matched = self._matched(pending.keys, pending.matched)
+                pending.matched, _ = self._matched(pending.keys, pending.matched)
                 if not self._wait_for_write(pending):
                     self._answer_match(pending)
 
@@ -161,14 +161,21 @@ class Reads:
             return
         pending.answered = True
         # What matched before the wait may have been evicted meanwhile.
-        self._reply_match(pending, self._matched(pending.keys, 0))
+        self._reply_match(pending, *self._matched(pending.keys, 0))
 
-    def _reply_match(self, pending: PendingMatch, matched: int) -> None:
+    def _reply_match(self, pending: PendingMatch, matched: int, size: int) -> None:
+        self._count("match", len(pending.keys), matched, size)
         if pending.hold_ms:
             self.leases.hold(map(self.state.objects.__getitem__, pending.keys[:matched]), pending.hold_ms)
         self.calls.reply(pending.call, m.Matched(matched))
 
     # ---- the rest --------------------------------------------------------------------------------
+
+    def _count(self, kind: str, requested: int, hits: int, size: int) -> None:
+        asked = self.state.asked[kind]
+        asked.requested_keys += requested
+        asked.hit_keys += hits
+        asked.hit_bytes += size
 
     def exists(self, command: m.Exists) -> None:
         self.calls.check_keys(command.keys)

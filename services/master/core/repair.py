@@ -49,13 +49,18 @@ class Repair:
         """Objects known to lack copies."""
         return len(self._queued) + len(self._short) + len(self.transfers.under_way)
 
+    @property
+    def is_reviewing(self) -> bool:
+        """Whether objects are still to be looked at."""
+        return bool(self._reviews or self._listed)
+
     # ---- what needs work -------------------------------------------------------------------------
 
     def want(self, obj: Object) -> None:
         """Look at an object that may lack copies."""
+        left = self._look(obj)
         if obj in self._queued:
             return
-        left = min(len(self._live(part)) for part in obj.slices) if self._is_there(obj) else 0
         staying = min(len(self._staying(part)) for part in obj.slices) if self.state.draining else left
         if left and staying < obj.wanted:
             self._short.pop(obj, None)
@@ -64,6 +69,15 @@ class Repair:
             heapq.heappush(self._queue, (not is_promised, left, -obj.used, self.state.number(), obj))
         elif left:
             self._keep_promise(obj)
+
+    def _look(self, obj: Object) -> int:
+        """Its live copies; 0: it cannot be read."""
+        left = min(len(self._live(part)) for part in obj.slices) if self._is_there(obj) else 0
+        if 0 < left < obj.wanted:
+            self.state.missing[obj] = obj.wanted - left
+        else:
+            self.state.missing.pop(obj, None)
+        return left
 
     def promise(self, obj: Object, until: int, answer: Callable[[], None]) -> None:
         """Repair an object before others, and `answer` when it has its copies, can have no more, or time is up."""
@@ -121,7 +135,7 @@ class Repair:
         for obj in islice(self._to_review(), REVIEWS_PER_STEP):
             self.want(obj)
             self._trim(obj)
-        if self._reviews or self._listed:
+        if self.is_reviewing:
             self._again_at(self.state.now)
         if not self._queue:
             return
@@ -371,6 +385,7 @@ class Repair:
             if copy not in staying:
                 self.space.drop_copy(obj, part, copy)
                 self.state.counters.drained_copies += 1
+        self._look(obj)
 
     def _dispensable(self, copy: Copy, among: list[Copy]) -> tuple[int, int, float, int]:
         segment = self.state.segments[copy.segment]

@@ -6,8 +6,9 @@ its bytes are bounded by theirs (invariant 12). Only for keys of one length, as 
 """
 
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
@@ -54,12 +55,13 @@ class PackedKeys(Sequence[bytes]):
 
 
 class Run:
-    __slots__ = ("count", "end", "keys", "left", "width")
+    __slots__ = ("count", "end", "keys", "left", "sizes", "width")
 
-    def __init__(self, keys: bytes, width: int) -> None:
+    def __init__(self, keys: bytes, width: int, sizes: Sequence[int]) -> None:
         self.keys = keys
         self.width = width  # bytes of a key
-        self.count = self.end = self.left = len(keys) // width
+        self.sizes = array("Q", accumulate(sizes, initial=0))  # of all objects before each place
+        self.count = self.end = self.left = len(sizes)
 
     def length(self, place: int, keys: PackedKeys, start: int) -> int:
         """How many of the keys from `start` on, which is the one at `place`, are those of the run."""
@@ -86,7 +88,7 @@ def link(objects: "Sequence[Object]") -> None:
         widths = {len(obj.key) for obj in some}
         if len(some) == 1 or len(widths) > 1:
             continue
-        run = Run(b"".join([obj.key for obj in some]), widths.pop())
+        run = Run(b"".join([obj.key for obj in some]), widths.pop(), [obj.size for obj in some])
         for place, obj in enumerate(some):
             obj.run, obj.place = run, place
 
@@ -99,21 +101,26 @@ def unlink(obj: "Object") -> None:
     run.left -= 1
     run.end = min(run.end, obj.place)
     if 2 * run.left < run.count:
-        run.keys, run.end = b"", 0
+        run.keys, run.sizes, run.end = b"", array("Q"), 0
 
 
-def leading(objects: "dict[bytes, Object]", keys: Sequence[bytes], start: int) -> int:
-    """How many leading keys are there, given that the first `start` are. Packed ones are compared with runs."""
-    alone = 0
+def leading(objects: "dict[bytes, Object]", keys: Sequence[bytes], start: int) -> tuple[int, int]:
+    """How many leading keys are there, given that the first `start` are; and the bytes of the others.
+
+    Packed keys are compared with runs.
+    """
+    alone = size = 0
     while isinstance(keys, PackedKeys) and start < len(keys) and alone < ALONE_MAX:
         obj = objects.get(keys.joined(start, start + 1))
         if obj is None:
-            return start
+            return start, size
         if obj.run is None or obj.run.width != keys.width:
             break
         length = obj.run.length(obj.place, keys, start)
         if length <= 0:
             break
         alone += length == 1
+        size += obj.run.sizes[obj.place + length] - obj.run.sizes[obj.place]
         start += length
-    return start + len(list(takewhile(objects.__contains__, keys[start:])))
+    rest = list(takewhile(lambda obj: obj is not None, map(objects.get, keys[start:])))
+    return start + len(rest), size + sum([obj.size for obj in rest if obj is not None])

@@ -162,6 +162,7 @@ class Space(Placing):
             unlink(obj)
             self.state.names.remove(obj.key)
             self.state.object_bytes -= obj.size
+            self.state.missing.pop(obj, None)
             if obj.expires_at:
                 del self.state.expiring[obj.expires_at, obj.write_id]
         elif self.state.partial.get(obj.key) is obj:

@@ -295,10 +295,16 @@ class Counters:
     failed_repairs: int = 0
     trimmed_copies: int = 0
     drained_copies: int = 0
+    stale_messages: int = 0
+
+
+@dataclass(slots=True)
+class Asked:
+    """What calls of one kind were asked for, and what of it was there. Only ever grows."""
+
     requested_keys: int = 0
     hit_keys: int = 0
     hit_bytes: int = 0
-    stale_messages: int = 0
 
 
 @dataclass(slots=True)
@@ -313,6 +319,7 @@ class State:
     partial: dict[bytes, Object] = field(default_factory=dict)  # adopted, slices still missing
     names: SortedList[bytes] = field(default_factory=SortedList)  # keys of `objects`
     object_bytes: int = 0
+    missing: dict[Object, int] = field(default_factory=dict)  # copies that readable objects lack, by the last look
     nodes: dict[str, Node] = field(default_factory=dict)
     streams: dict[int, Node] = field(default_factory=dict)
     segments: dict[int, Segment] = field(default_factory=dict)
@@ -321,6 +328,7 @@ class State:
     writing: dict[bytes, int] = field(default_factory=dict)  # key -> writes in flight
     effects: list[Effect] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
+    asked: dict[str, Asked] = field(default_factory=lambda: {"lookup": Asked(), "match": Asked()})
     space_freed: bool = False  # during this step: waiting puts may go on
     ended_keys: list[bytes] = field(
         default_factory=list

@@ -250,7 +250,9 @@ class Cluster:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of its samples that have these labels, and perhaps more."""
-        samples = [sample for metric in self.registry.collect() for sample in metric.samples]
+        families = list(self.registry.collect())
+        assert any(f"larder_proxy_{name}".startswith(family.name) for family in families), name
+        samples = [sample for family in families for sample in family.samples]
         wanted = [sample for sample in samples if sample.name == f"larder_proxy_{name}"]
         return sum(sample.value for sample in wanted if labels.items() <= sample.labels.items())
 

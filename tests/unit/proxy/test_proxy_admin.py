@@ -62,14 +62,14 @@ async def test_an_added_engine_gets_requests(guarded: Any, spare: Any) -> None:
     assert {(await guarded.complete())[1]["by"] for _ in range(2)} == {"decode0", "spare"}
     assert await add(guarded, {"type": "decode", "instance": address}) == (400, {"detail": "Instance already exists."})
     assert (await add(guarded, {"type": "prefill", "instance": address}))[0] == 200
-    assert guarded.metric("instances", role="prefill") == 2
+    assert guarded.metric("engines", role="prefill") == 2
 
 
 async def test_added_twice_at_once_it_is_there_once(guarded: Any, spare: Any) -> None:
     body = {"type": "decode", "instance": spare.address}
     answers = await asyncio.gather(*(add(guarded, body) for _ in range(5)))
     assert sorted(status for status, _ in answers) == [200, 400, 400, 400, 400]
-    assert guarded.metric("instances", role="decode") == 2
+    assert guarded.metric("engines", role="decode") == 2
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ async def test_a_removed_engine_is_gone_and_can_be_added_again(guarded: Any) -> 
     body = {"type": "decode", "instance": old.address}
     assert await tell(guarded, "remove", body) == (200, {"message": f"Removed {old.address} from decode_instances."})
     assert ("decode", old.address) not in await listed(guarded)
-    assert guarded.metric("instances", role="decode") == 0
+    assert guarded.metric("engines", role="decode") == 0
     assert (await guarded.complete())[0] == 503
     unknown = (404, {"detail": f"{old.address} is not among the decode instances."})
     assert await tell(guarded, "remove", body) == unknown
@@ -301,7 +301,7 @@ async def test_what_does_not_answer_as_an_engine_is_refused(
     spare.list_models = {"huge": huge, "odd": odd, "trickle": trickle}.get(how) or getattr(spare, how)
     body = {"type": "decode", "instance": spare.address}
     assert await asyncio.wait_for(add(guarded, body), 5) == (400, {"detail": "Instance validation failed."})
-    assert guarded.metric("instances", role="decode") == 1
+    assert guarded.metric("engines", role="decode") == 1
 
 
 async def test_the_engines_key_goes_to_engines_only(start_cluster: Any) -> None:
@@ -356,10 +356,10 @@ async def test_series_of_a_removed_engine_go_also_those_of_its_last_legs(guarded
     async with guarded.client.post("/v1/completions", json={"stream": True}) as response:
         await response.content.readany()
         assert (await tell(guarded, "remove", {"type": "decode", "instance": old.address}))[0] == 200
-        assert guarded.metric("decode_seconds_count", instance=old.address) == 0
+        assert guarded.metric("decode_seconds_count", engine=old.address) == 0
         for _ in range(3):
             old.next_event.release()
         await response.read()
     assert (await add(guarded, {"type": "decode", "instance": spare.address}))[0] == 200
-    assert guarded.metric("decode_seconds_count", instance=old.address) == 0
-    assert guarded.metric("prefill_seconds_count", instance=guarded.prefills[0].address) == 2
+    assert guarded.metric("decode_seconds_count", engine=old.address) == 0
+    assert guarded.metric("prefill_seconds_count", engine=guarded.prefills[0].address) == 2

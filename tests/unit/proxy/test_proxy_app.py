@@ -346,9 +346,10 @@ async def test_operators_see_life_readiness_and_metrics(start_cluster: Any) -> N
     assert (await cluster.complete())[0] == 503
     async with cluster.client.get("/metrics") as response:
         text = await response.text()
-    assert 'larder_proxy_instances{role="prefill"} 1.0' in text
-    assert 'larder_proxy_instances{role="decode"} 0.0' in text
+    assert 'larder_proxy_engines{role="prefill"} 1.0' in text
+    assert 'larder_proxy_engines{role="decode"} 0.0' in text
     assert 'larder_proxy_requests_total{code="503",outcome="unserved",path="/v1/completions"} 1.0' in text
+    assert 'larder_build_info{component="proxy",python="3.' in text
     assert "process_resident_memory_bytes" in text
     assert "larder_proxy_in_flight 0.0" in text  # the scrape itself is not counted
     assert cluster.prefills[0].legs == []  # nothing is prefilled for nobody

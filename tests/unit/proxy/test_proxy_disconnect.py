@@ -60,7 +60,7 @@ async def seen_after(cluster: Any, engines: list[Any], *, after_bytes: bytes = b
     took = time.monotonic() - left
     assert all(engine.legs[-1].cancelled for engine in engines)
     await cluster.metric_is(0, "in_flight")
-    assert not any(cluster.metric("instance_legs", role=role) for role in ("prefill", "decode"))
+    assert not any(cluster.metric("engine_legs", role=role) for role in ("prefill", "decode"))
     return took
 
 

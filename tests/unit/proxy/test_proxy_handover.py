@@ -186,7 +186,7 @@ async def test_a_prefill_that_sends_nothing_leaves_decode_to_compute(start_clust
     for _ in range(5):
         assert (await asyncio.wait_for(cluster.complete(), 5))[0] == 200
     assert [len(engine.legs) for engine in cluster.prefills] == [3, 2]
-    assert cluster.metric("instance_breaker_state", role="prefill") == 0
+    assert cluster.metric("engine_breaker_state", role="prefill") == 0
     await cluster.metric_is(5, "requests_total", outcome="decode_alone")
 
 
@@ -225,8 +225,8 @@ async def test_a_stream_outlives_its_prefill_leg(start_cluster: Any, bootstrap: 
     decode.next_event = asyncio.Semaphore(1)
     async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
         await asyncio.wait_for(cluster.prefills[0].legs[0].ended.wait(), 5)
-        await cluster.metric_is(0, "instance_legs", role="prefill")
-        assert cluster.metric("instance_legs", role="decode") == 1
+        await cluster.metric_is(0, "engine_legs", role="prefill")
+        assert cluster.metric("engine_legs", role="decode") == 1
         for _ in events:
             decode.next_event.release()
         assert await response.read() == b"".join(events)

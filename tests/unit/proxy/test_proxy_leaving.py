@@ -80,7 +80,7 @@ async def test_what_runs_on_an_engine_that_leaves_goes_on(
     assert engine.health is Health.GONE  # its answer does not say that it takes more
     assert (await cluster.complete())[0] == 200
     assert len(leaving.legs) == 1
-    assert cluster.metric("instance_changes_total") == 1
+    assert cluster.metric("engine_changes_total") == 1
 
 
 @pytest.mark.parametrize("role", Role)
@@ -164,7 +164,7 @@ async def test_what_the_proxy_lacks_is_held_against_no_engine(
         held.let_go()
     assert running.result()[0] == 200
     assert (await cluster.complete())[0] == 200
-    assert cluster.metric("instance_changes_total") == 0
+    assert cluster.metric("engine_changes_total") == 0
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ async def test_what_one_prefill_refuses_another_is_asked_and_the_first_is_kept_a
         assert (await cluster.complete())[0] == 200
     assert len([leg for leg in misfit.legs if leg.path == "/v1/completions"]) == FAILURES_MAX
     assert breaker_of(cluster, misfit) is Breaker.OPEN
-    assert cluster.metric("retries_total", phase="prefill", instance=misfit.address, reason="refused") == FAILURES_MAX
-    assert cluster.metric("prefill_seconds_count", instance=misfit.address, outcome="refused") == FAILURES_MAX
+    assert cluster.metric("retries_total", phase="prefill", engine=misfit.address, reason="refused") == FAILURES_MAX
+    assert cluster.metric("prefill_seconds_count", engine=misfit.address, outcome="refused") == FAILURES_MAX
     await cluster.metric_is(13, "requests_total", outcome="ok")  # no request went without its KV
     assert breaker_of(cluster, other) is Breaker.CLOSED
     said = [text for text in caplog.messages if f"{misfit.address} answered {status}" in text]

@@ -148,7 +148,7 @@ async def test_a_model_that_nobody_lists_is_refused_by_an_engine(start_cluster: 
 async def test_a_model_whose_engine_is_down_is_not_sent_to_another(start_cluster: Any) -> None:
     cluster = await serving(start_cluster, [], [["a"], ["b"]])
     cluster.decodes[1].healthy = False
-    await cluster.metric_is(0, "instance_up", instance=cluster.decodes[1].address)
+    await cluster.metric_is(0, "engine_up", engine=cluster.decodes[1].address)
     assert (await cluster.complete(model="b"))[0] == 503
     assert (await cluster.complete(model="a"))[1]["by"] == "decode0"
 

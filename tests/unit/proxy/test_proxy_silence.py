@@ -137,7 +137,7 @@ async def test_a_stream_that_goes_on_is_not_cut(start_cluster: Any, events: list
     engine.act, engine.frozen = go_on, True
     async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
         assert await response.read() == 40 * events[0]
-    assert cluster.metric("instance_changes_total", change="lost") >= 1
+    assert cluster.metric("engine_changes_total", change="lost") >= 1
     assert cluster.metric("requests_total", outcome="ok") == 1
 
 
@@ -147,7 +147,7 @@ async def test_a_leg_that_gets_bytes_is_not_cut_before_its_first_event_either(st
     engine.act, engine.frozen = engine.trickle, True
     streaming = asyncio.create_task(cluster.complete(stream=True))
     await asyncio.wait_for(engine.called.wait(), 5)
-    await cluster.metric_is(1, "instance_changes_total", change="lost")
+    await cluster.metric_is(1, "engine_changes_total", change="lost")
     await asyncio.sleep(0.5)
     assert not engine.legs[0].ended.is_set()
     streaming.cancel()

@@ -17,7 +17,7 @@ class Worker:
         self.requests = Counter("larder_proxy_requests", "Requests ended", ("path",), registry=self.registry)
         self.seconds = Histogram("seconds", "Time", buckets=(1, 2), registry=self.registry)
         self.in_flight = Gauge("larder_proxy_in_flight", "Under way", registry=self.registry)
-        self.up = Gauge("larder_proxy_instance_up", "1: it answers", ("instance",), registry=self.registry)
+        self.up = Gauge("larder_proxy_engine_up", "1: it answers", ("engine",), registry=self.registry)
         self.samples = Samples(self.registry, path)
 
 
@@ -46,7 +46,7 @@ def test_counters_and_histograms_are_added_up_and_gauges_as_they_mean_it(tmp_pat
         ("seconds_count",): 2,
         ("seconds_sum",): 2.0,
         ("larder_proxy_in_flight",): 9,
-        ("larder_proxy_instance_up", "e"): 1,
+        ("larder_proxy_engine_up", "e"): 1,
     }
 
 

@@ -43,7 +43,8 @@ class Node:
     def __init__(self, masters: list[str], patience: Patience) -> None:
         self.registry = CollectorRegistry()
         self.index = Index([CAPACITY])
-        self.metrics = Metrics(self.registry, self.index, ("dram",))
+        self.metrics = Metrics(self.index, ("dram",))
+        self.metrics.show(self.registry, "n1")
         hello = hello_to_wire(
             "n1", "/pools/n1", PoolHeader(CAPACITY, b"t" * 16, 42), Reachable("127.0.0.1:9", 4096, "tcp")
         )
@@ -58,7 +59,7 @@ class Node:
         self.stop = asyncio.Event()
 
     def metric(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(f"larder_node_{name}", labels) or 0.0
+        return self.registry.get_sample_value(f"larder_node_{name}", labels | {"node": "n1"}) or 0.0
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):

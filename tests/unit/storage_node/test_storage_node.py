@@ -86,8 +86,9 @@ async def test_clients_write_into_the_pool_by_the_engine_and_it_leaves_cleanly(m
         async with aiohttp.ClientSession(address) as http:
             assert (await http.get("/ready")).status == 200
             metrics = await (await http.get("/metrics")).text()
-        assert "larder_node_engine_up 1.0" in metrics
-        assert 'larder_node_capacity_bytes{tier="dram"} 8.388608e+06' in metrics
+        assert 'larder_node_engine_up{node="n1"} 1.0' in metrics
+        assert 'larder_node_capacity_bytes{node="n1",tier="dram"} 8.388608e+06' in metrics
+        assert 'larder_build_info{component="storage-node",python="3.' in metrics
 
         process.send_signal(signal.SIGTERM)
         await stream.farewell()
