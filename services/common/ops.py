@@ -1,6 +1,6 @@
 """The HTTP port every service has for its operators: /health (alive), /ready (serving), /metrics (Prometheus)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from aiohttp import web
 from larder.addresses import join
@@ -10,7 +10,10 @@ _METRICS_TYPE = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 
 
 class Ops:
-    """Serves one registry; `ready` is asked at each request of /ready, and `remark` for what else is to be said."""
+    """Serves one registry; `ready` is asked at each request of /ready, and `remark` for what else is to be said.
+
+    `pages`: what one service alone has.
+    """
 
     def __init__(
         self,
@@ -19,6 +22,7 @@ class Ops:
         registry: CollectorRegistry,
         ready: Callable[[], bool],
         remark: Callable[[], str] = str,
+        pages: Sequence[web.RouteDef] = (),
     ) -> None:
         self._host, self._port = host, port
         self._registry = registry
@@ -27,7 +31,7 @@ class Ops:
         ProcessCollector(registry=registry)
         app = web.Application()
         app.add_routes([web.get("/health", self._get_health), web.get("/ready", self._get_ready)])
-        app.add_routes([web.get("/metrics", self._get_metrics)])
+        app.add_routes([web.get("/metrics", self._get_metrics), *pages])
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
 
     async def start(self) -> int:

@@ -7,7 +7,8 @@ RESOURCE_EXHAUSTED (invariant 12). Streams are not counted: they live as long as
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 from urllib.parse import unquote
 
@@ -78,9 +79,10 @@ class RpcServer:
     ) -> None:
         self._host, self._port = host, port
         self._health = health.aio.HealthServicer()
-        self.server: grpc.aio.Server = grpc.aio.server(
-            interceptors=[_Measure(service, registry, in_flight_max)], options=_OPTIONS
-        )
+        measure = _Measure(service, registry, in_flight_max)
+        self.server: grpc.aio.Server = grpc.aio.server(interceptors=[measure], options=_OPTIONS)
+        self.answered: Mapping[str, int] = measure.answered
+        """Calls so far, by method; whatever the answer was."""
 
     async def start(self, services: Sequence[str]) -> int:
         """Returns the port it listens on; raises OSError when it cannot."""
@@ -113,6 +115,7 @@ class _Measure(grpc.aio.ServerInterceptor):
             buckets=_BUCKETS,
             registry=registry,
         )
+        self.answered: Counter[str] = Counter()
         self._gauge = Gauge(f"larder_{service}_rpc_in_flight", "Calls being answered", registry=registry)
         self._in_flight = 0
         self._in_flight_max = in_flight_max
@@ -151,6 +154,7 @@ class _Measure(grpc.aio.ServerInterceptor):
                 await context.abort(grpc.StatusCode.INTERNAL, f"{op} failed; the reason is in the server's log")
             finally:
                 self._in_flight -= 1
+                self.answered[op] += 1
                 self._seconds.labels(op, result).observe(time.monotonic() - start)
 
         return call

@@ -15,11 +15,13 @@ from services.common.rpc import RpcServer
 from services.common.service import announce, collect_rarely, run
 from services.common.settings import load
 from services.common.version import show_build
+from services.master import page
 from services.master.config import MasterSettings
 from services.master.core.master import Master
 from services.master.core.tables import Config
 from services.master.driver import Driver, monotonic_ms
 from services.master.metrics import CoreCollector
+from services.master.overview import Overview
 from services.master.rpc import SERVICES, MasterService, NodeRegistry
 
 DRAIN_S = 3.0
@@ -56,9 +58,15 @@ async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
     master_pb2_grpc.add_MasterServicer_to_server(MasterService(driver), rpc.server)
     node_pb2_grpc.add_NodeRegistryServicer_to_server(NodeRegistry(driver), rpc.server)
     state = driver.core.state
+    overview = Overview(driver, rpc.answered)
     # It rests and is ready: reads go on, and nodes have to find it.
     ops = Ops(
-        settings.host, settings.metrics_port, registry, lambda: not stop.is_set(), lambda: state.rest.said(state.now)
+        settings.host,
+        settings.metrics_port,
+        registry,
+        lambda: not stop.is_set(),
+        lambda: state.rest.said(state.now),
+        page.routes(overview),
     )
     port = await rpc.start(SERVICES)
     try:
@@ -67,8 +75,10 @@ async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
         announce(f"master ready: grpc {grpc}, metrics http://{metrics}/metrics")
         async with asyncio.TaskGroup() as tasks:
             failing = tasks.create_task(driver.failure())
+            watching = tasks.create_task(overview.watch())
             await stop.wait()
             failing.cancel()
+            watching.cancel()
     finally:
         driver.end_streams("the master is stopping")
         await rpc.close(DRAIN_S)

@@ -46,11 +46,15 @@ class Driver:
         self._timer_at: int | None = None
         self.broken: asyncio.Future[None] | None = None
         self.told: dict[str, Told] = {}  # by node id
+        self.on_note: Callable[[m.Note], None] = lambda note: None
 
     def tell(self, node_id: str, told: Told) -> None:
         """Remembers what a node says of itself, as long as the core knows that node."""
         self.told = {known: words for known, words in self.told.items() if known in self.core.state.nodes}
         self.told[node_id] = told
+
+    def now_ms(self) -> int:
+        return self._clock_ms()
 
     async def call(self, command: Callable[[int], m.ClientCommand]) -> m.Answer:
         """The core's answer; `command` is made with the number of this call."""
@@ -103,6 +107,7 @@ class Driver:
                 continue
             if isinstance(effect, m.Note):
                 logger.log(logging.WARNING if effect.grave else logging.INFO, "%s", effect.text)
+                self.on_note(effect)
                 continue
             queue = self._streams.get(effect.stream)
             if queue is None:

@@ -15,6 +15,7 @@ _HELP = {
     "displaced_objects": "Objects evicted to make room for copies made again",
     "expired_objects": "Objects whose time to live was over",
     "refused_pins": "Objects not put because too much of the pools is pinned hard",
+    "refused_puts": "Objects not put because no room was found in time",
     "expired_writes": "Puts that were started and never ended",
     "lost_objects": "Objects of which some slice lost its last copy",
     "lost_copies": "Copies lost with their node",

@@ -134,7 +134,9 @@ class Puts:
         slices = [write.slices if write else () for write in writes]
         parts = list(chain.from_iterable(slices))
         places = make_places(list(map(len, slices)), parts, [part.copies for part in parts])
-        why = shortage(self.state) if Result.NO_SPACE in pending.results else Shortage()
+        refused = pending.results.count(Result.NO_SPACE)
+        self.state.counters.refused_puts += refused
+        why = shortage(self.state) if refused else Shortage()
         ttl_ms += self.state.now - pending.asked_at
         answer = m.PutStarted(pending.results, pending.write_ids, places, ttl_ms, why.reason, why.remedy)
         self.calls.finish(pending.command.request_id, answer)

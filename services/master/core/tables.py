@@ -281,6 +281,7 @@ class Counters:
     displaced_objects: int = 0
     expired_objects: int = 0
     refused_pins: int = 0
+    refused_puts: int = 0
     expired_writes: int = 0
     lost_objects: int = 0
     lost_copies: int = 0
