@@ -29,7 +29,7 @@ def has_ipv6() -> bool:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("family", ["4", pytest.param("6", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6"))])
 def test_a_node_on_another_host_is_reached_though_nobody_told_its_address(tmp_path: Path, family: str) -> None:
-    run_apart("two_hosts", tmp_path, 150, family)
+    run_apart("tests.e2e.two_hosts", tmp_path, 150, family)
 
 
 @pytest.fixture

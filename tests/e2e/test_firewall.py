@@ -23,7 +23,7 @@ def run_apart(module: str, tmp_path: Path, deadline_s: float, *args: str) -> Non
         pytest.skip("no namespaces here")
     root = Path(__file__).resolve().parents[2]
     env = os.environ | {"PYTHONPATH": f"{root}:{root / 'clients/python'}"}
-    argv = [*UNSHARE, sys.executable, "-m", f"tests.e2e.{module}", str(tmp_path / "cluster"), *args]
+    argv = [*UNSHARE, sys.executable, "-m", module, str(tmp_path / "cluster"), *args]
     run = Process(module, argv, log_dir=tmp_path, env=env)
     try:
         status = run.wait(deadline_s)
@@ -35,4 +35,4 @@ def run_apart(module: str, tmp_path: Path, deadline_s: float, *args: str) -> Non
 
 @pytest.mark.timeout(180)
 def test_what_a_firewall_keeps_apart_is_told_apart_from_what_is_lost(tmp_path: Path) -> None:
-    run_apart("firewall", tmp_path, 150)
+    run_apart("tests.e2e.firewall", tmp_path, 150)

@@ -57,7 +57,7 @@ def resolve(
         "zone": zone,
         "engine_ports": engine_ports,
     }
-    chosen = _from_file() if master is None or CONFIG_FILE_VARIABLE in os.environ else {}
+    chosen = from_file(os.environ) if master is None or CONFIG_FILE_VARIABLE in os.environ else {}
     chosen |= {name: value for name, value in given.items() if value is not None}
     if not chosen.get("master"):
         raise InvalidArgument(
@@ -74,13 +74,14 @@ def resolve(
     )
 
 
-def _from_file() -> dict[str, Any]:
-    if path := os.environ.get(CONFIG_FILE_VARIABLE):
+def from_file(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the file says that these variables name, by the names of the options; raises InvalidArgument."""
+    if path := environ.get(CONFIG_FILE_VARIABLE):
         values = _read(Path(path), CONFIG_FILE_VARIABLE)
         if unknown := sorted(set(values) - set(_NAMES)):
             raise InvalidArgument(f"{path}: unknown keys {', '.join(unknown)}; known are {', '.join(_NAMES)}")
         return values
-    if path := os.environ.get(MOONCAKE_VARIABLE):
+    if path := environ.get(MOONCAKE_VARIABLE):
         values = _read(Path(path), MOONCAKE_VARIABLE)
         if unknown := sorted(set(values) - {"master_server_address", *_MOONCAKE_IGNORED}):
             raise InvalidArgument(f"{path}: unknown keys {', '.join(unknown)}; wanted is master_server_address")

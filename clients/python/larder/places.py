@@ -58,7 +58,7 @@ def unpack(places: types_pb2.Places) -> list[list[Slice]]:
 
     A loop a column: a put or a get of thousands of keys spends its time here.
     """
-    segments = [_segment(message) for message in places.segments]
+    segments = [segment_of(message) for message in places.segments]
     lengths, counts, offsets = list(places.slice_lengths), list(places.copy_counts), list(places.copy_offsets)
     try:
         if not (len(lengths) == len(places.checksums) == len(counts) and len(offsets) == len(places.copy_segments)):
@@ -82,7 +82,7 @@ def _cut(items: list[T], counts: list[int]) -> list[list[T]]:
     return [items[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]
 
 
-def _segment(message: types_pb2.Segment) -> Segment:
+def segment_of(message: types_pb2.Segment) -> Segment:
     return Segment(
         id=message.id,
         node_id=message.node_id,

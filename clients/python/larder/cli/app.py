@@ -24,6 +24,7 @@ OWN: Final = {
     "get": "larder.cli.objects",
     "rm": "larder.cli.keys",
     "drain": "larder.cli.drain",
+    "doctor": "larder.cli.doctor",
 }
 """Where each command is, under its own name."""
 OF_SERVICES: Final = ("master", "node", "proxy")

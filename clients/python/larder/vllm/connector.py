@@ -5,7 +5,6 @@ vLLM's classes; it decides nothing. What it holds to: a hook never waits for byt
 leaves it as an exception (invariant 16). What cannot be served right (a layout, a kind of cache) is refused at start.
 """
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from larder.vllm.fingerprint import facts, group_facts
 from larder.vllm.identity import hooks
 from larder.vllm.identity.engine import EngineIdentity
 from larder.vllm.identity.watch import WATCH
+from larder.vllm.introduction import introduce
 from larder.vllm.jobs import StepPlan, WorkerNames, WorkerReport
 from larder.vllm.keys import Chunk, namespace
 from larder.vllm.layout import allow_amx, check_supported, chunk_plan, owned_layers, window
@@ -335,11 +335,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         if self._facts and self._identity is not None and (name := self._planner.shared_name):
             facts = {key: value for key, value in self._facts.items() if key not in ("tp_rank", "pp_rank")}
             facts["model"] = self._identity.model
-            logger.info(
-                "Larder: this engine shares KV as %s, with those that say the same. In that name: %s",
-                name,
-                json.dumps(facts, sort_keys=True, default=str),
-            )
+            logger.info("%s", introduce(name, facts))
             self._facts = {}
 
     def shutdown(self) -> None:
