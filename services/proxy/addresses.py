@@ -6,7 +6,7 @@ Only IP literals and `localhost` are taken: another name could point elsewhere a
 import asyncio
 import ipaddress
 import json
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from services.proxy.core.endpoint import BadPort, endpoint_of
@@ -30,10 +30,10 @@ class Refused(Exception):
         self.detail = detail
 
 
-def parse_instance(body: bytes, given: Container[str] = ()) -> tuple[Role, Address]:
+def parse_instance(body: bytes, is_expected: Callable[[Address], bool] = lambda _: False) -> tuple[Role, Address]:
     """{"type": "prefill" | "decode", "instance": "HOST:PORT", or a URL}; the order of the complaints is vLLM's demo's.
 
-    Given: engines of the command line, which may be called by any name that was used there.
+    Engines of the command line, and those that were found, may be called by any name that was used there.
     """
     try:
         asked = json.loads(body)
@@ -51,7 +51,7 @@ def parse_instance(body: bytes, given: Container[str] = ()) -> tuple[Role, Addre
     except ValueError as error:
         raise Refused(400, "Invalid instance address.") from error
     address = Address(str(endpoint))
-    if address not in given and endpoint.name != "localhost" and _ip_of(endpoint.name) is None:
+    if not is_expected(address) and endpoint.name != "localhost" and _ip_of(endpoint.name) is None:
         raise Refused(400, "Invalid instance address.")
     return Role(asked["type"]), address
 

@@ -51,7 +51,6 @@ class Admin:
         self._upstream = upstream
         self._model = settings.model
         self._key = settings.admin_api_key
-        self._given = frozenset((*settings.prefill, *settings.decode))
         self._allowed = AllowList(settings.instance_allow)
 
     def add_routes(self, app: web.Application) -> None:
@@ -104,20 +103,20 @@ class Admin:
         return web.json_response({"instances": listed})
 
     async def _add(self, request: web.Request) -> web.Response:
-        role, address = parse_instance(await _read(request), self._given)
-        if address not in self._given and not await self._allowed.allows(address):
+        role, address = parse_instance(await _read(request), self._members.is_expected)
+        if not self._members.is_expected(address) and not await self._allowed.allows(address):
             raise Refused(403, "Instance address is not allowed: see --instance-allow.")
         await self._validate(address, request.headers.get("Authorization"))
         said = f"Added {address} to {role.value}_instances."
         return await self._change(lambda members: members.added(role, address), said)
 
     async def _drain(self, request: web.Request) -> web.Response:
-        role, address = parse_instance(await _read(request), self._given)
+        role, address = parse_instance(await _read(request), self._members.is_expected)
         said = f"Draining {address} of {role.value}_instances."
         return await self._change(lambda members: members.drained(role, address), said)
 
     async def _remove(self, request: web.Request) -> web.Response:
-        role, address = parse_instance(await _read(request), self._given)
+        role, address = parse_instance(await _read(request), self._members.is_expected)
         said = f"Removed {address} from {role.value}_instances."
         return await self._change(lambda members: members.removed(role, address), said)
 

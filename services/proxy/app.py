@@ -30,6 +30,7 @@ from services.proxy.core.legs import BadRequest
 from services.proxy.core.routing import Router
 from services.proxy.core.scheduling import Ask, make_policy
 from services.proxy.cors import Cors
+from services.proxy.discovery import Discovery
 from services.proxy.errors import ID, OUTCOME, error_response
 from services.proxy.everywhere import PATHS, Everywhere, engine_change
 from services.proxy.exchange import Call, Exchange
@@ -81,6 +82,8 @@ class Proxy:
         self.fleet, self._metrics = self.health.fleet, self.health.metrics
         self.members = Members(settings, self.health, siblings)
         self.admin = Admin(self.members, self.health, upstream, settings, siblings)
+        finds = bool(settings.discover) and (siblings is None or siblings.is_first)
+        self._discovery = Discovery(settings.discover, self.members, registry) if finds else None
         self.responses = Responses(self.fleet, upstream, siblings)
         self._everywhere = Everywhere(self.fleet, upstream, seconds=settings.request_timeout)
         names = {Role.PREFILL: settings.prefill_scheduling, Role.DECODE: settings.decode_scheduling}
@@ -133,6 +136,8 @@ class Proxy:
             self._cors.mark(request.headers.get("Origin"), response.headers)
 
     async def _begin(self, _: web.Application) -> None:
+        if self._discovery is not None:
+            await self._discovery.begin()
         await self.admin.check()
         await self.health.begin()  # so that the first requests know who is there
 
@@ -143,6 +148,9 @@ class Proxy:
                 await self._idle.wait()
         except TimeoutError:
             logger.warning("cut off %d requests that took over %g s to end", self._in_flight, DRAIN_S)
+        if self._discovery is not None:
+            await self._discovery.close()
+        await self.members.close()
         await self.health.close()
         if self._tracing is not None:
             await self._tracing.exporter.close()

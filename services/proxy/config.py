@@ -11,7 +11,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 
 from services.common.settings import Host, Names, Port, ServiceSettings
 from services.proxy.addresses import PRIVATE
+from services.proxy.core.discovery import File, source_of
 from services.proxy.core.endpoint import canonical
+from services.proxy.core.fleet import Role
 from services.proxy.core.scheduling import POLICIES
 
 _ORIGIN: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#\s]+")
@@ -19,6 +21,12 @@ _ORIGIN: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#\s]+")
 
 def _canonical(addresses: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(canonical(address) for address in addresses)
+
+
+def _check_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
+    for source in sources:
+        source_of(source)
+    return tuple(dict.fromkeys(sources))
 
 
 def _check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
@@ -92,6 +100,11 @@ class ProxySettings(ServiceSettings):
     model: str = Field("", description="the model that an engine added later must serve; empty: any")
     prefill: Engines = Field((), description="prefill engines: HOST:PORT, or https://HOST:PORT/BASE")
     decode: Engines = Field((), description="decode engines, likewise")
+    discover: Annotated[Names, AfterValidator(_check_sources)] = Field(
+        (),
+        description="where more engines are found, and looked for all the time: prefill=dns://NAME:PORT and "
+        "decode=dns://NAME:PORT, or a YAML or JSON file with lists of prefill and decode engines, file:///PATH",
+    )
     engine_ca_file: Annotated[Path, AfterValidator(_check_authorities)] | None = Field(
         None, description="certificates (PEM) that https engines are checked against, instead of this system's"
     )
@@ -134,7 +147,7 @@ class ProxySettings(ServiceSettings):
     state_file: Path | None = Field(
         None,
         description="file in which added, drained and removed engines survive a restart; what it says of one wins "
-        "over --prefill and --decode",
+        "over --prefill, --decode and --discover",
     )
     otlp_endpoint: str | None = Field(
         None,
@@ -150,9 +163,11 @@ class ProxySettings(ServiceSettings):
             twice = {engine for engine in engines if engines.count(engine) > 1}
             if twice:
                 raise ValueError(f"--{role} lists {', '.join(sorted(twice))} more than once")
-        if not self.decode and self.admin_api_key is None:
+        found = [source_of(text) for text in self.discover]
+        is_found = any(isinstance(source, File) or source.role is Role.DECODE for source in found)
+        if not (self.decode or is_found) and self.admin_api_key is None:
             raise ValueError(
-                "no decode engine: give --decode HOST:PORT (or DECODE_ENDPOINTS), "
+                "no decode engine: give --decode HOST:PORT (or DECODE_ENDPOINTS), or --discover with decode engines, "
                 "or set ADMIN_API_KEY so that one can be added"
             )
         return self

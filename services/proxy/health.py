@@ -148,7 +148,7 @@ class HealthChecks:
 _PROBES: Final = {Outcome.UNREACHABLE: Probe.REFUSED, Outcome.BUSY: None}
 _SAID: Final = {
     Change.LOST: "takes no new requests any more, or does not answer; it is passed over until it does",
-    Change.BACK: "answers again",
+    Change.BACK: "answers",
     Change.OPENED: "fails what it is sent; it is asked last for a while",
     Change.CLOSED: "serves again",
 }

@@ -1,23 +1,26 @@
-"""The one place where the fleet's engines change while the proxy runs: by the word of its operators.
+"""The one place where the fleet's engines change while the proxy runs: by the word of its operators, and by --discover.
 
 With a state file the file is changed first, and then the fleet is made what the file says, in every worker: so that
-what was answered is kept, and the workers agree.
+what was answered is kept, and the workers agree. What one worker found is told to the others the same way.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Final
 
 from services.proxy.addresses import AllowList
 from services.proxy.config import ProxySettings
 from services.proxy.core.fleet import Address, Role
-from services.proxy.core.membership import Membership, NotThere, Wish
+from services.proxy.core.membership import Changes, Found, Membership, NotThere, Wish, without_left, without_stale
 from services.proxy.health import HealthChecks
 from services.proxy.siblings import Siblings
 from services.proxy.state_file import StateFile, StateFileError
 
 Change = Callable[[Membership], Membership]
+_LEAVING_S: Final = 1.0  # until it is looked at again whether anybody still needs those that leave
 
 
 class Members:
@@ -31,19 +34,36 @@ class Members:
                 Role.DECODE: tuple(Address(address) for address in settings.decode),
             }
         )
+        if siblings is not None:
+            self._membership = replace(self._membership, found=siblings.found())
         self._file = None if settings.state_file is None else StateFile(settings.state_file)
         if self._file is not None:
-            self._membership = self._file.begin(self._membership)
+            self._membership = self._file.begin(self._membership, forget=not settings.discover)
         self._membership.bring(health.fleet)
         self._changing: set[asyncio.Task[int]] = set()
+        self._is_settled = False
+        self._letting_go: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        if self._letting_go is not None:
+            self._letting_go.cancel()
+            await asyncio.gather(self._letting_go, return_exceptions=True)
+
+    @property
+    def found(self) -> Found:
+        return self._membership.found
+
+    def is_expected(self, address: Address) -> bool:
+        """Whether the command line or --discover names it."""
+        return any(address in self._membership.expected(role) for role in Role)
 
     async def check(self, allowed: AllowList) -> None:
         """Raises StateFileError if an engine was added where none may be any more. One that drains there is forgotten:
         as a rule the command line gave it, and gives its successor now."""
         for role in Role:
             for address, wish in self._membership.changes.get(role, {}).items():
-                given = address in self._membership.given[role]
-                if given or wish is Wish.REMOVED or await allowed.allows(address):
+                expected = address in self._membership.expected(role)
+                if expected or wish is Wish.REMOVED or await allowed.allows(address):
                     continue
                 if wish is not Wish.DRAINING:
                     raise StateFileError(
@@ -68,17 +88,51 @@ class Members:
         if self._file is None:
             self._take(change(self._membership))
             return 0
-        given = self._membership.given
-        await asyncio.to_thread(self._file.update, lambda changes: change(Membership(given, changes)).changes)
+        await asyncio.to_thread(
+            self._file.update, lambda changes: change(replace(self._membership, changes=changes)).changes
+        )
+        return await self._reload_all()
+
+    async def find(self, found: Found, *, is_complete: bool) -> int:
+        """What --discover finds now; complete: each of its sources was heard. Returns how many workers are silent: they
+        follow later. Raises StateFileError."""
+
+        def forget(changes: Changes) -> Changes:
+            kept = without_left(replace(self._membership, changes=changes), found)
+            if is_complete and not self._is_settled:  # the file may speak of engines that left while nobody looked
+                kept = without_stale(replace(self._membership, changes=kept, found=found), removals_only=False)
+            return kept
+
+        changes = self._membership.changes
+        if self._file is not None and forget(changes) != changes:
+            await asyncio.to_thread(self._file.update, forget)
+        elif self._file is None:
+            changes = forget(changes)
+        self._is_settled |= is_complete
+        if self._siblings is not None:
+            self._siblings.find(found)
+            return await self._reload_all()
+        self._take(self._membership.following(found, changes if self._file is None else self._file.read()))
+        return 0
+
+    async def _reload_all(self) -> int:
         self.reload()
         return 0 if self._siblings is None else await self._siblings.reload()
 
     def reload(self) -> None:
-        """Makes the fleet what the state file says; raises StateFileError."""
+        """Makes the fleet what the state file says, and what was found; raises StateFileError."""
         if self._file is not None:
-            self._take(Membership(self._membership.given, self._file.read()))
+            found = self._membership.found if self._siblings is None else self._siblings.found()
+            self._take(self._membership.following(found, self._file.read()))
 
     def _take(self, membership: Membership) -> None:
-        self._membership = membership
-        membership.bring(self._health.fleet)
+        self._membership = membership.bring(self._health.fleet)
         self._health.follow()
+        if self._membership.leaving and (self._letting_go is None or self._letting_go.done()):
+            self._letting_go = asyncio.create_task(self._let_go())
+
+    async def _let_go(self) -> None:
+        while self._membership.leaving:
+            await asyncio.sleep(_LEAVING_S)
+            self._membership = self._membership.bring(self._health.fleet)
+            self._health.follow()

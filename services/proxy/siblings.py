@@ -6,6 +6,7 @@ in time is counted as silent: it will do what it was told when it can, and until
 
 import asyncio
 import errno
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,13 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from services.proxy.core.fleet import Role
+from services.proxy.core.membership import Found
 from services.proxy.sums import Family, Samples, exposition, kept, merged
 
 ANSWER_S: Final = 1.0
 _WORKERS: Final = "larder_proxy_workers"
+_FOUND: Final = "found.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +93,27 @@ class Siblings:
         if self._runner is not None:
             await self._runner.cleanup()
 
+    @property
+    def is_first(self) -> bool:
+        """The first finds engines for all."""
+        return self._index == 0
+
+    def find(self, found: Found) -> None:
+        """For reload() to take up. It outlives this worker."""
+        new = self._directory / "found.new"
+        new.write_text(json.dumps(found))
+        new.replace(self._directory / _FOUND)
+
+    def found(self) -> Found:
+        """What the first of them found last."""
+        try:
+            content = json.loads((self._directory / _FOUND).read_text())
+        except FileNotFoundError:
+            return {}
+        return {Role(role): tuple(addresses) for role, addresses in content.items()}
+
     async def reload(self) -> int:
-        """Has the others take up the state file; returns how many were silent."""
+        """Has the others take up the state file, and what was found; returns how many were silent."""
         return (await self._ask_all("POST", "/reload")).silent
 
     async def instances(self) -> Heard:

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -46,10 +47,13 @@ class StateFile:
         self._path = Path(os.path.realpath(path))  # a link to it stays one
         self._lock = self._path.with_name(f".{self._path.name}.lock")
 
-    def begin(self, given: Membership) -> Membership:
-        """What it says over the engines given, at the proxy's start; makes it where there is none."""
+    def begin(self, given: Membership, *, forget: bool = True) -> Membership:
+        """What it says over the engines given, at the proxy's start; makes it where there is none. Forget: what it says
+        of engines that are not given."""
         with self._locked():
-            membership = without_stale(Membership(given.given, self.read() if self._path.exists() else {}))
+            membership = replace(given, changes=self.read() if self._path.exists() else {})
+            if forget:
+                membership = replace(membership, changes=without_stale(membership))
             self._write(membership.changes)  # so that a place that cannot be written to is found out now
             return membership
 

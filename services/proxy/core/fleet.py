@@ -148,11 +148,12 @@ class Fleet:
 
     # -- operators
 
-    def add(self, role: Role, address: Address) -> bool:
-        """False if it is there already. A draining engine that is added takes requests again."""
+    def add(self, role: Role, address: Address, health: Health = Health.UP) -> bool:
+        """False if it is there already. A draining engine that is added takes requests again. GONE: not before a probe
+        has found it."""
         known = self._engines[role].get(address)
         if known is None:
-            self._engines[role][address] = Engine(role, address)
+            self._engines[role][address] = Engine(role, address, health)
         elif known.draining:
             known.draining = False
         else:

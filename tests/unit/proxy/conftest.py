@@ -61,15 +61,15 @@ class Engine:
         self.stop_listening: Callable[[], Awaitable[None]]
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator["Engine"]:
+    async def serving(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator["Engine"]:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_route("*", "/{tail:.*}", self._handle)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, host, port)
         await site.start()
         self.stop_listening = site.stop
-        self.address = f"127.0.0.1:{runner.addresses[0][1]}"
+        self.address = f"{host}:{runner.addresses[0][1]}"
         self.end = runner.cleanup
         try:
             yield self

@@ -87,7 +87,7 @@ def test_origins_as_vllm_takes_them_or_plain(monkeypatch: pytest.MonkeyPatch) ->
         (("--decode", "a:1", "--allowed-origins", '["*"'), 'not a JSON list such as ["*"]'),
         (("--decode", "a:1", "--allowed-origins", "[1]"), "--allowed-origins"),
         (("--decode", "a:1", "--allowed-origins", "https://a/b"), "'https://a/b' is not an origin such as https://"),
-        ((), "no decode engine: give --decode HOST:PORT (or DECODE_ENDPOINTS), or set ADMIN_API_KEY"),
+        ((), "no decode engine: give --decode HOST:PORT (or DECODE_ENDPOINTS), or --discover"),
         (("--decode", "a:1,b:2,a:1"), "--decode lists a:1 more than once"),
         (("--decode", "localhost"), "'localhost' is not HOST:PORT"),
         (

@@ -1,0 +1,138 @@
+"""Asks the sources of --discover what they name: name servers, by DNS, and files. What of it counts, the core decides.
+
+A name is looked up as this host's resolv.conf says, search domains and all; only the name server caches. Of an engine
+with addresses of both families the IPv4 one is taken: as two engines it would get twice its share.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import dns.asyncresolver
+import dns.exception
+import dns.resolver
+import yaml
+from dns.rdatatype import RdataType
+from larder.addresses import ip_of, join
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from services.proxy.core.discovery import Dns, File, Member, Reason, Unheard
+from services.proxy.core.endpoint import canonical
+from services.proxy.core.fleet import Address, Role
+from services.proxy.core.membership import ENGINES_MAX
+
+LOOKUP_S: Final = 3.0
+FILE_BYTES_MAX: Final = 256 << 10
+_LOOKUPS_MAX: Final = 16  # at once, of the targets of SRV records
+
+make_resolver = dns.asyncresolver.Resolver  # for each lookup anew: resolv.conf may change
+
+
+class Records:
+    """A name's addresses; the engines there are called by these."""
+
+    def __init__(self, source: Dns) -> None:
+        self._source = source
+
+    async def ask(self) -> frozenset[Member]:
+        """Raises Unheard."""
+        try:
+            async with asyncio.timeout(LOOKUP_S):
+                resolver = make_resolver()
+                resolver.lifetime = LOOKUP_S
+                found = await self._found(resolver)
+        except dns.resolver.NXDOMAIN as error:
+            raise Unheard(Reason.EMPTY, "there is no such name") from error
+        except TimeoutError as error:
+            raise Unheard(Reason.UNANSWERED, f"no name server answered within {LOOKUP_S:g} s") from error
+        except (dns.exception.DNSException, OSError) as error:
+            raise Unheard(Reason.UNANSWERED, " ".join(str(error).split())) from error
+        return frozenset((self._source.role, Address(join(host, port))) for host, port in found)
+
+    async def _found(self, resolver: dns.asyncresolver.Resolver) -> Iterable[tuple[str, int]]:
+        if self._source.port is not None:
+            return [(host, self._source.port) for host in await _addresses(resolver, self._source.name)]
+        answer = await resolver.resolve(self._source.name, RdataType.SRV, search=True, raise_on_no_answer=False)
+        targets = [(str(record.target), record.port) for record in answer.rrset or ()]
+        if len(targets) > ENGINES_MAX:
+            raise Unheard(Reason.TOO_MANY, f"it has over {ENGINES_MAX} SRV records")
+        turns = asyncio.Semaphore(_LOOKUPS_MAX)
+
+        async def look_up(target: str, port: int) -> list[tuple[str, int]]:
+            async with turns:
+                return [(host, port) for host in await _addresses(resolver, target)]
+
+        found = await asyncio.gather(*(look_up(target, port) for target, port in targets))
+        return [each for part in found for each in part]
+
+
+async def _addresses(resolver: dns.asyncresolver.Resolver, name: str) -> list[str]:
+    for kind in (RdataType.A, RdataType.AAAA):
+        answer = await resolver.resolve(name, kind, search=True, raise_on_no_answer=False)
+        if answer.rrset:
+            return [address for record in answer.rrset if _can_be_reached(address := str(record.address))]
+    return []
+
+
+def _can_be_reached(address: str) -> bool:
+    ip = ip_of(address)  # what blocks names answers 0.0.0.0
+    return ip is not None and not (ip.is_unspecified or ip.is_multicast)
+
+
+class _Listed(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prefill: list[Annotated[str, AfterValidator(canonical)]] = []
+    decode: list[Annotated[str, AfterValidator(canonical)]] = []
+
+
+class Listing:
+    """A file, read anew each time: one that is replaced, or behind links that are, is seen whatever its time says."""
+
+    def __init__(self, source: File) -> None:
+        self._path = Path(source.path)
+        self._seen: bytes | None = None
+        self._members: frozenset[Member] | Unheard = frozenset()
+
+    async def ask(self) -> frozenset[Member]:
+        """Raises Unheard."""
+        return await asyncio.to_thread(self._read)
+
+    def _read(self) -> frozenset[Member]:
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not hold it up
+            with open(descriptor, "rb") as file:
+                content = file.read(FILE_BYTES_MAX + 1)
+        except OSError as error:
+            raise Unheard(Reason.UNREADABLE, f"it cannot be read: {error.strerror}") from error
+        if content != self._seen:
+            self._seen, self._members = content, _members(content)
+        if isinstance(self._members, Unheard):
+            raise self._members
+        return self._members
+
+
+def _members(content: bytes) -> frozenset[Member] | Unheard:
+    if len(content) > FILE_BYTES_MAX:
+        return Unheard(Reason.INVALID, f"it is over {FILE_BYTES_MAX} bytes")
+    try:
+        listed = _Listed.model_validate(_parsed(content))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where, what = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+        return Unheard(Reason.INVALID, " ".join(f"{where}: {what}".split()).removeprefix(": "))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        return Unheard(Reason.INVALID, f"it is neither YAML nor JSON: {' '.join(str(error).split())}")
+    return frozenset(
+        (role, Address(address))
+        for role, addresses in ((Role.PREFILL, listed.prefill), (Role.DECODE, listed.decode))
+        for address in addresses
+    )
+
+
+def _parsed(content: bytes) -> Any:
+    text = content.decode("utf-8")
+    return json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text) or {}
