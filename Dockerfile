@@ -23,7 +23,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && python3 -m venv /opt/larder
 WORKDIR /src
-COPY pyproject.toml locks/cpu.txt ./
+COPY locks/cpu.txt ./
 
 FROM tools AS build
 ARG PIP_INDEX_URL
@@ -31,6 +31,7 @@ ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_TRUSTED_HOST
 # Dependencies first: they change more rarely than the source.
+COPY pyproject.toml ./
 RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
         > dependencies.txt \
     && pip install --no-cache-dir -r dependencies.txt -c cpu.txt
@@ -63,22 +64,33 @@ RUN pip install --no-cache-dir --no-deps -r cpu.txt \
 COPY demo/tiny_model.py ./
 RUN python3 tiny_model.py /opt/tiny
 
-FROM ${VLLM_IMAGE} AS engine
+FROM ${VLLM_IMAGE} AS client
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_TRUSTED_HOST
 USER root
-# As what it runs as, an engine can map the pools of storage nodes on its host. What it downloads or compiles goes to /cache.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends curl gcc libcurl4 libibverbs1 libnuma1 \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+COPY clients/python /src/client
+# The transfer engine, unless vLLM's image has it.
+RUN extra=$(python3 -c 'from importlib.util import find_spec; print("" if find_spec("mooncake") else "[engine]")') \
+    && python3 -m pip wheel --no-cache-dir --wheel-dir /wheels "/src/client$extra"
+
+FROM ${VLLM_IMAGE} AS engine
+USER root
+# An engine that runs as the storage nodes do can map their pools. What it fetches or compiles goes to /cache.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends curl libcurl4 libibverbs1 libnuma1 \
     && rm -rf /var/lib/apt/lists/* \
     && { getent group 65532 > /dev/null || groupadd --gid 65532 larder; } \
     && { getent passwd 65532 > /dev/null \
         || useradd --uid 65532 --gid 65532 --no-create-home --home-dir /cache --shell /usr/sbin/nologin larder; } \
     && install -d -o 65532 -g 65532 /cache
-COPY clients/python /opt/larder-client
-RUN python3 -m pip install --no-cache-dir "/opt/larder-client$(python3 -c 'import mooncake.engine' 2> /dev/null || echo '[engine]')" \
+COPY --from=client /wheels /wheels
+RUN python3 -m pip install --no-cache-dir --no-index --find-links /wheels \
+        /wheels/larder-*.whl $(find /wheels -name 'mooncake_*.whl') \
     && python3 -c 'import larder.vllm, mooncake.engine'
 ENV HOME=/cache XDG_CACHE_HOME=/cache VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 PYTHONUNBUFFERED=1
 USER 65532:65532

@@ -23,7 +23,7 @@ PROTOS := $(wildcard proto/larder/v1/*.proto)
 PROTO_TOOLS := grpcio-tools==1.66.2 'setuptools<80'
 PEERS := vllm-router==0.1.17 sglang-router==0.3.2
 
-.PHONY: help setup demo up test lint sim chaos bench bench-proxy bench-connector bench-eviction proto lock clean
+.PHONY: help setup demo up test test-compose lint sim chaos bench bench-proxy bench-connector bench-eviction proto lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 23
@@ -52,6 +52,9 @@ sim: setup  ## simulate seeds on virtual time: SEEDS=2000 FIRST=0 JOBS=1
 chaos: setup  ## kill, freeze, cut and fill real processes, then check what clients saw: SECONDS=60 ROUNDS=3 SEED=...
 	@$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(SEED),--seed $(SEED))
+
+test-compose: setup  ## build the images, run deploy/docker-compose.yml with its demo engines, break it; wants Docker, or root
+	@$(BIN)/python -m tests.compose
 
 bench: setup  ## measure against this machine's limits and the bare engine; BENCH_ARGS is handed on
 	@$(BIN)/python -m bench.run $(BENCH_ARGS)
