@@ -20,6 +20,8 @@ from typing import Final
 from larder.errors import LarderError
 from larder.pool_file import MAGIC
 
+from services.storage_node.memory_limit import narrowest
+
 logger = logging.getLogger(__name__)
 
 PREFIX: Final = "larder-"
@@ -162,6 +164,10 @@ def lacks_room(fd: int, wanted: int) -> tuple[str, bool]:
         available, memory = memory_bytes()
         if wanted - taken > available:
             return f"{available} bytes of memory are free", wanted <= memory
+        limit = narrowest()  # who touches a page first is charged for it
+        if limit is not None and wanted - taken > limit.free_bytes:
+            free, whole = limit.free_bytes, limit.all_bytes
+            return f"of the {whole} bytes of memory that this container may use, {free} are free", wanted <= whole
     return "", True
 
 

@@ -1,9 +1,9 @@
-"""`make test-compose`: builds the images, brings `docker compose --profile demo up` up, asks it, breaks it, takes it down.
+"""`make test-compose`: builds the images, brings the compose file up with its demo engines, asks, breaks, ends it.
 
     python -m tests.compose [--work-dir .work/compose]
 
-Takes a Docker daemon that runs, or one of its own (root). Status 0 when everything held; each step is told with its time. Not
-part of `make test`: it builds gigabytes and wants a Docker daemon.
+Takes a Docker daemon that runs, or one of its own (root). Status 0 when everything held; each step is told with its
+time. Not part of `make test`: it builds gigabytes and wants a Docker daemon.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The compose file as an operator uses it, from the repository's root, in a project of the test's own.
 
-Nothing of the operator's `.env` or shell gets in: settings are the test's. Ports are free ones, pools lie in a folder of the
-test's in /dev/shm. Leaving the `with` block takes the project down, volumes and all.
+Nothing of the operator's `.env` or shell gets in: settings are the test's. Ports are free ones, pools lie in a folder
+of the test's in /dev/shm. Leaving the `with` block takes the project down, volumes and all.
 """
 
 import json
@@ -64,7 +64,8 @@ class Cluster:
             argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
         )
         if result.returncode:
-            raise DockerError(f"{' '.join(argv)}: status {result.returncode}\n{(result.stdout + result.stderr)[-4000:]}")
+            said = (result.stdout + result.stderr)[-4000:]
+            raise DockerError(f"{' '.join(argv)}: status {result.returncode}\n{said}")
         return result.stdout
 
     def up(self, *services: str, timeout_s: float = 300.0) -> None:
@@ -106,7 +107,7 @@ class Cluster:
 
 
 def get_json(address: str, path: str) -> Any:
-    with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:  # noqa: S310  # loopback
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
         return json.load(response)
 
 

@@ -1,7 +1,7 @@
 """A Docker daemon to test with: the one that runs, else one of our own, which goes when the test does.
 
-Our own leaves the machine's firewall, routing and bridges as they are, and keeps its images in the work directory, so that
-the next run need not build them again. Needs root. Knows nothing of Larder.
+Our own leaves the machine's firewall, routing and bridges as they are, and keeps its images in the work directory, so
+that the next run need not build them again. Needs root. Knows nothing of Larder.
 """
 
 import os

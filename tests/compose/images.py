@@ -1,7 +1,8 @@
 """The images under test, and what they are made from where no registry can be reached.
 
-pip's own settings of this machine reach the build as arguments and are never written down; where they name folders, those are
-served on loopback as long as the build lasts. What stands in for an image that cannot be had is told by Images.stand_ins.
+pip's own settings of this machine reach the build as arguments and are never written down; where they name folders,
+those are served on loopback as long as the build lasts. Images.stand_ins tells what stands in for an image that cannot
+be had.
 """
 
 import functools
@@ -95,7 +96,7 @@ def _mirror() -> list[str]:
     return sites[:1]
 
 
-# -- pip --------------------------------------------------------------------------------------------------------------------
+# -- pip --------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

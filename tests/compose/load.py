@@ -14,9 +14,9 @@ ANSWER_TOKENS = 8
 
 
 class Load:
-    """Requests from the start of the `with` block to its end; `failures` says what went wrong, nothing when all is well.
+    """Requests from the start of the `with` block to its end; `failures` says what went wrong, if anything did.
 
-    Prompts come back, so that answers need the store; the answer to a prompt has to be the same each time.
+    Prompts come back, so that answers use the store.
     """
 
     def __init__(self, address: str, prompts: list[Prompt]) -> None:
@@ -45,7 +45,7 @@ class Load:
         wanted, deadline = self.answered + requests, time.monotonic() + deadline_s
         while self.answered < wanted:
             if time.monotonic() > deadline:
-                self.failures.append(f"only {self.answered} of {wanted} requests were answered after {deadline_s:.0f} s")
+                self.failures.append(f"{self.answered} of {wanted} requests were answered after {deadline_s:.0f} s")
                 return
             time.sleep(0.05)
 

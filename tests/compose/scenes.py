@@ -81,7 +81,7 @@ def is_watched(cluster: Cluster) -> None:
     check(all(not rule.get("lastError") for rule in rules), f"rules fail: {rules}")
 
 
-# -- what breaks --------------------------------------------------------------------------------------------------------
+# -- what breaks ----------------------------------------------------------------------------------------------------
 
 
 def kill_node(cluster: Cluster, prompts: list[Prompt]) -> str:

@@ -120,12 +120,13 @@ def test_every_setting_is_in_the_example_with_its_default() -> None:
     assert example == in_file
 
 
-# -- the Dockerfile -------------------------------------------------------------------------------------------------------
+# -- the Dockerfile -------------------------------------------------------------------------------------------------
 
 
 def stages() -> dict[str, str]:
     parts = re.split(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, flags=re.MULTILINE)
-    return {name: f"FROM {base}\n{body}" for base, name, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)}
+    whole = zip(parts[1::3], parts[2::3], parts[3::3], strict=True)
+    return {name: f"FROM {base}\n{body}" for base, name, body in whole}
 
 
 @pytest.mark.parametrize("stage", ["larder", "engine"])
