@@ -38,6 +38,9 @@ class Cluster:
             "POOL_DIR": str(self.pool_dir),
             "LARDER_STORAGE_NODE_DRAM": "256MB",
             "NODE_MEMORY": "768m",
+            "LARDER_STORAGE_NODE_MASTER": f"127.0.0.1:{ports['MASTER']}",  # of node.yml, like what follows
+            "LARDER_STORAGE_NODE_NODE_ID": "node-4",
+            "LARDER_STORAGE_NODE_METRICS_PORT": str(free_port()),
             **{f"{name}_PORT": port for name, port in ports.items()},
             **settings,
         }
@@ -51,14 +54,15 @@ class Cluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
+            self.run_node("down", "--timeout", "30")
             self.run("--profile", "demo", "down", "--volumes", "--timeout", "30")
         finally:
             shutil.rmtree(self.pool_dir, ignore_errors=True)
             self._env_file.unlink(missing_ok=True)
 
-    def run(self, *args: str, timeout_s: float = 300.0) -> str:
+    def run(self, *args: str, project: str = PROJECT, timeout_s: float = 300.0) -> str:
         """`docker compose` or `docker-compose`, whichever is here; raises DockerError unless its status is 0."""
-        argv = [*self.compose, "--env-file", str(self._env_file), "--project-name", PROJECT, *args]
+        argv = [*self.compose, "--env-file", str(self._env_file), "--project-name", project, *args]
         env = {name: value for name, value in self.docker.env.items() if name not in self.settings}
         result = subprocess.run(
             argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -70,6 +74,10 @@ class Cluster:
 
     def up(self, *services: str, timeout_s: float = 300.0) -> None:
         self.run("--profile", "demo", "up", "--detach", *services, timeout_s=timeout_s)
+
+    def run_node(self, *args: str) -> str:
+        """The same with node.yml, as on another host: its node-4 comes to this cluster's master."""
+        return self.run("--file", "deploy/node.yml", *args, project=f"{PROJECT}-node")
 
     def inspect(self, service: str) -> dict[str, Any]:
         label = "label=com.docker.compose"

@@ -65,6 +65,25 @@ def pools_are_mapped(cluster: Cluster) -> None:
         check(all(Path(file).parent == cluster.pool_dir for file in files), f"{engine} maps {files}")
 
 
+def refuses_what_does_not_fit(cluster: Cluster) -> None:
+    pools, image = str(cluster.pool_dir), cluster.inspect("master")["Image"]
+    result = cluster.docker.call(
+        "run", "--rm", "--network=none", "--memory=128m", f"--volume={pools}:{pools}", image,
+        "storage-node", "--master=127.0.0.1:1", "--advertise=127.0.0.1", "--dram=256MB", f"--pool-dir={pools}",
+        timeout_s=60,
+    )  # fmt: skip
+    said = (result.stdout + result.stderr).decode()
+    check(result.returncode == 1, f"a pool larger than its container ended with status {result.returncode}: {said}")
+    check("of the 134217728 bytes of memory that this container may use" in said, f"it does not say why: {said}")
+
+
+def is_joined(cluster: Cluster) -> None:
+    cluster.run_node("up", "--detach")
+    _wait_for_nodes(cluster, 4)
+    cluster.run_node("down", "--timeout", "30")
+    _wait_for_nodes(cluster, 3)
+
+
 def is_watched(cluster: Cluster) -> None:
     def up() -> bool:
         targets = get_json(cluster.prometheus, "/api/v1/targets?state=active")["data"]["activeTargets"]
@@ -145,11 +164,11 @@ def _under_load(cluster: Cluster, prompts: list[Prompt], scene: Callable[[Load],
     return f"{load.answered} requests, 0 failed, the slowest {load.slowest_s:.1f} s, {load.cached_tokens} tokens cached"
 
 
-def _wait_for_nodes(cluster: Cluster) -> None:
+def _wait_for_nodes(cluster: Cluster, wanted: int = 3) -> None:
     def all_there() -> bool:
-        return metric(cluster.metrics, "larder_master_nodes", state="live") == 3
+        return metric(cluster.metrics, "larder_master_nodes", state="attached") == wanted
 
-    wait_until("three nodes are live", all_there, BACK_S)
+    wait_until(f"{wanted} nodes are attached", all_there, BACK_S)
 
 
 def _in_container(cluster: Cluster, service: str, port: str, name: str) -> int:
