@@ -82,11 +82,13 @@ def break_it(cluster: Cluster, services: list[str]) -> None:
         scenes.pools_are_mapped(cluster)
     with step("Prometheus sees every target up and every rule well"):
         scenes.is_watched(cluster)
+    with step("larder status shows the nodes"):
+        scenes.is_shown(cluster)
     with step("a pool that does not fit its container is refused by name"):
         scenes.refuses_what_does_not_fit(cluster)
     with step("a node of node.yml joins, and leaves"):
         scenes.is_joined(cluster)
-    for scene in (scenes.kill_node, scenes.kill_master, scenes.crash_master, scenes.kill_prefill):
+    for scene in (scenes.kill_node, scenes.kill_master, scenes.crash_master, scenes.kill_prefill, scenes.upgrade):
         with step(scene.__doc__ or ""):
             print(f"    {scene(cluster, prompts)}")
     with step("a stop is clean and leaves no pool"):

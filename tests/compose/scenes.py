@@ -77,6 +77,11 @@ def refuses_what_does_not_fit(cluster: Cluster) -> None:
     check("of the 134217728 bytes of memory that this container may use" in said, f"it does not say why: {said}")
 
 
+def is_shown(cluster: Cluster) -> None:
+    said = cluster.run("exec", "-T", "master", "larder", "status")
+    check(all(node in said for node in LARDER[1:4]), f"larder status: {said}")
+
+
 def is_joined(cluster: Cluster) -> None:
     cluster.run_node("up", "--detach")
     _wait_for_nodes(cluster, 4)
@@ -135,6 +140,24 @@ def crash_master(cluster: Cluster, prompts: list[Prompt]) -> str:
 def kill_prefill(cluster: Cluster, prompts: list[Prompt]) -> str:
     """docker kill of the prefill engine; up brings it back"""
     return _under_load(cluster, prompts, lambda load: _kill(cluster, load, "prefill", ENGINE_BACK_S))
+
+
+def upgrade(cluster: Cluster, prompts: list[Prompt]) -> str:
+    """an upgrade: new containers for the master, then for one node after the other, each drained before"""
+
+    def scene(load: Load) -> None:
+        cluster.run("up", "--detach", "--no-deps", "--force-recreate", "master")
+        cluster.wait_healthy("master", deadline_s=BACK_S)
+        _wait_for_nodes(cluster)
+        for node in LARDER[1:4]:
+            said = cluster.run("exec", "-T", "master", "larder", "drain", node)
+            check("is drained" in said, f"larder drain {node}: {said}")
+            cluster.run("up", "--detach", "--no-deps", "--force-recreate", node)
+            cluster.wait_healthy(node, deadline_s=BACK_S)
+            _wait_for_nodes(cluster)
+        load.more(20)
+
+    return _under_load(cluster, prompts, scene)
 
 
 def stops(cluster: Cluster) -> None:
