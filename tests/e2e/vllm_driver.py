@@ -116,12 +116,16 @@ class Driver:
         return int(pool.num_gpu_blocks - pool.get_num_free_blocks() - 1)
 
     def counts(self) -> dict[str, float]:
-        """The engine's and the connector's counters so far."""
+        """The engine's and the connector's counters so far, and how many durations were counted; over all labels."""
         from prometheus_client import REGISTRY
 
         wanted = ("larder_client_", "vllm:num_preemptions", "vllm:external_prefix_cache_hits")
         samples = (s for family in REGISTRY.collect() for s in family.samples)
-        return {s.name: s.value for s in samples if s.name.startswith(wanted) and s.name.endswith("_total")}
+        counts: dict[str, float] = {}
+        for sample in samples:
+            if sample.name.startswith(wanted) and sample.name.endswith(("_total", "_seconds_count")):
+                counts[sample.name] = counts.get(sample.name, 0) + sample.value
+        return counts
 
     def switch_interval(self, seconds: float) -> None:
         """How long a thread of this process that does not stop by itself keeps the others from running."""

@@ -2,6 +2,12 @@
 
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+
+_tally: Final[ContextVar[dict[str, float] | None]] = ContextVar("tally", default=None)
 
 
 class Stats:
@@ -14,6 +20,19 @@ class Stats:
     def add(self, name: str, value: float = 1) -> None:
         with self._lock:
             self._values[name] += value
+        tally = _tally.get()
+        if tally is not None:
+            tally[name] = tally.get(name, 0.0) + value
 
     def as_dict(self) -> dict[str, float]:
         return dict(self._values)  # at one stroke; the lock may be somebody's who stayed behind in a fork
+
+
+@contextmanager
+def tallied(tally: dict[str, float]) -> Iterator[None]:
+    """What the calls within count, and the tasks that they start, is counted there as well, by itself."""
+    token = _tally.set(tally)
+    try:
+        yield
+    finally:
+        _tally.reset(token)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from larder.errors import DataLost
+from larder.stats import Stats
 from larder.vllm.jobs import StepPlan, WorkerReport
 from larder.vllm.keys import Chunk, ChunkPlan
 from larder.vllm.link import StoreLink
@@ -155,6 +156,8 @@ class DictStore:
         self.hold_start = asyncio.Event()
         self.hold_start.set()
         self.closed = False
+        self.transport = "shm"
+        self._stats = Stats()
 
     def _enter(self, name: str, keys: Sequence[bytes]) -> None:
         self.calls.append((name, len(keys)))
@@ -195,7 +198,9 @@ class DictStore:
                 results.append(DataLost("refused on purpose", key=key))
                 continue
             results.append(Put(copies=copies, existed=key in self.objects))
-            self.objects.setdefault(key, b"".join(pieces))
+            if key not in self.objects:
+                self.objects[key] = b"".join(pieces)
+                self._stats.add(f"written_bytes_{self.transport}", copies * len(self.objects[key]))
         return results
 
     async def get_many_into(self, keys: Sequence[bytes], buffers: Sequence[Sequence[memoryview]]) -> list[Any]:
@@ -211,6 +216,7 @@ class DictStore:
             for piece in pieces:
                 piece[:] = data[at : at + len(piece)]
                 at += len(piece)
+            self._stats.add(f"read_bytes_{self.transport}", at)
             results.append(at)
         return results
 

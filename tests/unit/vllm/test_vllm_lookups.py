@@ -44,7 +44,7 @@ def test_no_answer_in_time_is_a_miss_and_the_lookup_is_given_up(new_bench: New, 
     assert bench.scheduler.external_tokens(request, 0) == 0
     assert bench.matcher.asked[0][1].cancelled()
     assert bench.matcher.timeouts == 1
-    assert bench.scheduler.take_counts() == {"lookup_failures": 1}
+    assert bench.scheduler.take_counts() == {"lookup_failures": 1, "lookup_seconds 1.01": 1}
 
 
 def test_an_answer_that_is_about_to_come_is_waited_for_one_a_step(
@@ -71,7 +71,17 @@ def test_an_error_is_a_miss(new_bench: New, new_request: New) -> None:
     bench.scheduler.arrived(request)
     bench.matcher.asked[0][1].set_exception(Unavailable("no master"))
     assert bench.scheduler.external_tokens(request, 0) == 0
-    assert bench.scheduler.take_counts() == {"lookup_failures": 1}
+    assert bench.scheduler.take_counts() == {"lookup_failures": 1, "lookup_seconds 0": 1}
+
+
+def test_a_lookup_took_until_its_answer_came_not_until_the_engine_looked(new_bench: New, new_request: New) -> None:
+    bench, request = new_bench(), new_request("r", 100)
+    bench.scheduler.arrived(request)
+    bench.clock.now += 0.01234
+    bench.answer(2)
+    bench.clock.now += 0.3
+    assert bench.scheduler.external_tokens(request, 0) == 64
+    assert bench.scheduler.take_counts() == {"lookup_seconds 0.0123": 1}
 
 
 def test_a_store_that_is_left_alone_is_not_asked(new_bench: New, new_request: New) -> None:
@@ -191,7 +201,7 @@ def test_a_load_names_the_blocks_behind_the_local_ones(new_bench: New, new_reque
     assert [c.blocks for c in plan.loads[0].chunks] == [((SKIP, 4),), ((5, 6),)]
     assert [c.depth for c in plan.loads[0].chunks] == [1, 2]
     assert bench.step().loads == []  # told once
-    assert bench.scheduler.take_counts() == {"requested_tokens": 52, "hit_tokens": 48}
+    assert bench.scheduler.take_counts() == {"requested_tokens": 52, "hit_tokens": 48, "lookup_seconds 0": 1}
 
 
 def test_fewer_tokens_than_promised_may_be_taken(new_bench: New, new_request: New) -> None:

@@ -99,8 +99,12 @@ def test_what_is_saved_comes_back_into_other_blocks(new_rig: Callable[..., Rig],
     counts = worker.take_counts()
     size = rig.memory.object_bytes(0, 1)
     assert counts["put_objects"] == counts["got_objects"] == 5
-    assert counts["put_bytes"] == counts["got_bytes"] == 8 * size
-    assert (counts["failed_puts"], counts["failed_gets"]) == (0, 0)
+    assert counts["put_bytes shared_memory"] == counts["got_bytes shared_memory"] == 8 * size
+    assert not counts.keys() & {"failed_puts", "failed_gets", "put_bytes engine", "got_bytes engine"}
+    assert [name.rpartition(" ")[0] for name in counts if name.startswith(("load_seconds", "save_seconds"))] == [
+        "save_seconds shared_memory",
+        "load_seconds shared_memory",
+    ]
 
 
 def test_what_is_missing_or_corrupt_is_named_and_the_rest_arrives(new_rig: Callable[..., Rig], store: Any) -> None:
@@ -268,7 +272,24 @@ def test_a_recheck_puts_only_what_is_gone(new_rig: Callable[..., Rig], store: An
     until(rig.worker.take_report)
     assert [c for c in store.calls if c[0] == "put_many"] == [("put_many", 1)]
     counts = rig.worker.take_counts()
-    assert (counts["existed_objects"], counts["put_objects"], counts["failed_puts"]) == (1, 1, 0)
+    assert (counts["existed_objects"], counts["put_objects"]) == (1, 1)
+    assert counts["existed_bytes"] == counts["put_bytes shared_memory"] == 2 * rig.memory.object_bytes(0, 1)
+    assert "failed_puts" not in counts
+
+
+def test_what_went_by_the_engine_counts_there_and_what_did_not_move_nowhere(
+    new_rig: Callable[..., Rig], store: Any
+) -> None:
+    rig, x = new_rig(), chunk("x", (1, 2), ())
+    store.transport = "engine"
+    for _ in range(2):  # the second time it is there
+        rig.worker.save([job(x)])
+        until(rig.worker.take_report)
+    counts = rig.worker.take_counts()
+    assert counts["put_bytes engine"] == counts["existed_bytes"] == 2 * rig.memory.object_bytes(0, 1)
+    assert "put_bytes shared_memory" not in counts
+    ways = [name.split(" ")[1] for name in counts if name.startswith("save_seconds")]
+    assert sorted(ways) == ["engine", "none"]
 
 
 def test_a_put_that_fails_is_counted_and_ends_the_job(new_rig: Callable[..., Rig], store: Any) -> None:

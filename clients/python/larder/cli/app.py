@@ -8,13 +8,14 @@ import difflib
 import os
 import sys
 from importlib import import_module
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 import click
 
 from larder.cli.common import BROKEN_PIPE, INTERRUPTED, fail, format_option, master_option, timeout_option
 from larder.errors import LarderError
+from larder.version import own_version
 
 GROUP: Final = "larder.commands"
 OWN: Final = {
@@ -28,15 +29,6 @@ OWN: Final = {
 }
 """Where each command is, under its own name."""
 OF_SERVICES: Final = ("master", "node", "proxy")
-
-
-def _version() -> str:
-    for name in ("larder", "larder-server"):  # the client by itself, or with the services
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return "unknown"
 
 
 def _installed() -> dict[str, EntryPoint]:
@@ -92,7 +84,7 @@ class Commands(click.Group):
     epilog="Exit status: 0 done; 1 an error, or no such object; 2 a wrong command line; 3 done, and what was looked at "
     "is not in order; 130 interrupted.",
 )
-@click.version_option(_version(), prog_name="larder")
+@click.version_option(own_version(), prog_name="larder")
 @master_option
 @format_option
 @timeout_option

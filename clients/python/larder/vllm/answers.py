@@ -13,6 +13,7 @@ from concurrent.futures import wait as wait_futures
 from dataclasses import dataclass
 from typing import Final
 
+from larder.vllm.counts import took
 from larder.vllm.keys import Chunk, ChunkPlan
 from larder.vllm.lookup import Part
 from larder.vllm.shapes import Matcher, Names, Request
@@ -141,6 +142,7 @@ class Lookups:
     def _take_answer(self, lookup: Lookup) -> None:
         if lookup.future.done():
             matched = 0
+            self._counts[took("lookup_seconds", (lookup.answered or self._clock()) - lookup.started)] += 1
             if lookup.future.cancelled() or lookup.future.exception() is not None:
                 self._counts["lookup_failures"] += 1
             else:
@@ -151,3 +153,4 @@ class Lookups:
             lookup.future.cancel()
             self._matcher.timed_out()
             self._counts["lookup_failures"] += 1
+            self._counts[took("lookup_seconds", self._clock() - lookup.started)] += 1

@@ -25,6 +25,7 @@ from vllm.v1.core.kv_cache_utils import get_request_block_hasher, resolve_dcp_kv
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from larder import aio
+from larder.vllm.counts import UP
 from larder.vllm.fingerprint import facts, group_facts
 from larder.vllm.identity import hooks
 from larder.vllm.identity.engine import EngineIdentity
@@ -39,7 +40,7 @@ from larder.vllm.memory import KVMemory, rows_of
 from larder.vllm.plugin import register
 from larder.vllm.scheduler import StoreScheduler
 from larder.vllm.settings import ConnectorSettings, parse
-from larder.vllm.stats import LarderPromMetrics, LarderStats
+from larder.vllm.stats import LarderPromMetrics, LarderStats, role_of
 from larder.vllm.transfer import DirectPath, StagedPath
 from larder.vllm.worker import Ended, StoreWorker
 
@@ -67,6 +68,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         self._worker: StoreWorker | None = None
         self._link: StoreLink | None = None
         self._names: WorkerNames | None = None
+        self._told_up: bool | None = None  # to those who read the statistics
         self._bad_blocks: set[int] = set()
         self._told: dict[tuple[int, int], WorkerNames] = {}  # to the scheduler, by rank
         self._untold: dict[tuple[int, int], WorkerNames] = {}  # by this worker
@@ -296,7 +298,10 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         """What happened since it was last asked."""
         half = self._scheduler or self._worker
         counts = half.take_counts() if half else {}
-        return LarderStats(data=counts) if counts else None
+        if self._link is not None and self._link.ready() is not self._told_up:
+            self._told_up = self._link.ready()
+            counts[UP] = self._told_up
+        return LarderStats(data={role_of(self._kv_transfer_config): counts}) if counts else None
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> LarderStats:

@@ -37,6 +37,7 @@ class Saved:
 
     put: int = 0
     existed: int = 0
+    existed_bytes: int = 0
     failed: int = 0
     put_bytes: int = 0
     error: str = ""
@@ -187,11 +188,14 @@ async def _put(
         if isinstance(result, Exception):
             saved.failed += 1
             saved.error = reason(result)
-        elif result.existed:
+            continue
+        size = sum(len(part) for part in piece)
+        if result.existed:
             saved.existed += 1
+            saved.existed_bytes += size
         else:
             saved.put += 1
-            saved.put_bytes += sum(len(part) for part in piece)
+            saved.put_bytes += size
 
 
 def reason(error: BaseException) -> str:

@@ -19,6 +19,8 @@ from functools import partial
 from typing import Any, Final
 
 from larder.errors import DataLost, LarderError
+from larder.stats import tallied
+from larder.vllm.counts import carried, took
 from larder.vllm.identity.watch import Watch
 from larder.vllm.jobs import SKIP, ChunkBlocks, LoadJob, SaveJob, WorkerReport
 from larder.vllm.keys import moved
@@ -52,6 +54,7 @@ class _Load:
     started: float
     weights: bytes
     faults: list[str] = field(default_factory=list)
+    tally: dict[str, float] = field(default_factory=dict)  # what the store counted
 
 
 @dataclass(slots=True)
@@ -65,6 +68,7 @@ class _Save:
     task: asyncio.Task[Any] | None = None
     given_up: bool = False
     known: int = 0  # objects the master knows of
+    tally: dict[str, float] = field(default_factory=dict)  # what the store counted
 
 
 class StoreWorker:
@@ -130,8 +134,9 @@ class StoreWorker:
             self._link.call(partial(self._load, load, fence)).add_done_callback(partial(self._loaded, load))
 
     async def _load(self, load: _Load, fence: Any, store: AsyncStore) -> None:
-        async with asyncio.timeout(self._load_timeout_s):
-            await self._path.load(store, load.items, fence, load.landed, load.faults)
+        with tallied(load.tally):
+            async with asyncio.timeout(self._load_timeout_s):
+                await self._path.load(store, load.items, fence, load.landed, load.faults)
 
     def _loaded(self, load: _Load, future: Future[None]) -> None:
         error = _error(future)
@@ -144,12 +149,11 @@ class StoreWorker:
                 self._report.failed_loads.add(load.request_id)
                 self._ended.failed.add(load.request_id)
                 self._ended.bad_blocks.update(block for item in missing for block in item.blocks if block != SKIP)
+            size = self._bytes(load.items) - self._bytes(missing)
+            by, parts = carried("got_bytes", size, load.tally, "read")
             self._count(
-                loads=1,
-                got_objects=len(load.items) - len(missing),
-                failed_gets=len(missing),
-                got_bytes=sum(map(self._path.object_bytes, load.items)) - sum(map(self._path.object_bytes, missing)),
-                load_seconds=self._clock() - load.started,
+                {"loads": 1, "got_objects": len(load.items) - len(missing), "failed_gets": len(missing), **parts},
+                took("load_seconds", self._clock() - load.started, by),
             )
         late = f"they were not there within {self._load_timeout_s:g} s"
         faults = load.faults if error is None and load.faults else [_why(error, late)] * len(missing)
@@ -208,10 +212,12 @@ class StoreWorker:
         async with asyncio.timeout(self._save_timeout_s):
             if save.job.recheck:
                 there = await store.exists([item.key for item in save.items])
-                save.items = [item for item, known in zip(save.items, there, strict=True) if not known]
-                save.saved.existed = there.count(True)
+                known = [item for item, is_known in zip(save.items, there, strict=True) if is_known]
+                save.items = [item for item, is_known in zip(save.items, there, strict=True) if not is_known]
+                save.saved.existed, save.saved.existed_bytes = len(known), self._bytes(known)
             if save.items:
-                await self._path.save(store, save.items, fence, save.saved, started)
+                with tallied(save.tally):
+                    await self._path.save(store, save.items, fence, save.saved, started)
 
     def _saved(self, save: _Save, future: Future[None]) -> None:
         save.announced.set()
@@ -222,13 +228,17 @@ class StoreWorker:
             self._report.saves_done[save.job.job_id] = 1
             if not saved.put and not saved.existed:
                 self._report.refused.add(save.job.job_id)
+            by, parts = carried("put_bytes", saved.put_bytes, save.tally, "written")
             self._count(
-                saves=1,
-                put_objects=saved.put,
-                existed_objects=saved.existed,
-                failed_puts=save.wanted - saved.put - saved.existed,
-                put_bytes=saved.put_bytes,
-                save_seconds=self._clock() - save.started,
+                {
+                    "saves": 1,
+                    "put_objects": saved.put,
+                    "existed_objects": saved.existed,
+                    "existed_bytes": saved.existed_bytes,
+                    "failed_puts": save.wanted - saved.put - saved.existed,
+                    **parts,
+                },
+                took("save_seconds", self._clock() - save.started, by),
             )
         late = "requests needed their blocks" if save.given_up else f"they took longer than {self._save_timeout_s:g} s"
         faults = [_why(error, late) if error else saved.error] * (save.wanted - saved.put - saved.existed)
@@ -241,7 +251,7 @@ class StoreWorker:
                 self._report.saves_done[job.job_id] = 1
                 if refused:
                     self._report.refused.add(job.job_id)
-                self._count(dropped_puts=len(self._items(job.chunks)))
+                self._count({"dropped_puts": len(self._items(job.chunks))})
 
     # ---- both
 
@@ -253,9 +263,13 @@ class StoreWorker:
             if blocks
         ]
 
-    def _count(self, **counts: float) -> None:
-        for name, count in counts.items():
-            self._counts[name] = self._counts.get(name, 0) + count
+    def _bytes(self, items: Sequence[Item]) -> int:
+        return sum(map(self._path.object_bytes, items))
+
+    def _count(self, counts: dict[str, float], *events: str) -> None:
+        for name, count in (*counts.items(), *((name, 1) for name in events)):
+            if count:
+                self._counts[name] = self._counts.get(name, 0) + count
 
     def take_ended(self) -> Ended:
         """Loads that ended since it was last asked."""
