@@ -280,7 +280,8 @@ class Proxy:
     async def _serve(self, request: web.Request, *, generates: bool) -> web.StreamResponse:
         self._admission.check()
         headers, lines = self._headers(request, reads=generates or request.path == "/v1/responses")
-        body = await self._read(request)
+        with request[STORY].waits:
+            body = await self._read(request)
         try:
             guard.check(body, headers.getall("Content-Type", ()), headers.getall("Content-Encoding", ()))
             repeatable = generates or paths.may_run_twice(request.method, request.path)

@@ -152,8 +152,10 @@ class Exchange:
             headers["X-data-parallel-rank"] = str(rank)
         try:
             with self._upstream.leg(to, self._settings.first_token_timeout) as leg:
-                answer = await self._send(leg, body, self._call.story.headers(headers, note))
-                content = await answer.read_all(_PREFILL_BYTES_MAX)
+                lines = self._lines(self._call.story.headers(headers, note))
+                with self._call.story.waits:
+                    answer = await self._send(leg, body, lines)
+                    content = await answer.read_all(_PREFILL_BYTES_MAX)
             bill.set_result(cached_of(content) if answer.status == 200 else None)
             outcome, reason = verdicts.of_prefill(answer.status, content)
             if outcome in (Outcome.REFUSED, Outcome.INVALID):
@@ -213,10 +215,12 @@ class Exchange:
             timeout_s = self._settings.first_token_timeout if call.streamed else None
             with self._upstream.leg(note.to, timeout_s, self._is_late) as self._decoding:
                 leg = self._decoding
-                answer = await self._send(leg, body, call.story.headers(call.headers, note))
-                if self._bill is not None and not answer.is_packed:
-                    answer = BilledAnswer(answer, self._bill)
-                looked = await self._look(answer)
+                lines = self._lines(call.story.headers(call.headers, note))
+                with call.story.waits:
+                    answer = await self._send(leg, body, lines)
+                    if self._bill is not None and not answer.is_packed:
+                        answer = BilledAnswer(answer, self._bill)
+                    looked = await self._look(answer)
                 if isinstance(looked, _Failed):
                     outcome, reason = looked.outcome, looked.reason
                 else:
@@ -248,11 +252,14 @@ class Exchange:
                 logger.warning(text, note.to, status)
         self._refusals.clear()
 
-    async def _send(self, leg: Leg, body: bytes, headers: CIMultiDict[str]) -> Answer:
+    def _lines(self, headers: CIMultiDict[str]) -> bytes:
+        return self._call.lines if headers is self._call.headers else header_lines(headers)
+
+    async def _send(self, leg: Leg, body: bytes, lines: bytes) -> Answer:
         return await leg.send(
             method=self._call.request.method,
             target=self._call.request.rel_url.raw_path_qs,
-            lines=self._call.lines if headers is self._call.headers else header_lines(headers),
+            lines=lines,
             body=body,
             repeatable=self._call.repeatable,
         )
@@ -284,6 +291,7 @@ class Exchange:
         call.story.first_byte_at = time.monotonic()
         if call.streamed:
             self._metrics.ttft_seconds.observe(call.story.first_byte_at - call.story.began)
+            self._metrics.added_seconds.observe(call.story.own_s(call.story.first_byte_at))
         await self._begin(answer.status, answer.reason, answer.headers)
         chunk = first
         while chunk:

@@ -17,6 +17,7 @@ from services.common.version import show_build
 from services.proxy.core.fleet import Address, Breaker, Fleet, Health, Role
 
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_ADDED_BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 _GAP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 
 
@@ -42,6 +43,12 @@ class Metrics:
             "larder_proxy_time_to_first_token_seconds",
             "From the arrival of a streamed request to its first byte",
             buckets=_BUCKETS,
+            registry=registry,
+        )
+        self.added_seconds = Histogram(
+            "larder_proxy_added_seconds",
+            "Of that time the proxy's own: neither an engine nor the rest of the request was waited for",
+            buckets=_ADDED_BUCKETS,
             registry=registry,
         )
         self.gap_seconds = Histogram(

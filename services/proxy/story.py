@@ -30,11 +30,36 @@ class LegNote:
         self.ended, self.outcome, self.reason = time.monotonic(), outcome, reason
 
 
+class Waits:
+    """A context for each wait for somebody else; those that overlap count once."""
+
+    __slots__ = ("_began", "_count", "_ended_s")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._began = self._ended_s = 0.0
+
+    def __enter__(self) -> None:
+        if not self._count:
+            self._began = time.monotonic()
+        self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._ended_s += time.monotonic() - self._began
+
+    def seconds(self, now: float) -> float:
+        """Of all of them until now."""
+        return self._ended_s + (now - self._began if self._count else 0.0)
+
+
 @dataclass(slots=True)
 class Story:
     id: str
     trace: Trace | None = None
     began: float = field(default_factory=time.monotonic)
+    waits: Waits = field(default_factory=Waits)  # for the engines, and for the rest of the request
     legs: list[LegNote] = field(default_factory=list)
     prompt_tokens: int = 0  # estimated
     first_byte_at: float | None = None
@@ -47,6 +72,10 @@ class Story:
             note.span_id = self.trace.leg_id(len(self.legs))
         self.legs.append(note)
         return note
+
+    def own_s(self, now: float) -> float:
+        """The proxy's own part of the time since the request came."""
+        return now - self.began - self.waits.seconds(now)
 
     def headers(self, headers: CIMultiDict[str], leg: LegNote) -> CIMultiDict[str]:
         """The leg's headers, told its place in the trace; those that were given where there is none."""
