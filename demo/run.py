@@ -7,6 +7,7 @@ exit status 0.
 """
 
 import argparse
+import json
 import signal
 import sys
 import time
@@ -24,9 +25,10 @@ from demo.tiny_model import make_model
 from demo.traffic import Answer, Prompt, RequestError, ask, make_prompts, metric, post
 
 NODES = ("node-1", "node-2")
-MASTER_PORT, PROXY_PORT = 50001, 8000  # of `make up`; the demo takes free ones
+MASTER_PORT, METRICS_PORT, PROXY_PORT = 50001, 9101, 8000  # of `make up`; the demo takes free ones
 PROMPT_TOKENS = [500, 700, 900, 1100, 1300, 1500, 1700, 1780]  # a chat has some more, for its template
 SETTLE_DEADLINE_S = 10.0
+REQUEST = Path(__file__).with_name("request.json")  # longer than a chunk, which is what is stored and loaded
 
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=False)
 
@@ -97,25 +99,29 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def start(cluster: Cluster, model: Path, *, plain: bool, master_port: int = 0, proxy_port: int = 0) -> str:
-    """Start everything, slow things side by side; the proxy's HOST:PORT."""
+def start(cluster: Cluster, model: Path, *, up: bool) -> str:
+    """Start everything, slow things side by side; the proxy's HOST:PORT. `up`: on the default ports, and without the
+    plain engine."""
     console.print("starting master, storage nodes, engines and proxy (a minute or two)")
-    cluster.start_master(port=master_port)
+    if up:
+        cluster.start_master("--metrics-port", str(METRICS_PORT), port=MASTER_PORT)
+    else:
+        cluster.start_master()
     for node in NODES:
         cluster.start_node(node)
-    cluster.start_engine("prefill", model, kv_role="kv_both")
-    cluster.start_engine("decode", model, kv_role="kv_consumer")
-    if plain:
+    cluster.start_engine("prefill", model, kv_role="kv_both", own_worker=not up)
+    cluster.start_engine("decode", model, kv_role="kv_consumer", own_worker=not up)
+    if not up:
         cluster.start_engine("plain", model, own_worker=False)
     cluster.wait_ready()
-    cluster.start_proxy(prefill=["prefill"], decode=["decode"], port=proxy_port)
+    cluster.start_proxy(prefill=["prefill"], decode=["decode"], port=PROXY_PORT if up else 0)
     cluster.wait_ready()
     return cluster.addresses["proxy"]
 
 
 def run_demo(cluster: Cluster, model: Path) -> list[str]:
     """Compare every answer with the plain engine's and print the table; what is wrong, if anything."""
-    proxy = start(cluster, model, plain=True)
+    proxy = start(cluster, model, up=False)
     console.print("asking the plain engine, then the cluster: cold, and again with the engines' own caches emptied")
     [warm_up] = make_prompts(model, tokens=[600], seed=1)
     for address in (cluster.addresses["plain"], proxy):
@@ -139,9 +145,7 @@ def take_turn(cluster: Cluster, prompt: Prompt) -> Turn:
     got = metric(decode, "larder_client_got_bytes_total")
     held = metric(master, "larder_master_object_bytes")
     answer = ask(cluster.addresses["proxy"], prompt)
-    deadline = time.monotonic() + SETTLE_DEADLINE_S
-    while metric(master, "larder_master_writes_in_flight") and time.monotonic() < deadline:
-        time.sleep(0.02)
+    settle(cluster)
     return Turn(
         answer,
         loaded_tokens=int(metric(decode, "vllm:external_prefix_cache_hits_total") - loaded),
@@ -191,14 +195,15 @@ def end(cluster: Cluster) -> list[str]:
 
 
 def run_until_interrupt(cluster: Cluster, model: Path) -> int:
-    start(cluster, model, plain=False, master_port=MASTER_PORT, proxy_port=PROXY_PORT)
+    proxy = start(cluster, model, up=True)
+    send_twice(cluster)
     console.print(f"""
-Running; Ctrl-C ends it. Ask it something:
+Running; Ctrl-C ends it. Send it again yourself, and look what is stored:
 
-  curl http://{cluster.addresses["proxy"]}/v1/completions -H 'Content-Type: application/json' \\
-    -d '{{"model": "{MODEL_NAME}", "prompt": "the quick brown fox", "max_tokens": 16, "temperature": 0}}'
+  curl http://{proxy}/v1/completions -H 'Content-Type: application/json' -d @demo/request.json
+  .venv/bin/larder status
 
-What it stores: .venv/bin/larder status; from Python: larder.connect("{cluster.master}").""", markup=False)  # fmt: skip
+The cluster at a glance: http://{cluster.metrics["master"]}/""", markup=False)
     while True:
         for process in cluster.processes.values():
             if not process.running():
@@ -206,6 +211,35 @@ What it stores: .venv/bin/larder status; from Python: larder.connect("{cluster.m
                     f"{process.name} ended by itself. The last lines of {process.log}:\n{process.tail()}"
                 )
         time.sleep(0.5)
+
+
+def send_twice(cluster: Cluster) -> None:
+    """Show what the store is for: the engines forget the prompt in between, and it is not computed again."""
+    request = json.loads(REQUEST.read_text())
+    prompt = Prompt(request["prompt"], chat=False, stream=False)
+    table = Table(title=f"{REQUEST.name}, sent twice; in between the engines' own caches are emptied", title_justify="left")
+    for heading in ("", "prompt\ntokens", "of them\ncached", "objects in Larder\nbefore / after", "answered after\nms"):
+        table.add_column(heading, justify="right")
+    for name in ("first", "second"):
+        for engine in ("prefill", "decode"):
+            post(cluster.addresses[engine], "/reset_prefix_cache")
+        before = objects(cluster)
+        answer = ask(cluster.addresses["proxy"], prompt, max_tokens=request["max_tokens"])
+        settle(cluster)
+        cells = (answer.prompt_tokens, answer.cached_tokens, f"{before} / {objects(cluster)}")
+        table.add_row(name, *map(str, cells), f"{answer.first_token_s * 1e3:.0f}")
+    console.print(table)
+
+
+def objects(cluster: Cluster) -> int:
+    return int(metric(cluster.metrics["master"], "larder_master_objects"))
+
+
+def settle(cluster: Cluster) -> None:
+    """Wait for the writes under way."""
+    deadline = time.monotonic() + SETTLE_DEADLINE_S
+    while metric(cluster.metrics["master"], "larder_master_writes_in_flight") and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 if __name__ == "__main__":

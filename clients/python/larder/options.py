@@ -19,7 +19,15 @@ CONFIG_FILE_VARIABLE: Final = "LARDER_CONFIG_FILE"
 MOONCAKE_VARIABLE: Final = "MOONCAKE_CONFIG_PATH"
 TIMEOUT_S: Final = 5.0
 ZONE_LENGTH_MAX: Final = 64
-_NAMES: Final = ("master", "timeout_s", "verify", "transports", "zone", "engine_ports")
+HELP: Final = {  # what can be told, for people: docs/configuration.md shows it
+    "master": "address of the master, or several with commas between them",
+    "timeout_s": "seconds that every call may take",
+    "verify": "checksums are made when bytes are put, and checked when they are got",
+    "transports": "ways that bytes may go: shm, this host's memory, and engine, the network",
+    "zone": "label of what fails together, such as a rack: storage nodes with that --zone are the nearest after those "
+    "of this host",
+    "engine_ports": "MIN-MAX: ports that this process's transfer engine takes; not given: its own choice",
+}
 _MOONCAKE_IGNORED: Final = (  # what that file says of storage nodes and of the engine's own ways
     "device_name", "global_segment_size", "local_buffer_size", "local_hostname", "metadata_server", "mode", "protocol",
 )  # fmt: skip
@@ -78,8 +86,8 @@ def from_file(environ: Mapping[str, str]) -> dict[str, Any]:
     """What the file says that these variables name, by the names of the options; raises InvalidArgument."""
     if path := environ.get(CONFIG_FILE_VARIABLE):
         values = _read(Path(path), CONFIG_FILE_VARIABLE)
-        if unknown := sorted(set(values) - set(_NAMES)):
-            raise InvalidArgument(f"{path}: unknown keys {', '.join(unknown)}; known are {', '.join(_NAMES)}")
+        if unknown := sorted(set(values) - HELP.keys()):
+            raise InvalidArgument(f"{path}: unknown keys {', '.join(unknown)}; known are {', '.join(HELP)}")
         return values
     if path := environ.get(MOONCAKE_VARIABLE):
         values = _read(Path(path), MOONCAKE_VARIABLE)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
+from larder import options
 from larder.errors import InvalidArgument
 from larder.options import resolve
 
@@ -20,6 +21,17 @@ COPIES_MAX: Final = 16
 TIMEOUT_MS_MAX: Final = 600_000
 TIMEOUTS: Final = ("lookup_timeout_ms", "load_timeout_ms", "save_timeout_ms")
 """`timeout_s`, the store's own option, stands for those that are not given."""
+HELP: Final = options.HELP | {  # likewise
+    "timeout_s": "seconds, in place of those of the three below that are not given",
+    "chunk_blocks": f"blocks of the engine to an object; not given: as many as hold {CHUNK_TOKENS} tokens",
+    "namespace": "engines with different ones share nothing; also vouches that weights which have no files here are the "
+    "same wherever it is given",
+    "copies": "copies of each object that is saved",
+    "media_by_content": "names that clients choose for images and sounds (multi_modal_uuids) are not trusted",
+    "lookup_timeout_ms": "how long a request may wait to be told what is stored; then it is computed",
+    "load_timeout_ms": "how long a load may take; then it is computed",
+    "save_timeout_ms": "how long a save may take; then it is given up",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
