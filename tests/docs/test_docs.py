@@ -1,4 +1,4 @@
-"""Every command in README.md and docs/ is run as it is written, by real processes on the default ports, and prints what is shown.
+"""Every command in README.md and docs/ is run as it is written, by real processes, and prints what is shown.
 
 What needs engines is run in tests/e2e/test_docs_engines.py.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from demo.cluster import ENGINE_ENV
 from demo.processes import Process
 from tests.docs.blocks import expected, read, slug, squeeze
 from tests.docs.session import ROOT, sessions_of
@@ -24,9 +25,9 @@ APART = ("unshare", "--net", "--mount", "--map-root-user", "--pid", "--fork", "-
 NOT_RUN = {  # why a block may be left out
     "docker": "needs a Docker daemon; make test-compose runs it",
     "kubectl": "needs a Kubernetes cluster; the manifests are checked against the API's schemas",
-    "GPU": "needs a GPU and a model that has to be downloaded",
-    "engine": "the same flags on another port; vLLM itself parses them, without a start",
-    "developer": "what runs it is this test, or what it runs takes longer than all tests",
+    "GPU": "needs a GPU, or a model that has to be downloaded; vLLM itself parses its flags",
+    "engine": "another engine as those that are started; vLLM itself parses its flags",
+    "network": "needs package registries; test_install.py runs it",
 }
 
 
@@ -34,11 +35,15 @@ def run_session(name: str, path: Path, tmp_path: Path, deadline_s: float) -> Non
     if not all(map(shutil.which, TOOLS)) or subprocess.run([*APART, "true"], check=False).returncode:
         pytest.skip("no namespaces here")
     env = {key: value for key, value in os.environ.items() if not key.startswith(("LARDER_", "VLLM_", "PYTEST_"))}
-    env |= {
-        "PATH": f"{Path(sys.prefix) / 'bin'}:{ROOT / 'tests/docs/bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'clients/python'}",
-        "COLUMNS": "200",
-    }
+    env |= (
+        {
+            "PATH": f"{ROOT / 'tests/docs/bin'}:{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'clients/python'}",
+            "COLUMNS": "200",
+        }
+        | ENGINE_ENV
+        | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    )
     argv = [*APART, sys.executable, "-m", "tests.docs.session", tmp_path / "session", path, name]
     (tmp_path / "session").mkdir()
     session = Process("session", list(map(str, argv)), log_dir=tmp_path, env=env)
@@ -92,7 +97,8 @@ def test_what_is_printed_is_compared(shown: list[str], printed: str, fits: bool)
 
 
 def test_a_document_that_is_wrong_is_found(tmp_path: Path) -> None:
-    for number, text in enumerate(("```console\n$ echo b\na\n```\n", "```console\n$ false\n```\n", "```bash\nno-such\n```\n")):
+    wrong = ("```console\n$ echo b\na\n```\n", "```console\n$ false\n```\n", "```bash\nno-such\n```\n")
+    for number, text in enumerate(wrong):
         path, scratch = tmp_path / "wrong.md", tmp_path / str(number)
         path.write_text(text)
         scratch.mkdir()

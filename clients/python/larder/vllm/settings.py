@@ -22,7 +22,7 @@ TIMEOUT_MS_MAX: Final = 600_000
 TIMEOUTS: Final = ("lookup_timeout_ms", "load_timeout_ms", "save_timeout_ms")
 """`timeout_s`, the store's own option, stands for those that are not given."""
 HELP: Final = options.HELP | {  # likewise
-    "timeout_s": "seconds, in place of those of the three below that are not given",
+    "timeout_s": "seconds, in place of those of the three timeouts above that are not given",
     "chunk_blocks": f"blocks of the engine to an object; not given: as many as hold {CHUNK_TOKENS} tokens",
     "namespace": "engines with different ones share nothing; also vouches that weights which have no files here are the "
     "same wherever it is given",
