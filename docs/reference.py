@@ -40,8 +40,8 @@ known one is named. This page is written by `make docs` from the programs themse
 
 A service takes each setting from its flag, else from the environment, else from the YAML file that `--config` names,
 else the default. `--metrics-port` of the master is `LARDER_MASTER_METRICS_PORT` in the environment and `metrics-port`
-in the file. Sizes are bytes, or numbers with a unit: `512MiB` (powers of 1,024), `2GB` (powers of 1,000). Where several values
-can be given, the flag is repeated, or they are separated by commas.
+in the file. Sizes are bytes, or numbers with a unit: `512MiB` (powers of 1,024), `2GB` (powers of 1,000). Where several
+values can be given, the flag is repeated, or they are separated by commas.
 """
 
 
