@@ -102,7 +102,7 @@ class ServiceSettings(BaseSettings):
     """More variables, in the environment or in ./.env, that fill a field: {"OPENAI_API_KEY": "openai_api_key"}."""
 
     config: Path | None = Field(None, description="YAML file with settings; its keys are the names of these flags")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is less grave is not said")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     log_format: logs.Format = Field("text", description="text, or json: one object a line")
 
     @classmethod

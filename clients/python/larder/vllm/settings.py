@@ -24,8 +24,8 @@ TIMEOUTS: Final = ("lookup_timeout_ms", "load_timeout_ms", "save_timeout_ms")
 HELP: Final = options.HELP | {  # likewise
     "timeout_s": "seconds, in place of those of the three timeouts above that are not given",
     "chunk_blocks": f"blocks of the engine to an object; not given: as many as hold {CHUNK_TOKENS} tokens",
-    "namespace": "engines with different ones share nothing; also vouches that weights which have no files here are the "
-    "same wherever it is given",
+    "namespace": "engines with different ones share nothing; also vouches that weights which have no files here are "
+    "the same wherever it is given",
     "copies": "copies of each object that is saved",
     "media_by_content": "names that clients choose for images and sounds (multi_modal_uuids) are not trusted",
     "lookup_timeout_ms": "how long a request may wait to be told what is stored; then it is computed",
