@@ -2,7 +2,7 @@
 import { count, percent, put } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const WINDOWS_MIN = [5, 15, 60], HEIGHT = 1000, COLUMNS_HEIGHT = 250;
+const WINDOWS_MIN = [4, 20, 60], HEIGHT = 1000, COLUMNS_HEIGHT = 250;
 const KINDS = ["match", "lookup"];
 const plot = document.getElementById("plot");
 const readout = document.getElementById("readout");
