@@ -8,12 +8,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
 from larder import engine_ports
 from larder.addresses import join
+from larder.engine_ports import Ports
 from prometheus_client import CollectorRegistry
 from pydantic import AfterValidator, Field
 
@@ -33,6 +34,7 @@ from services.storage_node.wire import Reachable, hello_to_wire
 
 logger = logging.getLogger(__name__)
 PROG = "storage-node"
+LINGER_S = 65.0  # the kernel keeps what lingers for 60
 LABEL = "([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
 
 
@@ -108,7 +110,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         metrics.show(registry, node_id)
         if not await pool.prefault(stop):
             return
-        engine = await asyncio.to_thread(_start_engine, settings, address, node_id, pool)
+        ports = engine_ports.parse(settings.engine_ports) if settings.engine_ports else None
+        if ports is not None and not await _outwait(ports, stop):
+            return
+        engine = await asyncio.to_thread(_start_engine, settings, address, node_id, pool, ports)
         reachable = Reachable()
         if engine is not None:
             parts.callback(engine.close)
@@ -126,7 +131,19 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             announcing.cancel()
 
 
-def _start_engine(settings: Settings, address: str, node_id: str, pool: Pool) -> Engine | None:
+async def _outwait(ports: Ports, stop: asyncio.Event) -> bool:
+    """A node that starts again may find connections of its former life on its ports. False: `stop` came first."""
+    until = time.monotonic() + LINGER_S
+    if engine_ports.lingers(ports):
+        logger.warning("waiting for ports of %s, where connections of an earlier process linger", ports)
+    while engine_ports.lingers(ports) and time.monotonic() < until:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 1.0)
+            return False
+    return True
+
+
+def _start_engine(settings: Settings, address: str, node_id: str, pool: Pool, ports: Ports | None) -> Engine | None:
     try:
         engine = Engine(
             host=address,
@@ -134,7 +151,7 @@ def _start_engine(settings: Settings, address: str, node_id: str, pool: Pool) ->
             metadata_server=settings.metadata_server,
             protocol=settings.protocol,
             device_names=settings.device_name,
-            ports=engine_ports.parse(settings.engine_ports) if settings.engine_ports else None,
+            ports=ports,
         )
     except EngineMissing as missing:
         logger.warning("%s", missing)

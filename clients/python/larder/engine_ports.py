@@ -1,7 +1,8 @@
 """Which ports the transfer engine listens on: two for each engine, on every interface, out of one range a process.
 
 The engine reads the range from its environment, once, when it is loaded; so the first word counts, and another one is
-refused. It picks at random and tells of a range that is taken only in its own log: so the range is looked at first.
+refused. It picks at random and tells of a range that is taken only in its own log: so the range is looked at first. To
+it a port is taken also while connections of an earlier process linger there, for up to a minute.
 """
 
 import os
@@ -56,21 +57,30 @@ def use(ports: Ports) -> None:
 
 def shortage() -> str:
     """Why no other engine can start, or nothing: too few of the ports that were asked for are free."""
-    if _used is None:
+    if _used is None or _has_room(_used):
         return ""
+    why = "; connections of an earlier process linger there for up to a minute" if lingers(_used) else ""
+    return f"of the ports {_used} fewer than {EACH} are free, and an engine takes {EACH}{why}"
+
+
+def lingers(ports: Ports) -> bool:
+    """Whether there will be room for an engine soon, and is none yet."""
+    return not _has_room(ports) and _has_room(ports, reuse=True)
+
+
+def _has_room(ports: Ports, *, reuse: bool = False) -> bool:
     free = 0
-    for port in range(_used.first, _used.last + 1):
-        free += _is_free(port)
+    for port in range(ports.first, ports.last + 1):
+        free += _is_free(port, reuse=reuse)
         if free == EACH:
-            return ""
-    return f"of the ports {_used} fewer than {EACH} are free, and an engine takes {EACH}"
+            return True
+    return False
 
 
-def _is_free(port: int) -> bool:
+def _is_free(port: int, *, reuse: bool) -> bool:
+    """`reuse`: but for what lingers."""
     with suppress(OSError), socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # what only lingers does not count, as for the engine
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
         probe.bind(("", port))
         probe.listen()
         return True

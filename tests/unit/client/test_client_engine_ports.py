@@ -1,13 +1,13 @@
 """The transfer engine's ports: real engines, each in a process of its own, since the range is a process's."""
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 from larder.engine_ports import EACH
+
+from tests.free_ports import free_ports
 
 PROGRAM = """
 import sys, larder, psutil
@@ -39,24 +39,9 @@ def run(program: str, *args: str) -> str:
 
 @pytest.fixture
 def ports() -> Iterator[str]:
-    """A range of which exactly four ports are free, until the test's end."""
-    with ExitStack() as stack:
-        for first in range(19000, 19900, 10):
-            sockets = []
-            for port in range(first, first + 10):
-                probe = stack.enter_context(socket.socket())
-                try:
-                    probe.bind(("", port))
-                    probe.listen()
-                except OSError:
-                    break
-                sockets.append(probe)
-            if len(sockets) == 10:
-                for free in sockets[3:7]:
-                    free.close()
-                yield f"{first}-{first + 9}"
-                return
-        raise AssertionError("no ten free ports")
+    """A range of ten ports of which four are free."""
+    with free_ports(4, taken=3) as ports:
+        yield ports
 
 
 def test_every_port_that_the_engine_opens_is_of_the_range_also_where_most_of_it_is_taken(ports: str) -> None:
@@ -78,9 +63,9 @@ def test_where_the_range_is_used_up_an_error_says_so_and_what_was_replaced_makes
 
 
 def test_a_process_has_one_range(ports: str) -> None:
-    said = run("a, b = connect(sys.argv[1]), connect(sys.argv[1]); c = connect('18000-18009')", ports)
+    said = run("a, b = connect(sys.argv[1]), connect(sys.argv[1]); c = connect('30000-30009')", ports)
     assert said.startswith(
-        f"InvalidArgument engine_ports is 18000-18009: this process's transfer engine uses the ports {ports}"
+        f"InvalidArgument engine_ports is 30000-30009: this process's transfer engine uses the ports {ports}"
     )
     said = run("import mooncake.engine; connect(sys.argv[1])", ports)
     assert "has loaded the transfer engine already" in said

@@ -185,6 +185,8 @@ class EngineTransport:
             if not engine.meet(segment.engine_endpoint, identity):  # another node under an old name
                 replace(engine)
                 self._peers = {}
+                if self._pump is not None:
+                    self._pump.wake()  # it too lets go of peers that owe it nothing
                 del known, engine, staging, self._engines[segment.engine_protocol]
                 engine, staging = await self._start_engine(segment, identity)
             known = self._peers.get(segment.engine_endpoint)

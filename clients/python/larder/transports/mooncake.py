@@ -17,6 +17,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -104,6 +105,7 @@ class Engine:
             logger.warning("the transfer engine cannot unregister memory")
 
 
+DESTROYED_S: Final = 3.0
 _lock: Final = threading.Lock()
 _idle: Final[list[Engine]] = []
 _retired: Final[list[Engine]] = []
@@ -119,13 +121,12 @@ def borrow(protocol: str, endpoint: str, identity: Identity) -> Engine:
         if fit is not None:
             _idle.remove(fit)
             return fit
-    try:
-        engine = Engine(protocol, endpoint)
-    except PortsTaken:
-        if not _replaced:
-            raise
-        _replaced.clear()  # each lives as long as transfers of its own do
-        engine = Engine(protocol, endpoint)
+    if _replaced and engine_ports.shortage():
+        _replaced.clear()  # each lives as long as somebody still moves something by it
+        until = time.monotonic() + DESTROYED_S
+        while engine_ports.shortage() and time.monotonic() < until:
+            time.sleep(0.05)
+    engine = Engine(protocol, endpoint)
     engine.meet(endpoint, identity)
     return engine
 
