@@ -64,9 +64,7 @@ class Cluster:
         """`docker compose` or `docker-compose`, whichever is here; raises DockerError unless its status is 0."""
         argv = [*self.compose, "--env-file", str(self._env_file), "--project-name", project, *args]
         env = {name: value for name, value in self.docker.env.items() if name not in self.settings}
-        result = subprocess.run(
-            argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        result = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
         if result.returncode:
             said = (result.stdout + result.stderr)[-4000:]
             raise DockerError(f"{' '.join(argv)}: status {result.returncode}\n{said}")
