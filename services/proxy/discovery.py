@@ -35,7 +35,6 @@ class Discovery:
         }
         self._taken: tuple[Found, bool] = (members.found, False)
         self._turn = asyncio.Lock()
-        self._ends = False
         self._tasks: list[asyncio.Task[None]] = []
         self._up = Gauge(
             "larder_proxy_discovery_up", "1: what the source said last is believed", ("source",), registry=registry
@@ -59,14 +58,13 @@ class Discovery:
         self._tasks = [asyncio.create_task(self._watch(text)) for text in self._asking]
 
     async def close(self) -> None:
-        self._ends = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _watch(self, text: str) -> None:
         every_s = DNS_EVERY_S if isinstance(self._asking[text], Records) else FILE_EVERY_S
-        while not self._ends:  # until Python 3.12, asyncio.wait_for, which dnspython uses, may swallow a cancellation
+        while True:
             await asyncio.sleep(every_s)
             await self._ask(text)
 

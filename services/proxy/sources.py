@@ -7,11 +7,11 @@ with addresses of both families the IPv4 one is taken: as two engines it would g
 import asyncio
 import json
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import dns.asyncresolver
 import dns.exception
 import dns.resolver
 import yaml
@@ -26,9 +26,8 @@ from services.proxy.core.membership import ENGINES_MAX
 
 LOOKUP_S: Final = 3.0
 FILE_BYTES_MAX: Final = 256 << 10
-_LOOKUPS_MAX: Final = 16  # at once, of the targets of SRV records
 
-make_resolver = dns.asyncresolver.Resolver  # for each lookup anew: resolv.conf may change
+make_resolver = dns.resolver.Resolver  # for each lookup anew: resolv.conf may change
 
 
 class Records:
@@ -38,43 +37,45 @@ class Records:
         self._source = source
 
     async def ask(self) -> frozenset[Member]:
-        """Raises Unheard."""
+        """Raises Unheard, LOOKUP_S later at most."""
+        return await asyncio.to_thread(self._look_up)  # dnspython's own coroutines swallow cancellations
+
+    def _look_up(self) -> frozenset[Member]:
         try:
-            async with asyncio.timeout(LOOKUP_S):
-                resolver = make_resolver()
-                resolver.lifetime = LOOKUP_S
-                found = await self._found(resolver)
+            found = self._found(_Lookup())
         except dns.resolver.NXDOMAIN as error:
             raise Unheard(Reason.EMPTY, "there is no such name") from error
-        except TimeoutError as error:
+        except dns.exception.Timeout as error:
             raise Unheard(Reason.UNANSWERED, f"no name server answered within {LOOKUP_S:g} s") from error
         except (dns.exception.DNSException, OSError) as error:
             raise Unheard(Reason.UNANSWERED, " ".join(str(error).split())) from error
         return frozenset((self._source.role, Address(join(host, port))) for host, port in found)
 
-    async def _found(self, resolver: dns.asyncresolver.Resolver) -> Iterable[tuple[str, int]]:
+    def _found(self, lookup: "_Lookup") -> list[tuple[str, int]]:
         if self._source.port is not None:
-            return [(host, self._source.port) for host in await _addresses(resolver, self._source.name)]
-        answer = await resolver.resolve(self._source.name, RdataType.SRV, search=True, raise_on_no_answer=False)
-        targets = [(str(record.target), record.port) for record in answer.rrset or ()]
+            return [(host, self._source.port) for host in lookup.addresses(self._source.name)]
+        targets = [(str(record.target), record.port) for record in lookup.records(self._source.name, RdataType.SRV)]
         if len(targets) > ENGINES_MAX:
             raise Unheard(Reason.TOO_MANY, f"it has over {ENGINES_MAX} SRV records")
-        turns = asyncio.Semaphore(_LOOKUPS_MAX)
-
-        async def look_up(target: str, port: int) -> list[tuple[str, int]]:
-            async with turns:
-                return [(host, port) for host in await _addresses(resolver, target)]
-
-        found = await asyncio.gather(*(look_up(target, port) for target, port in targets))
-        return [each for part in found for each in part]
+        return [(host, port) for target, port in targets for host in lookup.addresses(target)]
 
 
-async def _addresses(resolver: dns.asyncresolver.Resolver, name: str) -> list[str]:
-    for kind in (RdataType.A, RdataType.AAAA):
-        answer = await resolver.resolve(name, kind, search=True, raise_on_no_answer=False)
-        if answer.rrset:
-            return [address for record in answer.rrset if _can_be_reached(address := str(record.address))]
-    return []
+class _Lookup:
+    """What is asked for one answer, all of it within LOOKUP_S."""
+
+    def __init__(self) -> None:
+        self._resolver = make_resolver()
+        self._end = time.monotonic() + LOOKUP_S
+
+    def records(self, name: str, kind: RdataType) -> Iterable[Any]:
+        left_s = self._end - time.monotonic()
+        if left_s <= 0:
+            raise dns.exception.Timeout
+        return self._resolver.resolve(name, kind, search=True, raise_on_no_answer=False, lifetime=left_s).rrset or ()
+
+    def addresses(self, name: str) -> list[str]:
+        records = self.records(name, RdataType.A) or self.records(name, RdataType.AAAA)
+        return [address for record in records if _can_be_reached(address := str(record.address))]
 
 
 def _can_be_reached(address: str) -> bool:

@@ -1,21 +1,22 @@
 """A small name server on loopback, real UDP and TCP, whose records a test changes."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import dns.asyncresolver
 import dns.flags
 import dns.message
 import dns.rcode
+import dns.resolver
 import dns.rrset
 from dns.rdatatype import RdataType
 
 UDP_BYTES_MAX = 512
 
 
-class NameServer(asyncio.DatagramProtocol):
+class NameServer:
     """Records: {(name, type): [data, …]}; a name without any is none that exists."""
 
     def __init__(self) -> None:
@@ -25,57 +26,53 @@ class NameServer(asyncio.DatagramProtocol):
         self.asked = 0
         self.port = 0
 
-    def make_resolver(self) -> dns.asyncresolver.Resolver:
-        resolver = dns.asyncresolver.Resolver(configure=False)
+    def make_resolver(self) -> dns.resolver.Resolver:
+        resolver = dns.resolver.Resolver(configure=False)
         resolver.nameservers, resolver.port = ["127.0.0.1"], self.port
         return resolver
 
     def answer(self, query: bytes) -> dns.message.Message:
         self.asked += 1
-        asked = dns.message.from_wire(query)
+        asked, records = dns.message.from_wire(query), self.records
         (question,) = asked.question
         name, kind = question.name.to_text(omit_final_dot=True), RdataType.to_text(question.rdtype)
         response = dns.message.make_response(asked)
         response.set_rcode(self.rcode)
-        if self.rcode is dns.rcode.NOERROR and not any(known == name for known, _ in self.records):
+        if self.rcode is dns.rcode.NOERROR and not any(known == name for known, _ in records):
             response.set_rcode(dns.rcode.NXDOMAIN)
-        if self.rcode is dns.rcode.NOERROR and (records := self.records.get((name, kind))):
-            response.answer.append(dns.rrset.from_text_list(question.name, 5, "IN", kind, records))
+        if self.rcode is dns.rcode.NOERROR and (found := records.get((name, kind))):
+            response.answer.append(dns.rrset.from_text_list(question.name, 5, "IN", kind, found))
         return response
 
-    # -- UDP
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        if self.is_silent:
-            return
-        response = self.answer(data)
-        if len(response.to_wire(max_size=65535)) > UDP_BYTES_MAX:
+    def _by_udp(self, query: bytes) -> bytes:
+        response = self.answer(query)
+        if len(response.to_wire(max_size=65535)) > UDP_BYTES_MAX:  # to be asked for by TCP
             response.answer.clear()
             response.flags |= dns.flags.TC
-        self._transport.sendto(response.to_wire(), addr)
+        return response.to_wire()
 
-    # -- TCP, for answers that are too long
+    @contextmanager
+    def serving(self, host: str = "127.0.0.1", port: int = 0) -> Iterator["NameServer"]:
+        names = self
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        query = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
-        response = self.answer(query).to_wire(max_size=65535)
-        writer.write(len(response).to_bytes(2) + response)
-        await writer.drain()
-        writer.close()
+        class Udp(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                query, own = self.request
+                if not names.is_silent:
+                    own.sendto(names._by_udp(query), self.client_address)
 
-    @asynccontextmanager
-    async def serving(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator["NameServer"]:
-        server = await asyncio.start_server(self._talk, host, port)
-        self.port = server.sockets[0].getsockname()[1]
-        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-            lambda: self, local_addr=(host, self.port)
-        )
-        try:
+        class Tcp(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                response = names.answer(self.rfile.read(int.from_bytes(self.rfile.read(2)))).to_wire(max_size=65535)
+                self.wfile.write(len(response).to_bytes(2) + response)
+
+        with ExitStack() as stack:
+            udp = stack.enter_context(socketserver.UDPServer((host, port), Udp))
+            self.port = udp.server_address[1]
+            servers: list[Any] = [udp, stack.enter_context(socketserver.TCPServer((host, self.port), Tcp))]
+            for server in servers:
+                thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+                thread.start()
+                stack.callback(thread.join)
+                stack.callback(server.shutdown)
             yield self
-        finally:
-            transport.close()
-            server.close()
-            await server.wait_closed()

@@ -20,7 +20,7 @@ KEY = {"X-API-Key": "sesame"}
 async def names(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NameServer]:
     monkeypatch.setattr(discovery, "DNS_EVERY_S", 0.05)
     monkeypatch.setattr(discovery, "FILE_EVERY_S", 0.05)
-    async with NameServer().serving() as server:
+    with NameServer().serving() as server:
         monkeypatch.setattr(sources, "make_resolver", server.make_resolver)
         yield server
 
@@ -69,7 +69,7 @@ async def test_a_proxy_without_engines_finds_them_and_follows_their_records(
     assert cluster.metric("discovery_up") == 0
     serve(names, "127.0.0.1", "127.0.0.2")
     await until(lambda: addresses(cluster) == [first.address, second.address])
-    await until(lambda: cluster.metric("instance_up") == 2)
+    await until(lambda: cluster.metric("engine_up") == 2)
     assert {(await cluster.complete())[1]["by"] for _ in range(4)} == {"d1", "d2"}
     serve(names, "127.0.0.2", "127.0.0.3")
     await until(lambda: addresses(cluster) == [second.address, third.address])
@@ -88,7 +88,7 @@ async def test_what_is_found_before_it_answers_is_asked_for_nothing(
     assert [(await cluster.complete())[1]["by"] for _ in range(6)] == ["d1"] * 6
     assert cluster.metric("retries_total") == 0
     engines[1].healthy = True
-    await until(lambda: cluster.metric("instance_up") == 2)
+    await until(lambda: cluster.metric("engine_up") == 2)
 
 
 @pytest.mark.parametrize("trouble", ["silent", "servfail", "empty", "no such name"])
@@ -133,8 +133,8 @@ async def test_an_engine_that_leaves_gets_nothing_new_and_ends_what_it_has(
     async with cluster.client.post("/v1/completions", json=streamed) as response:
         await response.content.readany()
         serve(names, "127.0.0.2")
-        await until(lambda: cluster.metric("instance_draining", instance=first.address) == 1)
-        await until(lambda: cluster.metric("instance_up", instance=second.address) == 1)
+        await until(lambda: cluster.metric("engine_draining", engine=first.address) == 1)
+        await until(lambda: cluster.metric("engine_up", engine=second.address) == 1)
         assert [(await cluster.complete())[1]["by"] for _ in range(4)] == ["d2"] * 4
         assert addresses(cluster) == [first.address, second.address]
         for _ in range(10):
