@@ -49,6 +49,8 @@ class HttpEngine:
         chat = request.path.endswith("/chat/completions")
         limit = asked.get("max_completion_tokens") or asked.get("max_tokens") or 16
         self.counts["prefills" if limit == 1 else "decodes"] += 1
+        if self._options.fails:
+            return web.json_response({"error": {"message": "out of memory"}}, status=500)
         self.counts["running"] += 1
         try:
             if limit == 1:
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--prefill-ms", type=float, default=20)
     parser.add_argument("--token-ms", type=float, default=2)
+    parser.add_argument("--fails", action="store_true", help="answer every prompt with a 500")
     uvloop.run(serve(parser.parse_args()))
 
 

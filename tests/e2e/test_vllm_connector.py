@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from larder.pool_file import HEADER_BYTES
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from demo.cluster import Cluster, free_port
 from demo.tiny_model import VOCABULARY, WEIGHT_STD
+from tests.e2e.pools import zero_pools
 from tests.e2e.vllm_engine import CHUNK, KV_BLOCKS, Engine, prompt_of, whole_blocks
 
 pytestmark = pytest.mark.timeout(400)
@@ -46,13 +46,6 @@ def make_sliding_model(path: Path, *, tokenizer: Path) -> None:
     gemma.save_pretrained(path)
     for file in [*tokenizer.glob("tokenizer*"), *tokenizer.glob("chat_template*")]:
         shutil.copy(file, path)
-
-
-def zero_pools(cluster: Cluster) -> None:
-    for pool in cluster.pool_dir.glob("larder-*.pool"):
-        with pool.open("r+b") as file:
-            file.seek(HEADER_BYTES)
-            file.write(bytes(pool.stat().st_size - HEADER_BYTES))
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from larder.pool_file import HEADER_BYTES
 from larder.v1 import master_pb2, master_pb2_grpc
 from larder.wire import unpack_keys
 
 from demo.cluster import BLOCK_TOKENS, Cluster
 from demo.traffic import Answer, Prompt, ask, make_prompts, metric
+from tests.e2e.pools import zero_pools
 
 CHUNK_BLOCKS = 2  # blocks to an object: 256 tokens
 SETTLE_DEADLINE_S = 10.0
@@ -62,13 +62,6 @@ def loaded_tokens(engines: Cluster, name: str) -> float:
     """Tokens that the engine took from Larder so far, instead of computing them."""
     labels = {"source": "external_kv_transfer"}
     return metric(engines.metrics[name], "vllm:prompt_tokens_by_source_total", **labels)
-
-
-def zero_pools(engines: Cluster) -> None:
-    for pool in engines.pool_dir.glob("larder-*.pool"):
-        with pool.open("r+b") as file:
-            file.seek(HEADER_BYTES)
-            file.write(bytes(pool.stat().st_size - HEADER_BYTES))
 
 
 def test_decode_loads_what_prefill_put(engines: Cluster, prompts: Iterator[Prompt]) -> None:
