@@ -2,9 +2,9 @@
 
 import random
 
-from bench.eviction import larder, lru
 from services.master.core import messages as m
 from services.master.core.messages import Result
+from services.master.replay.policies import Larder, Lru
 from tests.unit.master.transcript import CONFIG, KIB, Cluster
 
 
@@ -86,4 +86,5 @@ def test_it_beats_plain_recency_on_conversations_among_prompts_that_never_return
         elif rng.random() < 0.2:
             conversations[chosen].append(next(blocks))
         requests += [list(conversations[chosen]), [next(blocks) for _ in range(8)]]
-    assert larder(requests, 400, lambda all_: all_) > 1.2 * lru(requests, 400, lambda all_: all_)
+    ours, plain = (sum(map(policy.request, requests)) for policy in (Larder(400), Lru(400)))
+    assert ours > 1.2 * plain

@@ -26,6 +26,7 @@ OWN: Final = {
     "rm": "larder.cli.keys",
     "drain": "larder.cli.drain",
     "doctor": "larder.cli.doctor",
+    "bench": "larder.cli.bench",
 }
 """Where each command is, under its own name."""
 OF_SERVICES: Final = ("master", "node", "proxy")

@@ -3,37 +3,15 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import click
 
 from larder.addresses import split
 from larder.cli.common import FOUND_WRONG, Common, common_options, say_json
 from larder.cli.showing import show_rows
+from larder.cli.sizes import SizeArgument
 from larder.doctor import POOL_DIR, Subject, examine
 from larder.doctor.finding import Finding, Verdict
-
-UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-class SizeArgument(click.ParamType):  # type: ignore[type-arg]  # it is generic from click 8.2 on
-    """Bytes, as the services take them: 4096, 512MiB (powers of 1,024) or 2GB (powers of 1,000)."""
-
-    name = "size"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        text = str(value).strip().upper().removesuffix("B")
-        is_binary = text.endswith("I")
-        text = text.removesuffix("I")
-        unit = text[-1:] if text[-1:] in UNITS else ""
-        try:
-            number = float(text.removesuffix(unit))
-        except ValueError:
-            self.fail(f"{value!r} is no size: write bytes, or a number with a unit such as 512MiB or 2GB", param, ctx)
-        factor = UNITS[unit] if not is_binary else 1024 ** list(UNITS).index(unit)
-        if not 1 <= number * factor < 2**63:
-            self.fail(f"{value!r} is no size of a pool", param, ctx)
-        return int(number * factor)
 
 
 class AddressArgument(click.ParamType):  # type: ignore[type-arg]
