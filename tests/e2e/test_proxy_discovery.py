@@ -29,7 +29,7 @@ async def seen_by_all(url: str) -> set[tuple[str, ...]]:
 
 async def until(what: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(20):
-        while not await what():
+        while not await what():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.1)
 
 
