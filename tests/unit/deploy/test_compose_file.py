@@ -1,4 +1,4 @@
-"""What can be said of the compose file and the Dockerfile without a Docker daemon; `make test-compose` runs them."""
+"""What can be said of the compose files and the Dockerfile without a Docker daemon; `make test-compose` runs them."""
 
 import os
 import re
@@ -13,20 +13,23 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 FILE = ROOT / "deploy/docker-compose.yml"
+NODE_FILE = ROOT / "deploy/node.yml"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-SETTING = re.compile(r"\$\{(\w+)(?::?-([^}]*))?\}")
+SETTING = re.compile(r"(?<!\$)\$\{(\w+)(?::?-([^}]*)|:\?[^}]*)?\}")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
-def services() -> dict[str, dict[str, Any]]:
+def services(file: Path) -> dict[str, dict[str, Any]]:
     """As they are when nothing is set."""
-    text = SETTING.sub(lambda found: found[2] or "", FILE.read_text())
+    text = SETTING.sub(lambda found: found[2] or "", file.read_text())
     found: dict[str, dict[str, Any]] = yaml.safe_load(text)["services"]
     return found
 
 
-SERVICES = services()
-OURS = {name for name, service in SERVICES.items() if service["image"].startswith("larder")}
+SERVICES = services(FILE)
+NODE = services(NODE_FILE)["node"]
+ALL = SERVICES | {"node": NODE}
+OURS = {name for name, service in ALL.items() if service["image"].startswith("larder")}
 
 
 def test_the_root_has_the_same_file() -> None:
@@ -35,28 +38,39 @@ def test_the_root_has_the_same_file() -> None:
     assert link.resolve() == FILE
 
 
-@pytest.mark.parametrize("profile", ["", "demo", "gpu"])
-def test_compose_reads_it(profile: str, tmp_path: Path) -> None:
+def test_compose_reads_it_with_nothing_set(tmp_path: Path) -> None:
     programs = [["docker", "compose"], ["docker-compose"]]
     command = next((argv for argv in programs if shutil.which(argv[0]) and _runs([*argv, "version"])), None)
     if command is None:
         pytest.skip("there is no Compose here")
     (tmp_path / "none.env").touch()
     only_defaults = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
-    argv = [*command, "--env-file", str(tmp_path / "none.env"), *(["--profile", profile] if profile else []), "config"]
+    argv = [*command, "--env-file", str(tmp_path / "none.env"), "--profile", "demo", "--profile", "gpu", "config"]
     read = subprocess.run(argv, cwd=ROOT, env=only_defaults, capture_output=True, text=True, timeout=60, check=False)
     assert read.returncode == 0, read.stderr
     assert "variable is not set" not in read.stderr.lower()
     assert str(ROOT / "deploy/prometheus") in read.stdout, "paths do not count from the root"
 
 
+def test_a_node_on_a_host_of_its_own_listens_on_loopback_until_told_and_needs_a_master() -> None:
+    assert NODE["environment"]["LARDER_STORAGE_NODE_HOST"] in ("", None)
+    assert "${LARDER_STORAGE_NODE_MASTER:?" in NODE_FILE.read_text()
+
+
+def test_the_same_setting_has_the_same_default_in_both_files() -> None:
+    defaults = [dict(SETTING.findall(file.read_text())) for file in (FILE, NODE_FILE)]
+    shared = defaults[0].keys() & defaults[1].keys()
+    assert "NODE_MEMORY" in shared
+    assert {name: defaults[0][name] for name in shared} == {name: defaults[1][name] for name in shared}
+
+
 def _runs(argv: list[str]) -> bool:
     return subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", ALL)
 def test_every_service_is_watched_confined_and_bounded(name: str) -> None:
-    service = SERVICES[name]
+    service = ALL[name]
     assert {"test", "interval", "timeout", "retries", "start_period"} <= service["healthcheck"].keys()
     assert service["read_only"] is True
     assert service["init"] is True
@@ -67,7 +81,7 @@ def test_every_service_is_watched_confined_and_bounded(name: str) -> None:
     assert {"mem_limit", "cpus", "pids_limit"} <= service.keys()
     assert {"max-size", "max-file"} <= service["logging"]["options"].keys()
     assert "privileged" not in service
-    assert "network_mode" not in service
+    assert "network_mode" not in service or name == "node"
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -83,15 +97,15 @@ def test_nothing_is_published_beyond_loopback_by_default(name: str) -> None:
         assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port), port
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", ALL)
 def test_every_image_has_a_version(name: str) -> None:
-    image, _, tag = SERVICES[name]["image"].partition(":")
-    assert re.fullmatch(r"v?\d+\.\d+\.\d+", tag), SERVICES[name]["image"]
+    image, _, tag = ALL[name]["image"].partition(":")
+    assert re.fullmatch(r"v?\d+\.\d+\.\d+", tag), ALL[name]["image"]
     assert name not in OURS or tag == VERSION, f"{image}: the version is {VERSION}"
 
 
 def test_pools_have_the_same_path_in_nodes_engines_and_on_the_host() -> None:
-    for name, service in SERVICES.items():
+    for name, service in ALL.items():
         if name.startswith("node") or service.get("profiles"):
             [pools] = [each for each in service["volumes"] if isinstance(each, dict)]
             assert pools == {"type": "bind", "source": "/dev/shm", "target": "/dev/shm"}, name  # noqa: S108
@@ -99,7 +113,7 @@ def test_pools_have_the_same_path_in_nodes_engines_and_on_the_host() -> None:
 
 
 def test_a_default_pool_fits_the_default_memory() -> None:
-    for name, service in SERVICES.items():
+    for name, service in ALL.items():
         if name.startswith("node"):
             dram = int(re.fullmatch(r"(\d+)GB", service["environment"]["LARDER_STORAGE_NODE_DRAM"])[1])  # type: ignore[index]
             assert service["mem_limit"] == f"{dram + 1}g"
