@@ -6,6 +6,7 @@ of the test's in /dev/shm. Leaving the `with` block takes the project down, volu
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -63,7 +64,8 @@ class Cluster:
     def run(self, *args: str, project: str = PROJECT, timeout_s: float = 300.0) -> str:
         """`docker compose` or `docker-compose`, whichever is here; raises DockerError unless its status is 0."""
         argv = [*self.compose, "--env-file", str(self._env_file), "--project-name", project, *args]
-        env = {name: value for name, value in self.docker.env.items() if name not in self.settings}
+        env = {name: value for name, value in self.docker.env.items() if re.match("PATH$|HOME$|DOCKER_", name)}
+        env |= {"COMPOSE_HTTP_TIMEOUT": f"{timeout_s:.0f}"}  # of 1.29: else a busy machine's 60 s
         result = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
         if result.returncode:
             said = (result.stdout + result.stderr)[-4000:]

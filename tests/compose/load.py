@@ -40,7 +40,7 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def more(self, requests: int, *, deadline_s: float = 60.0) -> None:
+    def more(self, requests: int, *, deadline_s: float = 120.0) -> None:
         """Returns when that many more were answered; a load that stands still is a failure."""
         wanted, deadline = self.answered + requests, time.monotonic() + deadline_s
         while self.answered < wanted:
