@@ -6,7 +6,7 @@ known may have changed from one part to the next.
 """
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from heapq import merge
 from itertools import islice
 
@@ -26,10 +26,19 @@ SORTED_MAX = 1_024  # objects put into order at a time
 class Adoption:
     """Of one node, which is ATTACHING until it has ended, or its stream breaks: then end() must be called."""
 
-    def __init__(self, state: State, space: Space, node: Node, away: Away | None, inventory: list[HeldCopy]) -> None:
-        """`away`: what the node missed, where it had been given up."""
+    def __init__(
+        self,
+        state: State,
+        space: Space,
+        node: Node,
+        away: Away | None,
+        inventory: list[HeldCopy],
+        lacking: Callable[[Object], None],
+    ) -> None:
+        """`away`: what the node missed, where it had been given up. `lacking`: hears of what has lost a copy here."""
         self.state = state
         self.space = space
+        self.lacking = lacking
         self.node = node
         self.away = away
         self.began = state.now
@@ -125,6 +134,8 @@ class Adoption:
         if not all(part.copies for part in obj.slices) and obj.key not in state.partial:
             state.counters.lost_objects += 1
             self.space.discard(obj)
+        else:
+            self.lacking(obj)
 
     # ---- what the master did not know ------------------------------------------------------------
 

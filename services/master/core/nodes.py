@@ -148,7 +148,7 @@ class Nodes:
             return
         claims, node.inventory = node.inventory, []
         away = self.state.absences.of(node.node_id, node.incarnation)
-        node.adoption = Adoption(self.state, self.space, node, away, claims)
+        node.adoption = Adoption(self.state, self.space, node, away, claims, self.repair.want)
         self._adopt(node, node.adoption)
 
     def _adopt(self, node: Node, adoption: Adoption) -> None:

@@ -173,3 +173,17 @@ def test_what_is_dropped_before_its_claim_is_looked_at_is_forgotten_there() -> N
     (segment,) = attaching.cluster.core.state.segments.values()
     assert segment.live_bytes == (COUNT - 2) * KIB
     assert attaching.cluster.core.state.counters.lost_objects == 0
+
+
+def test_a_copy_that_its_node_no_longer_has_is_made_again() -> None:
+    cluster = Cluster(nodes=3)
+    cluster.put(b"k", KIB, 2)
+    (part,) = cluster.core.state.objects[b"k"].slices
+    holder = cluster.core.state.segments[part.copies[0].segment].node
+    number = int(holder.node_id[1:])
+    cluster.step(m.Broken(number + 1))
+    cluster.attach(number, stream=20, epoch=7)
+    assert cluster.core.state.counters.lost_copies == 1
+    cluster.pass_time(1000)
+    assert len(part.copies) == 2
+    assert cluster.core.state.counters.repaired_copies == 1

@@ -1,5 +1,7 @@
 """The core with nodes that acknowledge at once, for transcripts: commands in, effects out, at given times."""
 
+from collections.abc import Sequence
+
 from services.master.core import messages as m
 from services.master.core.check import check
 from services.master.core.master import Master
@@ -118,7 +120,7 @@ class Cluster:
         assert isinstance(answer, m.Found)
         return answer
 
-    def match(self, keys: list[bytes], wait_ms: int = 0) -> int:
+    def match(self, keys: Sequence[bytes], wait_ms: int = 0) -> int:
         call = self.call()
         self.step(m.Match(call, keys, wait_ms))
         return call
