@@ -89,7 +89,7 @@ class ClientPart:
     def __init__(self, process: Process, timeout_s: float, verify: bool = True) -> None:
         self.process = process
         self.open_ops: dict[object, None] = {}
-        self.store = Store(Options(("master:1",), timeout_s, verify, ("shm", "engine"), ""))
+        self.store = Store(Options(("master:1",), timeout_s, verify, ("shm", "engine"), "", None))
 
 
 class SimMasterClient(MasterClient):
