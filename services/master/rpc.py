@@ -91,6 +91,10 @@ class MasterService(master_pb2_grpc.MasterServicer):
         )
         return pb.ListReply(keys=pack_keys(answer.keys), sizes=answer.sizes, copies=answer.copies, more=answer.more)
 
+    async def Stat(self, request: pb.StatRequest, context: Context) -> pb.StatReply:
+        answer: m.Known = await self._ask(lambda call: m.Stat(call, unpack_keys(request.keys), request.lease), context)
+        return wire.stat_message(answer, self._segment)
+
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
         answer: m.StatusReport = await self._ask(lambda call: m.Status(call, request.brief), context)
         return wire.status_message(answer, VERSION, self._segment, self._driver.told, int(time.time() * 1000))

@@ -118,6 +118,23 @@ def report(call: int, request: pb.ReportRequest) -> m.Report:
     )
 
 
+def stat_message(answer: m.Known, segment_of: SegmentOf) -> pb.StatReply:
+    return pb.StatReply(
+        results=results(answer.results),
+        sizes=answer.sizes,
+        places=places_message(answer.places, segment_of),
+        silent=answer.silent,
+        wanted=answer.wanted,
+        pins=answer.pins,
+        ttls_ms=answer.ttls_ms,
+        leases_ms=answer.leases_ms,
+        write_ids=answer.write_ids,
+        depths=answer.depths,
+        lease_ms=answer.lease_ms,
+        lease_id=answer.lease,
+    )
+
+
 def status_message(
     answer: m.StatusReport, version: str, segment_of: SegmentOf, told: Mapping[str, Told], wall_ms: int
 ) -> pb.StatusReply:

@@ -106,6 +106,7 @@ class MasterMachine(RuleBasedStateMachine):
         assert isinstance(matched, m.Matched)
         hits = [result is m.Result.OK for result in found.results]
         assert matched.matched == (hits.index(False) if False in hits else len(hits))
+        self.stat(names, hits, lease=len(names) == 1)
 
     @precondition(lambda self: any(grant.lease for grant in self.world.grants))
     @rule(data=st.data(), again=st.booleans())
@@ -126,14 +127,30 @@ class MasterMachine(RuleBasedStateMachine):
         world.step(m.Match(call, names, 0, hold))
         matched = world.replies[call]
         assert isinstance(matched, m.Matched)
-        for obj in map(world.core.state.objects.__getitem__, names[: matched.matched]):
+        self.promise(names[: matched.matched], min(hold, CONFIG.lease_ms))
+
+    def stat(self, names: list[bytes], hits: list[bool], *, lease: bool) -> None:
+        """It tells of all that a lookup finds, and where asked to it promises as much."""
+        call = self.world.call()
+        self.world.step(m.Stat(call, names, lease))
+        told = self.world.replies[call]
+        assert isinstance(told, m.Known)
+        there = [result is m.Result.OK for result in told.results]
+        assert hits == [known and hit for known, hit in zip(there, hits, strict=True)]
+        if told.lease:
+            self.promise([name for name, known in zip(names, there, strict=True) if known], told.lease_ms, told.lease)
+
+    def promise(self, names: list[bytes], ms: int, lease: int = 0) -> None:
+        """The live copies of these stay as they are for that long."""
+        world = self.world
+        for obj in map(world.core.state.objects.__getitem__, names):
             whole, start, spots = content(obj.key, obj.write_id, obj.size), 0, []
             for part in obj.slices:
                 bytes_here = whole[start : start + part.length]
                 live = [copy for copy in part.copies if world.core.state.segments[copy.segment].live]
                 spots += [(world.spot(*copy), bytes_here) for copy in live]
                 start += part.length
-            world.grants.append(Grant(world.now + min(hold, CONFIG.lease_ms), spots))
+            world.grants.append(Grant(world.now + ms, spots, lease))
 
     @rule(names=st.lists(keys, min_size=1, max_size=3), wait=st.integers(0, 200))
     def match_waiting(self, names: list[bytes], wait: int) -> None:

@@ -105,6 +105,24 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """All that is known of objects."""
+
+    results: list[Result]
+    sizes: list[int]
+    places: Places
+    silent: list[int]  # indexes into the places' segments
+    wanted: list[int]
+    pins: list[int]
+    ttls_ms: list[int]  # left; 0: no end
+    leases_ms: list[int]  # left, before this call
+    write_ids: list[int]
+    depths: list[int]
+    lease_ms: int = 0
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentReport:
     segment: int
     live_bytes: int
@@ -162,5 +180,16 @@ class Rejected:
 
 PutAnswer = PutStarted | PutEnded | PutAborted
 Answer = (
-    PutAnswer | Found | Released | Matched | Existing | Removed | Reported | Listed | StatusReport | DrainSet | Rejected
+    PutAnswer
+    | Found
+    | Released
+    | Matched
+    | Existing
+    | Removed
+    | Reported
+    | Listed
+    | Known
+    | StatusReport
+    | DrainSet
+    | Rejected
 )

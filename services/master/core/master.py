@@ -10,6 +10,7 @@ from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid, Overloaded
 from services.master.core.drain import Drains
 from services.master.core.expiry import Expiry
+from services.master.core.facts import Facts
 from services.master.core.nodes import Nodes
 from services.master.core.puts import Puts
 from services.master.core.reads import Reads
@@ -37,6 +38,7 @@ class Master:
         self.puts = Puts(self.state, self.space, self.calls, self.repair)
         self.drains = Drains(self.state, self.calls, self.repair)
         self.reads = Reads(self.state, self.space, self.calls, self.repair, self.drains.report)
+        self.facts = Facts(self.state, self.calls, self.reads.leases)
         self.nodes = Nodes(self.state, self.space, self.puts, self.repair, self.drains)
         self._handlers = {
             m.PutStart: self.puts.start,
@@ -49,6 +51,7 @@ class Master:
             m.Remove: self.reads.remove,
             m.Report: self.reads.report,
             m.List: self.reads.list,
+            m.Stat: self.facts.stat,
             m.Status: self.reads.status,
             m.Drain: self.drains.drain,
             m.Hello: self.nodes.hello,

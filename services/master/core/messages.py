@@ -13,6 +13,7 @@ from services.master.core.answers import DrainReport as DrainReport
 from services.master.core.answers import DrainSet as DrainSet
 from services.master.core.answers import Existing as Existing
 from services.master.core.answers import Found as Found
+from services.master.core.answers import Known as Known
 from services.master.core.answers import Listed as Listed
 from services.master.core.answers import Matched as Matched
 from services.master.core.answers import NodeReport as NodeReport
@@ -129,6 +130,13 @@ class List:
 
 
 @dataclass(frozen=True, slots=True)
+class Stat:
+    call: int
+    keys: Sequence[bytes]
+    lease: bool = False  # they are going to be read
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     call: int
     brief: bool = False  # without nodes
@@ -232,7 +240,7 @@ class Tick:
 
 
 ClientCommand = (
-    PutStart | PutEnd | PutAbort | Lookup | Release | Match | Exists | Remove | Report | List | Status | Drain
+    PutStart | PutEnd | PutAbort | Lookup | Release | Match | Exists | Remove | Report | List | Stat | Status | Drain
 )
 NodeCommand = Hello | Inventory | InventoryEnd | Heartbeat | Ack | Leave | Broken
 Command = ClientCommand | NodeCommand | Tick

@@ -218,6 +218,42 @@ class ListReply(_message.Message):
     more: bool
     def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., copies: _Optional[_Iterable[int]] = ..., more: bool = ...) -> None: ...
 
+class StatRequest(_message.Message):
+    __slots__ = ("keys", "lease")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    keys: _types_pb2.Keys
+    lease: bool
+    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., lease: bool = ...) -> None: ...
+
+class StatReply(_message.Message):
+    __slots__ = ("results", "sizes", "places", "silent", "wanted", "pins", "ttls_ms", "leases_ms", "write_ids", "depths", "lease_ms", "lease_id")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    TTLS_MS_FIELD_NUMBER: _ClassVar[int]
+    LEASES_MS_FIELD_NUMBER: _ClassVar[int]
+    WRITE_IDS_FIELD_NUMBER: _ClassVar[int]
+    DEPTHS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedScalarFieldContainer[_types_pb2.Result]
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    places: _types_pb2.Places
+    silent: _containers.RepeatedScalarFieldContainer[int]
+    wanted: _containers.RepeatedScalarFieldContainer[int]
+    pins: _containers.RepeatedScalarFieldContainer[int]
+    ttls_ms: _containers.RepeatedScalarFieldContainer[int]
+    leases_ms: _containers.RepeatedScalarFieldContainer[int]
+    write_ids: _containers.RepeatedScalarFieldContainer[int]
+    depths: _containers.RepeatedScalarFieldContainer[int]
+    lease_ms: int
+    lease_id: int
+    def __init__(self, results: _Optional[_Iterable[_Union[_types_pb2.Result, str]]] = ..., sizes: _Optional[_Iterable[int]] = ..., places: _Optional[_Union[_types_pb2.Places, _Mapping]] = ..., silent: _Optional[_Iterable[int]] = ..., wanted: _Optional[_Iterable[int]] = ..., pins: _Optional[_Iterable[int]] = ..., ttls_ms: _Optional[_Iterable[int]] = ..., leases_ms: _Optional[_Iterable[int]] = ..., write_ids: _Optional[_Iterable[int]] = ..., depths: _Optional[_Iterable[int]] = ..., lease_ms: _Optional[int] = ..., lease_id: _Optional[int] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ("brief",)
     BRIEF_FIELD_NUMBER: _ClassVar[int]

@@ -84,6 +84,11 @@ class MasterStub(object):
                 request_serializer=larder_dot_v1_dot_master__pb2.ListRequest.SerializeToString,
                 response_deserializer=larder_dot_v1_dot_master__pb2.ListReply.FromString,
                 _registered_method=True)
+        self.Stat = channel.unary_unary(
+                '/larder.v1.Master/Stat',
+                request_serializer=larder_dot_v1_dot_master__pb2.StatRequest.SerializeToString,
+                response_deserializer=larder_dot_v1_dot_master__pb2.StatReply.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/larder.v1.Master/Status',
                 request_serializer=larder_dot_v1_dot_master__pb2.StatusRequest.SerializeToString,
@@ -159,6 +164,12 @@ class MasterServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Stat(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -223,6 +234,11 @@ def add_MasterServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=larder_dot_v1_dot_master__pb2.ListRequest.FromString,
                     response_serializer=larder_dot_v1_dot_master__pb2.ListReply.SerializeToString,
+            ),
+            'Stat': grpc.unary_unary_rpc_method_handler(
+                    servicer.Stat,
+                    request_deserializer=larder_dot_v1_dot_master__pb2.StatRequest.FromString,
+                    response_serializer=larder_dot_v1_dot_master__pb2.StatReply.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -505,6 +521,33 @@ class Master(object):
             '/larder.v1.Master/List',
             larder_dot_v1_dot_master__pb2.ListRequest.SerializeToString,
             larder_dot_v1_dot_master__pb2.ListReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/larder.v1.Master/Stat',
+            larder_dot_v1_dot_master__pb2.StatRequest.SerializeToString,
+            larder_dot_v1_dot_master__pb2.StatReply.FromString,
             options,
             channel_credentials,
             insecure,
