@@ -19,6 +19,7 @@ import grpc.aio
 from larder import forks
 from larder.arguments import Terms
 from larder.errors import InvalidArgument, LarderError, NoSpace, StoreClosed, Unavailable
+from larder.facts import Known, known
 from larder.host import host_id
 from larder.masters import SEVERAL
 from larder.places import Fault, Slice, unpack
@@ -213,6 +214,12 @@ class MasterClient:
         request = pb.ListRequest(prefix=prefix, after=after, limit=limit)
         reply: pb.ListReply = await self._call("List", request, deadline)
         return list(zip(unpack_keys(reply.keys), reply.sizes, reply.copies, strict=True)), reply.more
+
+    async def stat(self, keys: Sequence[bytes], *, lease: bool = False, deadline: float) -> Known:
+        """What is known of objects, which is no use of them. `lease`: they are going to be read."""
+        asked_at = time.monotonic()
+        reply: pb.StatReply = await self._call("Stat", pb.StatRequest(keys=pack_keys(keys), lease=lease), deadline)
+        return known(keys, reply, asked_at)
 
     async def status(self, *, deadline: float) -> pb.StatusReply:
         reply: pb.StatusReply = await self._call("Status", pb.StatusRequest(), deadline)

@@ -116,6 +116,11 @@ async def test_a_put_and_a_lookup_cross_the_wire(channel: grpc.aio.Channel, node
     assert (await stub.Match(pb.MatchRequest(keys=pack_keys([b"k", b"long", b"x"])))).matched == 2
     listed = await stub.List(pb.ListRequest())
     assert (listed.keys.data, list(listed.sizes)) == (b"klong", [5000, 10])
+    told = await stub.Stat(pb.StatRequest(keys=pack_keys([b"none", b"k"]), lease=True))
+    assert list(told.results) == [types_pb2.RESULT_MISS, types_pb2.RESULT_OK]
+    assert (list(told.sizes), list(told.wanted), list(told.depths)) == ([0, 5000], [0, 1], [0, 3])
+    assert (list(told.places.checksums), list(told.silent), told.lease_id > 0) == ([7, 8], [], True)
+    await stub.Release(pb.ReleaseRequest(lease_ids=[told.lease_id]))
     removed = await stub.Remove(pb.RemoveRequest(request_id=b"r" * 16, keys=pack_keys([b"k"])))
     assert list(removed.results) == [types_pb2.RESULT_OK]
     status = await stub.Status(pb.StatusRequest())
