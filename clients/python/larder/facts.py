@@ -16,6 +16,7 @@ _PINS: Final[dict[int, str]] = {types_pb2.PIN_NONE: "none", types_pb2.PIN_SOFT: 
 class Facts:
     """One object. Its slices have every copy; those in one of the `silent` segments cannot be read now."""
 
+    silent: frozenset[int]  # Segment.id
     key: bytes
     size: int
     write_id: int
@@ -25,7 +26,6 @@ class Facts:
     lease_ms: int  # so long others may still be reading it; 0: nobody does
     depth: int
     slices: list[Slice]
-    silent: frozenset[int]  # Segment.id
 
     def answers(self, segment: Segment) -> bool:
         """Whether the segment's node does."""
@@ -58,7 +58,7 @@ def known(keys: Sequence[bytes], reply: pb.StatReply, asked_at: float) -> Known:
             keys, reply.sizes, reply.write_ids, reply.wanted, map(_PINS.__getitem__, reply.pins), reply.ttls_ms,
             reply.leases_ms, reply.depths, slices, strict=True,
         )  # fmt: skip
-        objects = [Facts(*each, silent) if each[1] else None for each in columns]
+        objects = [Facts(silent, *each) if each[1] else None for each in columns]
     except (IndexError, KeyError, ValueError) as error:
         raise LarderError("the master's answer contradicts itself: its columns of facts do not agree") from error
     return Known(objects, asked_at + reply.lease_ms / 1000, reply.lease_id)

@@ -24,6 +24,7 @@ OWN: Final = {
     "put": "larder.cli.objects",
     "get": "larder.cli.objects",
     "rm": "larder.cli.keys",
+    "verify": "larder.cli.verify",
     "drain": "larder.cli.drain",
     "doctor": "larder.cli.doctor",
     "bench": "larder.cli.bench",

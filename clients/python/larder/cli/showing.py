@@ -6,8 +6,9 @@ Nothing that users chose is taken for markup, cut off or shown in a form that th
 import os
 import re
 import sys
-from typing import Any, Final
+from typing import Any, Final, Self
 
+import rich.progress
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +45,39 @@ def show_rows(names: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table, soft_wrap=True)
+
+
+class Progress:
+    """A bar on stderr where that is a terminal, else nothing. Without a `total` it only counts."""
+
+    def __init__(self, what: str) -> None:
+        self.total: int | None = None
+        self._what = what
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.DownloadColumn(binary_units=True),
+            rich.progress.TransferSpeedColumn(),
+            rich.progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def __enter__(self) -> Self:
+        self._task = self._bar.add_task(self._what, total=self.total)
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, size: int) -> None:
+        self._bar.advance(self._task, size)
+
+
+def show_count(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def state_of(node: master_pb2.NodeStatus) -> str:
