@@ -10,6 +10,8 @@ from prometheus_client.registry import Collector
 from services.master.core.master import Master
 
 _HELP = {
+    "put_objects": "Objects put",
+    "put_bytes": "Bytes of objects put, copies not counted",
     "evicted_objects": "Objects evicted to make room",
     "evicted_bytes": "Bytes of objects evicted to make room",
     "displaced_objects": "Objects evicted to make room for copies made again",

@@ -1,6 +1,7 @@
 """Between the core's values and protobuf. Columns in, columns out; nothing is decided here."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from larder.v1 import master_pb2 as pb
@@ -149,6 +150,12 @@ def status_message(
         rest_left_ms=answer.rest_left_ms,
         attached=answer.attached,
         wall_ms=wall_ms,
+        up_ms=answer.up_ms,
+        counts=pb.Counts(**asdict(answer.counts)),
+        objects_below_target=answer.objects_below_target,
+        copies_missing=answer.copies_missing,
+        repairs_pending=answer.repairs_pending,
+        waiting_puts=answer.waiting_puts,
         nodes=[
             pb.NodeStatus(
                 node_id=node.node_id,

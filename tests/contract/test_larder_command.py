@@ -22,6 +22,7 @@ from larder.cli.showing import key_of
 from larder.v1 import master_pb2, master_pb2_grpc
 
 from demo.cluster import Cluster, free_port
+from tests.contract.commands import larder
 
 HARD_KEYS = [
     b"kv[/layer1]/b",
@@ -39,19 +40,6 @@ HARD_KEYS = [
     b"a b",
     b"k" * 1024,
 ]
-
-
-def larder(
-    *argv: str | bytes | Path, stdin: bytes = b"", env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [Path(sys.prefix) / "bin" / "larder", *argv],
-        input=stdin,
-        capture_output=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "COLUMNS": "200", **(env or {})},
-    )
 
 
 def test_an_object_through_the_command_line(store_cluster: Cluster, tmp_path: Path, key: str) -> None:

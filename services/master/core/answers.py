@@ -152,6 +152,27 @@ class NodeReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """Since the master's start; they only grow. As `larder.v1.Counts`."""
+
+    put_objects: int
+    put_bytes: int
+    lookup_keys: int
+    lookup_hit_keys: int
+    lookup_hit_bytes: int
+    match_keys: int
+    match_hit_keys: int
+    match_hit_bytes: int
+    evicted_objects: int
+    evicted_bytes: int
+    expired_objects: int
+    lost_objects: int
+    corrupt_copies: int
+    repaired_copies: int
+    failed_repairs: int
+
+
+@dataclass(frozen=True, slots=True)
 class StatusReport:
     epoch: int
     objects: int
@@ -159,6 +180,12 @@ class StatusReport:
     writes_in_flight: int
     slice_bytes: int
     nodes: list[NodeReport]
+    counts: Counts
+    up_ms: int
+    objects_below_target: int
+    copies_missing: int
+    repairs_pending: int
+    waiting_puts: int
     rested_ms: int = 0
     rest_left_ms: int = 0  # until what is free can be used; 0: nothing rests
     attached: int = 0  # nodes that answer now

@@ -1,4 +1,4 @@
-"""Stat: what is known of objects, told without using them. For people, and for what reads every copy there is.
+"""Stat and Status: what is known of objects and of the cluster, told without using anything. For people.
 
 Keeps invariant 7 for who asks for a lease. Neither the order of eviction nor a counter of hits changes by it.
 """
@@ -7,17 +7,23 @@ from itertools import chain
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls
+from services.master.core.drain import Drains
 from services.master.core.leases import Leases
 from services.master.core.messages import Result
 from services.master.core.placing import make_places
+from services.master.core.puts import Puts
+from services.master.core.repair import Repair
 from services.master.core.tables import State
 
 
 class Facts:
-    def __init__(self, state: State, calls: Calls, leases: Leases) -> None:
+    def __init__(self, state: State, calls: Calls, leases: Leases, repair: Repair, puts: Puts, drains: Drains) -> None:
         self.state = state
         self.calls = calls
         self.leases = leases
+        self.repair = repair
+        self.puts = puts
+        self.drains = drains
 
     def stat(self, command: m.Stat) -> None:
         self.calls.check_keys(command.keys)
@@ -47,3 +53,60 @@ class Facts:
                 lease=lease,
             ),
         )
+
+    def status(self, command: m.Status) -> None:
+        self.calls.reply(command.call, self.report_status(brief=command.brief))
+
+    def report_status(self, *, brief: bool = False) -> m.StatusReport:
+        state = self.state
+        nodes = [
+            m.NodeReport(
+                node.node_id,
+                node.host_id,
+                node.phase.value,
+                node.incarnation,
+                [
+                    m.SegmentReport(
+                        segment.number,
+                        segment.live_bytes,
+                        segment.reserved_bytes,
+                        segment.quarantined_bytes,
+                        segment.allocator.free_bytes,
+                        segment.allocator.largest_free_bytes,
+                        segment.copies,
+                        segment.pinned_bytes,
+                    )
+                    for segment in node.segments
+                ],
+                node.zone,
+                self.drains.report(node),
+            )
+            for node in (() if brief else state.nodes.values())
+        ]
+        rest_left_ms = state.rest.left_ms(state.now)
+        return m.StatusReport(
+            epoch=state.epoch,
+            objects=len(state.objects),
+            object_bytes=state.object_bytes,
+            writes_in_flight=len(state.writes),
+            slice_bytes=state.config.slice_bytes,
+            nodes=nodes,
+            counts=self._counts(),
+            up_ms=state.now - state.began_at,
+            objects_below_target=len(state.missing),
+            copies_missing=sum(state.missing.values()),
+            repairs_pending=self.repair.pending,
+            waiting_puts=len(self.puts.waiting),
+            rested_ms=state.now - state.rest.since if rest_left_ms else 0,
+            rest_left_ms=rest_left_ms,
+            attached=state.attached(),
+        )
+
+    def _counts(self) -> m.Counts:
+        counters, lookup, match = self.state.counters, self.state.asked["lookup"], self.state.asked["match"]
+        return m.Counts(
+            counters.put_objects, counters.put_bytes, lookup.requested_keys, lookup.hit_keys, lookup.hit_bytes,
+            match.requested_keys, match.hit_keys, match.hit_bytes, counters.evicted_objects, counters.evicted_bytes,
+            counters.expired_objects, counters.lost_objects, counters.corrupt_copies, counters.repaired_copies,
+            counters.failed_repairs,
+        )  # fmt: skip

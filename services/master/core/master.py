@@ -37,8 +37,8 @@ class Master:
         self.repair = Repair(self.state, self.space)
         self.puts = Puts(self.state, self.space, self.calls, self.repair)
         self.drains = Drains(self.state, self.calls, self.repair)
-        self.reads = Reads(self.state, self.space, self.calls, self.repair, self.drains.report)
-        self.facts = Facts(self.state, self.calls, self.reads.leases)
+        self.reads = Reads(self.state, self.space, self.calls, self.repair)
+        self.facts = Facts(self.state, self.calls, self.reads.leases, self.repair, self.puts, self.drains)
         self.nodes = Nodes(self.state, self.space, self.puts, self.repair, self.drains)
         self._handlers = {
             m.PutStart: self.puts.start,
@@ -52,7 +52,7 @@ class Master:
             m.Report: self.reads.report,
             m.List: self.reads.list,
             m.Stat: self.facts.stat,
-            m.Status: self.reads.status,
+            m.Status: self.facts.status,
             m.Drain: self.drains.drain,
             m.Hello: self.nodes.hello,
             m.Inventory: self.nodes.inventory,

@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from services.master.core.answers import Answer as Answer
+from services.master.core.answers import Counts as Counts
 from services.master.core.answers import DrainReport as DrainReport
 from services.master.core.answers import DrainSet as DrainSet
 from services.master.core.answers import Existing as Existing

@@ -322,6 +322,8 @@ class Puts:
         wanted, ttl_ms, pin, _ = write.terms
         expires_at = write.ended_at + ttl_ms if ttl_ms else 0
         obj = Object(key, write.write_id, write.size, write.depth, write.slices, 0, wanted, expires_at, pin)
+        self.state.counters.put_objects += 1
+        self.state.counters.put_bytes += obj.size
         self.space.settle_all(obj)
         self.space.show(obj)
         return obj

@@ -1,11 +1,11 @@
-"""Lookup, Release, Match, Exists, Remove, Report, List, Status: what clients ask of objects that are there.
+"""Lookup, Release, Match, Exists, Remove, Report, List: what clients ask of objects that are there.
 
 Keeps invariants 1 (only readable objects are offered), 9 (no copy on a node that is not live) and 12 (bounded waits).
 Lookup prolongs life and gives a lease; Match and Exists prolong nothing, so that a client that only probes cannot keep
 anything alive. A Match may hold what it found, for a moment, for the Lookup that follows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain, repeat
 
 from services.master.core import messages as m
@@ -17,7 +17,7 @@ from services.master.core.placing import make_places
 from services.master.core.repair import Repair
 from services.master.core.runs import PackedKeys, leading
 from services.master.core.space import Space
-from services.master.core.tables import Copy, Node, Object, Slice, State
+from services.master.core.tables import Copy, Object, Slice, State
 
 _OK, _MISS = Result.OK, Result.MISS  # members of an enum are slow to look up
 LIST_LIMIT_DEFAULT = 1_000
@@ -45,13 +45,11 @@ class Reads:
         space: Space,
         calls: Calls,
         repair: Repair,
-        drain_report: Callable[[Node], m.DrainReport | None],
     ) -> None:
         self.state = state
         self.space = space
         self.calls = calls
         self.repair = repair
-        self.drain_report = drain_report
         self.leases = Leases(state)
         self._matching: dict[bytes, list[PendingMatch]] = {}  # by the key waited for
         self._waiting = 0
@@ -241,38 +239,3 @@ class Reads:
             sum(1 for copy in part.copies if copy.segment in segments and segments[copy.segment].live)
             for part in obj.slices
         )
-
-    def status(self, command: m.Status) -> None:
-        self.calls.reply(command.call, self.report_status(brief=command.brief))
-
-    def report_status(self, *, brief: bool = False) -> m.StatusReport:
-        state = self.state
-        nodes = [
-            m.NodeReport(
-                node.node_id,
-                node.host_id,
-                node.phase.value,
-                node.incarnation,
-                [
-                    m.SegmentReport(
-                        segment.number,
-                        segment.live_bytes,
-                        segment.reserved_bytes,
-                        segment.quarantined_bytes,
-                        segment.allocator.free_bytes,
-                        segment.allocator.largest_free_bytes,
-                        segment.copies,
-                        segment.pinned_bytes,
-                    )
-                    for segment in node.segments
-                ],
-                node.zone,
-                self.drain_report(node),
-            )
-            for node in (() if brief else state.nodes.values())
-        ]
-        rest_left_ms = state.rest.left_ms(state.now)
-        return m.StatusReport(
-            state.epoch, len(state.objects), state.object_bytes, len(state.writes), state.config.slice_bytes, nodes,
-            state.now - state.rest.since if rest_left_ms else 0, rest_left_ms, state.attached(),
-        )  # fmt: skip

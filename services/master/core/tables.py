@@ -276,6 +276,8 @@ class Node:
 class Counters:
     """What the metrics show of the core. Only ever grows."""
 
+    put_objects: int = 0
+    put_bytes: int = 0
     evicted_objects: int = 0
     evicted_bytes: int = 0
     displaced_objects: int = 0
@@ -346,9 +348,10 @@ class State:
     read_until: dict[Copy, int] = field(default_factory=dict)  # sources of repairs under way
     rest: Rest = field(default_factory=Rest)
     traffic: Traffic = field(init=False)
+    began_at: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.traffic = Traffic(self.objects)
+        self.traffic, self.began_at = Traffic(self.objects), self.now
         self.begin_epoch(self.epoch)
 
     def begin_epoch(self, epoch: int) -> None:

@@ -185,10 +185,11 @@ class Checker:
     ) -> bool:
         """Whether another round is needed."""
         again = False
-        for chunk in _chunks(reads):
+        for chunk in _chunks(reads, min(CHUNK_BYTES, self._rate * PAUSE_S) if self._rate else CHUNK_BYTES):
             now = time.monotonic()
             if now >= until or self._free_at > now + PAUSE_S:
                 return True
+            await self._take_turn(sum(read.length for read in chunk))
             for read, fault in await self._read(chunk, until):
                 is_passing = fault not in (None, Fault.CORRUPT)
                 tries[read.name] = tries.get(read.name, 0) + 1
@@ -225,6 +226,12 @@ class Checker:
     async def _wait_for_the_rate(self) -> None:
         await asyncio.sleep(max(0.0, self._free_at - time.monotonic()))
 
+    async def _take_turn(self, size: int) -> None:
+        now, begin_at = time.monotonic(), self._free_at
+        self._free_at = max(begin_at, now) + (size / self._rate if self._rate else 0)
+        if begin_at > now:
+            await asyncio.sleep(begin_at - now)
+
     async def _read(self, reads: Sequence[Read], until: float) -> list[tuple[Read, Fault | None]]:
         answers: list[tuple[Read, Fault | None]] = []
         bundles: Bundles[Read] = Bundles(self._mover)
@@ -242,10 +249,7 @@ class Checker:
             answers.extend(zip(bundle.purposes, faults, strict=True))
 
         await bundles.run(run)
-        size = sum(read.length for read in reads)
-        if self._rate is not None:
-            self._free_at = max(self._free_at, time.monotonic() - PAUSE_S) + size / self._rate
-        self._moved(size)
+        self._moved(sum(read.length for read in reads))
         return answers
 
 
@@ -253,11 +257,11 @@ def _reads(facts: Facts) -> list[Read]:
     return [Read(facts, number, copy) for number, part in enumerate(facts.slices) for copy in facts.live(part)]
 
 
-def _chunks(reads: Sequence[Read]) -> list[list[Read]]:
+def _chunks(reads: Sequence[Read], most: float) -> list[list[Read]]:
     chunks: list[list[Read]] = [[]]
     size = 0
     for read in reads:
-        if chunks[-1] and size + read.length > CHUNK_BYTES:
+        if chunks[-1] and size + read.length > most:
             chunks.append([])
             size = 0
         chunks[-1].append(read)

@@ -62,6 +62,8 @@ class Progress:
             console=Console(stderr=True),
             transient=True,
             disable=not sys.stderr.isatty(),
+            redirect_stdout=sys.stdout.isatty(),  # then lines come above the bar; else they are somebody's data
+            redirect_stderr=False,
         )
 
     def __enter__(self) -> Self:
@@ -74,6 +76,17 @@ class Progress:
 
     def advance(self, size: int) -> None:
         self._bar.advance(self._task, size)
+
+
+def show_share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def show_span(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def show_count(count: int, one: str, many: str = "") -> str:
@@ -106,12 +119,23 @@ def status_json(reply: master_pb2.StatusReply) -> dict[str, Any]:
         "slice_bytes": reply.slice_bytes,
         "rested_ms": reply.rested_ms,
         "rest_left_ms": reply.rest_left_ms,
+        "attached": reply.attached,
+        "wall_ms": reply.wall_ms,
+        "up_ms": reply.up_ms,
+        "objects_below_target": reply.objects_below_target,
+        "copies_missing": reply.copies_missing,
+        "repairs_pending": reply.repairs_pending,
+        "waiting_puts": reply.waiting_puts,
+        "counts": {field.name: getattr(reply.counts, field.name) for field in reply.counts.DESCRIPTOR.fields},
         "nodes": [
             {
                 "node_id": node.node_id,
                 "host_id": node.host_id,
                 "zone": node.zone,
                 "state": node.state,
+                "version": node.version,
+                "host_name": node.host_name,
+                "address": node.address,
                 "draining": node.draining,
                 "drain_objects": node.drain_objects,
                 "drain_without_room": node.drain_without_room,

@@ -71,9 +71,9 @@ class _Report:
 def verify(common: Common, prefix: bytes, rate: int | None, wait_s: float) -> None:
     """Reads every copy of every object, or of those whose keys begin with PREFIX, and compares it with its checksum.
 
-    A bad copy is named and dropped, and made again from a good one. To be read is no use: nothing is kept for it, and hit
-    rates stay as they are. Exit status 3: some copy was bad, or could not be read. With --format json a line for each bad
-    copy, and one at the end.
+    A bad copy is named and dropped, and made again from a good one. Being read like that counts as no use: nothing is
+    evicted later for it, and hit rates stay as they are. Exit status 3: some copy was bad, or could not be read. With
+    --format json a line for each bad copy, and one at the end.
     """
 
     def found(read: Read, fault: Fault) -> None:
@@ -83,7 +83,9 @@ def verify(common: Common, prefix: bytes, rate: int | None, wait_s: float) -> No
             say_json({"kind": what, "key": shown, "slice": read.number, "node": node, "offset": read.copy.offset})
             return
         what = "has other bytes than were put" if fault is Fault.CORRUPT else "cannot be read"
-        click.echo(f"{shown}: the copy of slice {read.number} on {node} {what}")
+        is_last = fault is Fault.CORRUPT and len(read.facts.slices[read.number].copies) == 1
+        lost = "; there was no other: the object is lost" if is_last else ""
+        click.echo(f"{shown}: the copy of slice {read.number} on {node} {what}{lost}")
 
     async def run(client: MasterClient) -> _Report:
         begun = time.monotonic()

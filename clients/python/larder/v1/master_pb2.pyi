@@ -261,7 +261,7 @@ class StatusRequest(_message.Message):
     def __init__(self, brief: bool = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("version", "epoch", "objects", "object_bytes", "writes_in_flight", "slice_bytes", "nodes", "rested_ms", "rest_left_ms", "attached", "wall_ms")
+    __slots__ = ("version", "epoch", "objects", "object_bytes", "writes_in_flight", "slice_bytes", "nodes", "rested_ms", "rest_left_ms", "attached", "wall_ms", "up_ms", "counts", "objects_below_target", "copies_missing", "repairs_pending", "waiting_puts")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OBJECTS_FIELD_NUMBER: _ClassVar[int]
@@ -273,6 +273,12 @@ class StatusReply(_message.Message):
     REST_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
     ATTACHED_FIELD_NUMBER: _ClassVar[int]
     WALL_MS_FIELD_NUMBER: _ClassVar[int]
+    UP_MS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_BELOW_TARGET_FIELD_NUMBER: _ClassVar[int]
+    COPIES_MISSING_FIELD_NUMBER: _ClassVar[int]
+    REPAIRS_PENDING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_PUTS_FIELD_NUMBER: _ClassVar[int]
     version: str
     epoch: int
     objects: int
@@ -284,7 +290,47 @@ class StatusReply(_message.Message):
     rest_left_ms: int
     attached: int
     wall_ms: int
-    def __init__(self, version: _Optional[str] = ..., epoch: _Optional[int] = ..., objects: _Optional[int] = ..., object_bytes: _Optional[int] = ..., writes_in_flight: _Optional[int] = ..., slice_bytes: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., rested_ms: _Optional[int] = ..., rest_left_ms: _Optional[int] = ..., attached: _Optional[int] = ..., wall_ms: _Optional[int] = ...) -> None: ...
+    up_ms: int
+    counts: Counts
+    objects_below_target: int
+    copies_missing: int
+    repairs_pending: int
+    waiting_puts: int
+    def __init__(self, version: _Optional[str] = ..., epoch: _Optional[int] = ..., objects: _Optional[int] = ..., object_bytes: _Optional[int] = ..., writes_in_flight: _Optional[int] = ..., slice_bytes: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., rested_ms: _Optional[int] = ..., rest_left_ms: _Optional[int] = ..., attached: _Optional[int] = ..., wall_ms: _Optional[int] = ..., up_ms: _Optional[int] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., objects_below_target: _Optional[int] = ..., copies_missing: _Optional[int] = ..., repairs_pending: _Optional[int] = ..., waiting_puts: _Optional[int] = ...) -> None: ...
+
+class Counts(_message.Message):
+    __slots__ = ("put_objects", "put_bytes", "lookup_keys", "lookup_hit_keys", "lookup_hit_bytes", "match_keys", "match_hit_keys", "match_hit_bytes", "evicted_objects", "evicted_bytes", "expired_objects", "lost_objects", "corrupt_copies", "repaired_copies", "failed_repairs")
+    PUT_OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    PUT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOOKUP_KEYS_FIELD_NUMBER: _ClassVar[int]
+    LOOKUP_HIT_KEYS_FIELD_NUMBER: _ClassVar[int]
+    LOOKUP_HIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MATCH_KEYS_FIELD_NUMBER: _ClassVar[int]
+    MATCH_HIT_KEYS_FIELD_NUMBER: _ClassVar[int]
+    MATCH_HIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    LOST_OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_COPIES_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_COPIES_FIELD_NUMBER: _ClassVar[int]
+    FAILED_REPAIRS_FIELD_NUMBER: _ClassVar[int]
+    put_objects: int
+    put_bytes: int
+    lookup_keys: int
+    lookup_hit_keys: int
+    lookup_hit_bytes: int
+    match_keys: int
+    match_hit_keys: int
+    match_hit_bytes: int
+    evicted_objects: int
+    evicted_bytes: int
+    expired_objects: int
+    lost_objects: int
+    corrupt_copies: int
+    repaired_copies: int
+    failed_repairs: int
+    def __init__(self, put_objects: _Optional[int] = ..., put_bytes: _Optional[int] = ..., lookup_keys: _Optional[int] = ..., lookup_hit_keys: _Optional[int] = ..., lookup_hit_bytes: _Optional[int] = ..., match_keys: _Optional[int] = ..., match_hit_keys: _Optional[int] = ..., match_hit_bytes: _Optional[int] = ..., evicted_objects: _Optional[int] = ..., evicted_bytes: _Optional[int] = ..., expired_objects: _Optional[int] = ..., lost_objects: _Optional[int] = ..., corrupt_copies: _Optional[int] = ..., repaired_copies: _Optional[int] = ..., failed_repairs: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("node_id", "host_id", "state", "incarnation", "segments", "zone", "draining", "drain_objects", "drain_without_room", "version", "host_name", "address")
