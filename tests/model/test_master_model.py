@@ -106,7 +106,6 @@ class MasterMachine(RuleBasedStateMachine):
         assert isinstance(matched, m.Matched)
         hits = [result is m.Result.OK for result in found.results]
         assert matched.matched == (hits.index(False) if False in hits else len(hits))
-        self.stat(names, hits, lease=len(names) == 1)
 
     @precondition(lambda self: any(grant.lease for grant in self.world.grants))
     @rule(data=st.data(), again=st.booleans())
@@ -128,17 +127,6 @@ class MasterMachine(RuleBasedStateMachine):
         matched = world.replies[call]
         assert isinstance(matched, m.Matched)
         self.promise(names[: matched.matched], min(hold, CONFIG.lease_ms))
-
-    def stat(self, names: list[bytes], hits: list[bool], *, lease: bool) -> None:
-        """It tells of all that a lookup finds, and where asked to it promises as much."""
-        call = self.world.call()
-        self.world.step(m.Stat(call, names, lease))
-        told = self.world.replies[call]
-        assert isinstance(told, m.Known)
-        there = [result is m.Result.OK for result in told.results]
-        assert hits == [known and hit for known, hit in zip(there, hits, strict=True)]
-        if told.lease:
-            self.promise([name for name, known in zip(names, there, strict=True) if known], told.lease_ms, told.lease)
 
     def promise(self, names: list[bytes], ms: int, lease: int = 0) -> None:
         """The live copies of these stay as they are for that long."""
@@ -277,6 +265,19 @@ class WithDoubles(MasterMachine):
     @rule(name=node_names)
     def impose(self, name: str) -> None:
         self.world.impose(self.world.nodes[name])
+
+    @rule(names=st.lists(keys, min_size=1, max_size=3), lease=st.booleans())
+    def stat(self, names: list[bytes], lease: bool) -> None:
+        """It tells of all that a lookup finds, and where asked to it promises as much."""
+        self.world.pass_time(0)
+        call = self.world.call()
+        self.world.step(m.Stat(call, names, lease))
+        told = self.world.replies[call]
+        assert isinstance(told, m.Known)
+        there = {name for name, result in zip(names, told.results, strict=True) if result is m.Result.OK}
+        self.promise(list(there) if told.lease else [], told.lease_ms, told.lease)
+        found = self.world.lookup(names).results
+        assert {name for name, result in zip(names, found, strict=True) if result is m.Result.OK} <= there
 
 
 SETTINGS = settings(
