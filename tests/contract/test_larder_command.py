@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent import futures
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,11 @@ def test_names_are_never_cut(store_cluster: Cluster) -> None:
         assert all(name in said for name in ("node-1", "node-2", "quarantined", "engine", "\u2026")[:4])
         assert "\u2026" not in said
     assert "\x1b" not in larder("status", env=env).stdout.decode()
-    head, *rows = larder("status", env=env).stdout.decode().splitlines()[1:]
-    assert head.split()[:3] == ["node", "zone", "state"]
-    assert sorted(row.split()[:2] for row in rows) == [["node-1", "none"], ["node-2", "none"]]
+    lines = larder("status", env=env).stdout.decode().splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("node "))
+    assert lines[head].split()[:5] == ["node", "version", "zone", "state", "fill"]
+    shown = sorted(row.split()[:3] for row in lines[head + 1 :])
+    assert shown == [[node, version("larder-server"), "none"] for node in ("node-1", "node-2")]
 
 
 def on_a_terminal(*argv: str, env: dict[str, str]) -> str:
@@ -187,6 +190,8 @@ def test_status(store_cluster: Cluster) -> None:
         "suspect",
     }  # a busy machine lets a node fall silent
     assert facts["nodes"][0]["segments"][0]["capacity_bytes"] == 256_000_000
+    counted = {"objects_below_target", "copies_missing", "repairs_pending", "waiting_puts", "up_ms", "rest_left_ms"}
+    assert counted <= set(facts)
     table = larder(*at, "status").stdout.decode()
     assert "node-1" in table
     assert "244.1 MiB" in table

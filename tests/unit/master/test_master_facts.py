@@ -89,3 +89,22 @@ def test_it_is_no_use_of_what_it_tells_of() -> None:
     told(cluster, b"a", b"missing", lease=True)
     assert [obj.used for obj in state.objects.values()] == used
     assert asdict(state.counters) == counters
+
+
+def test_a_status_counts_what_was_put_asked_for_found_and_lost() -> None:
+    cluster = Cluster(nodes=2)
+    cluster.put(b"a", KIB, copies=2)
+    cluster.put(b"b", 2 * KIB)
+    cluster.lookup(b"a")
+    cluster.lookup(b"none")
+    cluster.match([b"a", b"none", b"b"])
+    cluster.pass_time(500, silent=(1,))
+    call = cluster.call()
+    cluster.step(m.Status(call))
+    answer = cluster.answers[call]
+    assert isinstance(answer, m.StatusReport)
+    counts = answer.counts
+    assert (counts.put_objects, counts.put_bytes) == (2, 3 * KIB)
+    assert (counts.lookup_keys, counts.lookup_hit_keys, counts.lookup_hit_bytes) == (2, 1, KIB)
+    assert (counts.match_keys, counts.match_hit_keys, counts.match_hit_bytes) == (3, 1, KIB)
+    assert answer.up_ms == cluster.now

@@ -51,10 +51,10 @@ class SizeArgument(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = _SIZE.fullmatch(str(value).strip())
-        size = int(float(match[1]) * (1024 if match[3] else 1000) ** _UNITS.index(match[2].lower())) if match else 0
-        if size < 1:
-            self.fail(f"{value!a} is not a size: write bytes, or a number with a unit such as 512MiB or 2GB")
-        return size
+        size = float(match[1]) * (1024 if match[3] else 1000) ** _UNITS.index(match[2].lower()) if match else 0
+        if not 1 <= size < 2**63:
+            self.fail(f"{value!a} is no size: write bytes, or a number with a unit such as 512MiB or 2GB", param, ctx)
+        return int(size)
 
 
 @dataclass
