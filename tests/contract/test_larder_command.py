@@ -54,7 +54,7 @@ def test_an_object_through_the_command_line(store_cluster: Cluster, tmp_path: Pa
     assert larder(*at, "get", key, tmp_path / "out").returncode == 0
     assert (tmp_path / "out").read_bytes() == data
     assert larder(*at, "get", key).stdout == data
-    rows = json.loads(larder(*at, "--format", "json", "ls", key[:-1]).stdout)
+    rows = [json.loads(line) for line in larder(*at, "--format", "json", "ls", key[:-1]).stdout.splitlines()]
     assert rows == [{"key": key, "size": 3_000_000, "copies": 2}]
     assert key in larder(*at, "ls").stdout.decode()
     assert larder(*at, "rm", key).returncode == 0
@@ -71,12 +71,15 @@ def test_every_key_can_be_taken_from_ls_to_get(store_cluster: Cluster) -> None:
         store.put_many(list(values), list(values.values()))
         try:
             head, *lines = larder(*at, "ls").stdout.decode().splitlines()
-            rows = json.loads(larder(*at, "--format", "json", "ls").stdout)
-            in_ascii = json.loads(larder(*at, "--format", "json", "ls", env={"PYTHONIOENCODING": "ascii"}).stdout)
-            assert head.split() == ["key", "size", "copies"]
+            as_json = (*at, "--format", "json", "ls")
+            rows = [json.loads(line) for line in larder(*as_json).stdout.splitlines()]
+            in_ascii = [
+                json.loads(line) for line in larder(*as_json, env={"PYTHONIOENCODING": "ascii"}).stdout.splitlines()
+            ]
+            assert head.split() == ["size", "copies", "key"]
             shown = {row["key"]: key_of(row["key"]) for row in rows}
             assert set(values) <= set(shown.values())
-            assert [re.sub(r"  +[\d.]+ \w+ +\d+ *$", "", line) for line in lines] == list(shown)
+            assert [re.sub(r"^ +[\d.]+ \w+ +\d+  ", "", line) for line in lines] == list(shown)
             assert [key_of(row["key"]) for row in in_ascii] == list(shown.values())
             assert all(row["key"].isascii() for row in in_ascii)
             for name, key in shown.items():

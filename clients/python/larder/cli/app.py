@@ -20,7 +20,9 @@ from larder.version import own_version
 GROUP: Final = "larder.commands"
 OWN: Final = {
     "status": "larder.cli.status",
+    "top": "larder.cli.top",
     "ls": "larder.cli.keys",
+    "stat": "larder.cli.keys",
     "put": "larder.cli.objects",
     "get": "larder.cli.objects",
     "rm": "larder.cli.keys",
@@ -28,6 +30,7 @@ OWN: Final = {
     "drain": "larder.cli.drain",
     "doctor": "larder.cli.doctor",
     "bench": "larder.cli.bench",
+    "completion": "larder.cli.completion",
 }
 """Where each command is, under its own name."""
 OF_SERVICES: Final = ("master", "node", "proxy")

@@ -82,6 +82,10 @@ def show_share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
 
 
+def show_rate(a_second: float) -> str:
+    return f"{a_second:,.0f}/s" if a_second >= 10 or not a_second else f"{a_second:.1f}/s"
+
+
 def show_span(seconds: float) -> str:
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= size:
@@ -100,8 +104,8 @@ def state_of(node: master_pb2.NodeStatus) -> str:
     return f"{node.state}, draining: {node.drain_objects} objects left{room}"
 
 
-def show_size(count: int) -> str:
-    value = float(count)
+def show_size(count: float) -> str:
+    value = float(round(count))
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
             return f"{value:.0f} {unit}" if value.is_integer() else f"{value:.1f} {unit}"
