@@ -2,9 +2,9 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def test_without_the_services_it_says_where_they_are(monkeypatch: pytest.MonkeyP
     said = CliRunner().invoke(app.cli, ["master", "--port", "0"])
     assert said.exit_code == 2
     assert "larder master is the services', which are not installed: pip install larder-server" in said.stderr
-    assert "master" not in CliRunner().invoke(app.cli, ["--help"]).stdout.split("Commands:")[1].split("Exit status")[0]
+    assert "\n  master " not in CliRunner().invoke(app.cli, ["--help"]).stdout
 
 
 def test_a_command_that_cannot_be_loaded_hurts_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,16 +100,16 @@ def test_other_shells_complete_it_too(shell: str) -> None:
 
 
 def test_ctrl_c_ends_it_without_a_traceback() -> None:
-    argv = [TOOL, "--master", f"127.0.0.1:{free_port()}", "--timeout", "50", "ls"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
-        status = Path(f"/proc/{waiting.pid}/status")
-        until = time.monotonic() + 30
-        while "Threads:\t1\n" in status.read_text() and time.monotonic() < until:  # until gRPC is at work
-            time.sleep(0.05)
-        waiting.send_signal(signal.SIGINT)
-        said, told = waiting.communicate(timeout=60)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        argv = [TOOL, "--master", f"127.0.0.1:{silent.getsockname()[1]}", "--timeout", "50", "ls"]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+            caller, _ = silent.accept()
+            with caller:
+                waiting.send_signal(signal.SIGINT)
+                said, told = waiting.communicate(timeout=60)
     assert (waiting.returncode, said, told) == (130, "", "larder: interrupted\n")
 
 
-def test_no_color_means_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_means_none() -> None:
     assert b"\x1b" not in larder("--help", env={"NO_COLOR": "1", "FORCE_COLOR": "1"}).stdout

@@ -78,6 +78,9 @@ def get(common: Common, key: bytes, file: Path | None) -> None:
     if file is None and sys.stdout.isatty():
         raise click.UsageError("an object's bytes are not for a terminal: name a FILE, or send them through a pipe")
 
+    if file is not None and not file.resolve().parent.is_dir():
+        raise click.BadParameter(f"there is no directory {file.resolve().parent}", param_hint="FILE")
+
     async def read(store: aio.Store) -> bytes:
         data = await store.get(key)
         if data is None:
