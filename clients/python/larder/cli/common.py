@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -31,10 +30,6 @@ BROKEN_PIPE: Final = 141
 """As a shell reports a process that wrote to a reader who had gone."""
 
 
-_UNITS: Final = ["", "k", "m", "g", "t"]
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
-
-
 class KeyArgument(click.ParamType):  # type: ignore[type-arg]  # it is generic from click 8.2 on
     """A key as `larder ls` shows it."""
 
@@ -42,19 +37,6 @@ class KeyArgument(click.ParamType):  # type: ignore[type-arg]  # it is generic f
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
         return value if isinstance(value, bytes) else key_of(value)
-
-
-class SizeArgument(click.ParamType):  # type: ignore[type-arg]
-    """Bytes: 4096, 512MiB (powers of 1,024) or 2GB (powers of 1,000), as the services take sizes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = _SIZE.fullmatch(str(value).strip())
-        size = float(match[1]) * (1024 if match[3] else 1000) ** _UNITS.index(match[2].lower()) if match else 0
-        if not 1 <= size < 2**63:
-            self.fail(f"{value!a} is no size: write bytes, or a number with a unit such as 512MiB or 2GB", param, ctx)
-        return int(size)
 
 
 @dataclass

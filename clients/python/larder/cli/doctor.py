@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from larder.addresses import split
-from larder.cli.common import FOUND_WRONG, Common, SizeArgument, common_options, say_json
+from larder.cli.common import FOUND_WRONG, Common, common_options, say_json
 from larder.cli.showing import show_rows
 from larder.cli.sizes import SizeArgument
 from larder.doctor import POOL_DIR, Subject, examine

@@ -7,8 +7,9 @@ from typing import Any, Final
 import click
 
 from larder.cli.checking import Checker, Outcome, Read, Tally
-from larder.cli.common import FOUND_WRONG, Common, KeyArgument, SizeArgument, ask_master, common_options, say_json
+from larder.cli.common import FOUND_WRONG, Common, KeyArgument, ask_master, common_options, say_json
 from larder.cli.showing import Progress, show_argument, show_count, show_size
+from larder.cli.sizes import SizeArgument
 from larder.mover import Mover
 from larder.places import Fault
 from larder.rpc import MasterClient
