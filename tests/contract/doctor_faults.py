@@ -7,6 +7,7 @@ it. Prints "held" at the end.
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,7 +196,8 @@ def main() -> None:
         a_shell(scene)
         a_cluster(scene)
         a_node_in_trouble(scene)
-        another_host(scene)
+        if shutil.which("iptables"):
+            another_host(scene)
     assert len(scene.healed) >= 12, scene.healed
     print("held")
 
