@@ -13,4 +13,4 @@ from tests.e2e.test_firewall import run_apart
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("between", ["firewall", "gateway"])
 def test_the_ports_of_the_table_are_enough(tmp_path: Path, between: str) -> None:
-    run_apart("ports", tmp_path, 150, between)
+    run_apart("tests.e2e.ports", tmp_path, 150, between)
