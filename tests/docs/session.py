@@ -15,14 +15,13 @@ from pathlib import Path
 from tests.docs.blocks import Session, Step, expected, read, squeeze
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND_S = 90.0
 SERVERS = {  # how each begins, what it says when it is ready, and how long that may take
     r"(larder )?master\b": ("master ready: ", 60.0),
     r"larder node\b|storage-node\b": ("storage-node ready: ", 60.0),
     r"(larder )?proxy\b": ("proxy ready: ", 60.0),
-    r"vllm serve\b": ("Application startup complete", 400.0),
+    r"vllm serve\b": ("Application startup complete", 600.0),
     r"prometheus\b": ("Server is ready to receive web requests", 60.0),
-    r"make up\b": ("Ctrl-C ends it", 500.0),
+    r"make up\b": ("Ctrl-C ends it", 600.0),
 }
 AS_HOST = 'mount -t tmpfs none /dev/shm && hostname "$0" && exec "$@"'
 HOSTS = {"host-a": "198.18.0.1", "host-b": "198.18.0.2"}  # RFC 2544: for tests, and routed nowhere

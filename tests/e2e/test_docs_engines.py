@@ -34,10 +34,10 @@ for argv in json.loads(sys.argv[1]):
 """
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("name", sorted(ENGINES))
 def test_the_commands_of(name: str, tmp_path: Path) -> None:
-    run_session(name.partition(":")[2], SESSIONS[name], tmp_path, 840)
+    run_session(name.partition(":")[2], SESSIONS[name], tmp_path, 960)
 
 
 @pytest.mark.timeout(300)
