@@ -50,15 +50,16 @@ class Shell:
         script, output = self._scratch / f"{self._number}.sh", self._scratch / f"{self._number}.out"
         script.write_text(step.text)
         served = next((value for start, value in SERVERS.items() if re.match(start, step.text)), None)
+        if step.printed is not None or not served:
+            self.wait_ready()  # else it starts beside those before it, as engines should
         if served and "--help" not in step.text:
             output.touch()
             server = self._say(f". {script} > {output} 2>&1 < /dev/null & rc=$!")
             self._say("rc=0")
             self._starting.append((step, server, output, *served))
-            if step.printed is not None:  # else the next may start beside it
+            if step.printed is not None:
                 self.wait_ready()
             return
-        self.wait_ready()
         run = f"python {script}" if step.is_python else f". {script}"
         status = self._say(f"(exit ${{rc:-0}}); {run} > {output} 2>&1 < /dev/null; rc=$?")
         text = output.read_text()
