@@ -49,7 +49,8 @@ class Shell:
         self._number += 1
         script, output = self._scratch / f"{self._number}.sh", self._scratch / f"{self._number}.out"
         script.write_text(step.text)
-        served = next((value for start, value in SERVERS.items() if re.match(rf"(\w+=\S+ )*({start})", step.text)), None)
+        command = re.sub(r"^(\w+=\S+ )*", "", step.text)
+        served = next((value for start, value in SERVERS.items() if re.match(start, command)), None)
         if step.printed is not None or not served:
             self.wait_ready()  # else it starts beside those before it, as engines should
         if served and "--help" not in step.text:

@@ -97,6 +97,7 @@ def test_what_is_printed_is_compared(shown: list[str], printed: str, fits: bool)
     assert bool(re.fullmatch(expected(shown), text)) is fits
 
 
+@pytest.mark.timeout(400)
 def test_a_document_that_is_wrong_is_found(tmp_path: Path) -> None:
     wrong = ("```console\n$ echo b\na\n```\n", "```console\n$ false\n```\n", "```bash\nno-such\n```\n")
     for number, text in enumerate(wrong):

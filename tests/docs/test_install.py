@@ -10,6 +10,7 @@ import pytest
 
 from tests.docs.session import ROOT
 
+pytestmark = pytest.mark.timeout(400)  # pip fetches what builds the packages
 PAGE = (ROOT / "docs/vllm.md").read_text()
 CLIENT = "pip install ./clients/python"
 
