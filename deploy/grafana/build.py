@@ -116,10 +116,10 @@ def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
         },
         "unit": panel.unit,
     }
-    if panel.unit == "percentunit":
-        defaults |= {"min": 0, "max": 1}
-    elif panel.kind == "timeseries":
+    if panel.kind == "timeseries":
         defaults["min"] = 0
+    if panel.thresholds == "full":  # else small shares, which matter, would lie flat at the bottom
+        defaults["max"] = 1
     if panel.nothing:
         defaults["noValue"] = panel.nothing
     return {
