@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from larder.addresses import ip_of, join, split
+from larder.addresses import DIRECTLY, ip_of, join, split
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ _OPTIONS: Final = [
     ("grpc.http2.min_ping_interval_without_data_ms", 500),  # peers may ping each second, as CHANNEL_OPTIONS says
 ]
 CHANNEL_OPTIONS: Final = [
+    DIRECTLY,
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.keepalive_time_ms", 1_000),  # with the time-out: a silent peer is given up after 3 s

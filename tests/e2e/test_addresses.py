@@ -32,6 +32,27 @@ def test_a_node_on_another_host_is_reached_though_nobody_told_its_address(tmp_pa
     run_apart("tests.e2e.two_hosts", tmp_path, 150, family)
 
 
+def test_a_proxy_for_the_world_outside_is_not_asked_for_a_master(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as shut:  # bound and not listening: whoever connects is refused
+        shut.bind(("127.0.0.1", 0))
+        for name in ("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{shut.getsockname()[1]}")
+        with Cluster(tmp_path) as cluster:
+            cluster.start_master()
+            cluster.start_node("node-1", dram="16MB")
+            cluster.wait_ready()
+            with larder.connect(cluster.master) as store:
+                store.put("key", b"value")
+                assert store.get("key") == b"value"
+            larder_command = Path(sys.prefix) / "bin" / "larder"
+            argv = [larder_command, "status", "--master", cluster.master, "--format", "json"]
+            done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["masters"][0]["trouble"] == ""
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with Cluster(tmp_path) as cluster:

@@ -13,13 +13,14 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from larder.addresses import DIRECTLY
 from larder.v1 import master_pb2 as pb
 from larder.v1 import master_pb2_grpc
 
 SEVERAL: Final = "larder-masters"
 """Metadata of a call: how many masters the caller names, where it names several."""
 SURVEY_S: Final = 2.0
-_OPTIONS: Final = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+_OPTIONS: Final = [DIRECTLY, ("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from larder import forks
+from larder.addresses import DIRECTLY
 from larder.arguments import Terms
 from larder.errors import InvalidArgument, LarderError, NoSpace, StoreClosed, Unavailable
 from larder.facts import Known, known
@@ -30,6 +31,7 @@ from larder.v1.types_pb2 import Result
 from larder.wire import pack_keys, unpack_keys
 
 _CHANNEL_OPTIONS: Final = [
+    DIRECTLY,
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
