@@ -23,7 +23,7 @@ PROTOS := $(wildcard proto/larder/v1/*.proto)
 PROTO_TOOLS := grpcio-tools==1.66.2 'setuptools<80'
 PEERS := vllm-router==0.1.17 sglang-router==0.3.2
 
-.PHONY: help setup demo up test test-compose lint sim chaos bench bench-proxy bench-connector bench-eviction docs proto lock clean
+.PHONY: help setup demo up test test-compose lint sim chaos dashboards bench bench-proxy bench-connector bench-eviction docs proto lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 23
@@ -55,6 +55,9 @@ chaos: setup  ## kill, freeze, cut and fill real processes, then check what clie
 
 test-compose: setup  ## build the images, run deploy/docker-compose.yml with its demo engines, break it; wants Docker, or root
 	@$(BIN)/python -m tests.compose
+
+dashboards: setup  ## each panel's data as a table and each alert fired, from a live cluster that is broken on purpose
+	@$(BIN)/pytest -q -s tests/e2e/test_vllm_dashboards.py tests/e2e/test_alerts.py
 
 bench: setup  ## measure against this machine's limits and the bare engine; BENCH_ARGS is handed on
 	@$(BIN)/python -m bench.run $(BENCH_ARGS)

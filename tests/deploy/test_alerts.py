@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 PROMETHEUS = Path(__file__).resolve().parents[2] / "deploy/prometheus"
+E2E = Path(__file__).resolve().parents[1] / "e2e"
 RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
 CASES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("alerts.yml").read_text())
 
@@ -42,6 +43,11 @@ def test_an_alert_says_how_bad_it_is_what_it_is_and_what_to_do(alert: dict[str, 
 
 def test_every_alert_has_a_case() -> None:
     assert set(CASES) == set(ALERTS)
+
+
+def test_every_alert_is_seen_to_fire_for_a_real_cause() -> None:
+    scenes = "".join((E2E / name).read_text() for name in ("test_alerts.py", "test_vllm_dashboards.py"))
+    assert not [name for name in ALERTS if f'"{name}"' not in scenes]
 
 
 def test_alerts_are_silent_and_then_fire(tmp_path: Path) -> None:

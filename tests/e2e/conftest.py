@@ -46,26 +46,36 @@ def engines_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
         yield cluster
 
 
+KEEPS_RESPONSES = {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
+PRODUCER: dict[str, Any] = {"kv_role": "kv_producer"}
+CONSUMER: dict[str, Any] = {"kv_role": "kv_consumer", "env": KEEPS_RESPONSES}
+PAIR: dict[str, dict[str, Any]] = {"prefill": {**PRODUCER, "extra_config": {"copies": 2}}, "decode": CONSUMER}
+OTHERS: dict[str, dict[str, Any]] = {
+    "plain": {"own_worker": False},
+    "spare": {**PRODUCER, "own_worker": False},
+    "trusting": {**CONSUMER, "extra_config": {"verify": False}, "own_worker": False},
+}
+
+
+def with_engines(store: Cluster, model: Path, wanted: dict[str, dict[str, Any]]) -> Cluster:
+    """These run, whatever a module before has left of them."""
+    for name, settings in wanted.items():
+        if name not in store.processes or not store.processes[name].running():
+            store.start_engine(name, model, **settings)
+    store.wait_ready()
+    return store
+
+
+@pytest.fixture(scope="module")
+def pair(engines_store: Cluster, model: Path) -> Cluster:
+    """A prefill engine, which puts two copies, and a decode engine."""
+    return with_engines(engines_store, model, PAIR)
+
+
 @pytest.fixture(scope="module")
 def engines(engines_store: Cluster, model: Path) -> Cluster:
-    """A plain engine, two prefill and two decode engines, whatever a module before has left of them.
-
-    The prefill engine `prefill` puts two copies; the decode engine `trusting` does not verify checksums.
-    """
-    keeps_responses = {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
-    consumer, producer = {"kv_role": "kv_consumer", "env": keeps_responses}, {"kv_role": "kv_producer"}
-    all_of_them: dict[str, dict[str, Any]] = {
-        "plain": {"own_worker": False},
-        "prefill": {**producer, "extra_config": {"copies": 2}},
-        "decode": consumer,
-        "spare": {**producer, "own_worker": False},
-        "trusting": {**consumer, "extra_config": {"verify": False}, "own_worker": False},
-    }
-    for name, settings in all_of_them.items():
-        if name not in engines_store.processes or not engines_store.processes[name].running():
-            engines_store.start_engine(name, model, **settings)
-    engines_store.wait_ready()
-    return engines_store
+    """A plain engine, two prefill and two decode engines; the one called `trusting` does not verify checksums."""
+    return with_engines(engines_store, model, PAIR | OTHERS)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Each alert fires for its cause: a real Prometheus watches a store and a proxy of real processes while they break.
 
-Engines here compute nothing. `-s` shows when each alert fired and what it said.
+Engines here compute nothing; alerts about what vLLM gets from the store are in test_vllm_dashboards. `-s` shows when
+each fired and what it said.
 """
 
 import asyncio
