@@ -69,15 +69,18 @@ class Discovery:
             await self._ask(text)
 
     async def _ask(self, text: str) -> None:
+        try:
+            await self._take_up(text)
+        except Exception:  # else the source would be asked no more
+            logger.exception("looking for engines at %s failed for a defect of the proxy", text)
+
+    async def _take_up(self, text: str) -> None:
         trouble: Unheard | None = None
         try:
             self._tally.heard(text, await self._asking[text].ask())
         except Unheard as unheard:
             trouble = unheard
             self._failures.labels(text, unheard.reason.value).inc()
-        except Exception:  # else the source would be asked no more
-            logger.exception("looking for engines at %s failed for a defect of the proxy", text)
-            return
         self._up.labels(text).set(trouble is None)
         if self._tally.is_news(text, None if trouble is None else trouble.reason, time.monotonic()):
             if trouble is None:

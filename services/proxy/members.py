@@ -41,7 +41,8 @@ class Members:
             self._membership = self._file.begin(self._membership, forget=not settings.discover)
         self._membership.bring(health.fleet)
         self._changing: set[asyncio.Task[int]] = set()
-        self._is_settled = False
+        self._finds = bool(settings.discover)
+        self._is_settled = False  # each source of --discover was heard
         self._letting_go: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -65,6 +66,8 @@ class Members:
                 expected = address in self._membership.expected(role)
                 if expected or wish is Wish.REMOVED or await allowed.allows(address):
                     continue
+                if wish is Wish.DRAINING and self._finds and not self._is_settled:
+                    continue  # it may be found yet: find() forgets it then
                 if wish is not Wish.DRAINING:
                     raise StateFileError(
                         f"the state file has the {role.value} engine {address}, which --instance-allow does not allow: "

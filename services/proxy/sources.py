@@ -7,8 +7,10 @@ with addresses of both families the IPv4 one is taken: as two engines it would g
 import asyncio
 import json
 import os
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -25,9 +27,34 @@ from services.proxy.core.fleet import Address, Role
 from services.proxy.core.membership import ENGINES_MAX
 
 LOOKUP_S: Final = 3.0
+_HUNG_S: Final = 1.0  # after that: then it is the system that does not come back
 FILE_BYTES_MAX: Final = 256 << 10
 
 make_resolver = dns.resolver.Resolver  # for each lookup anew: resolv.conf may change
+
+
+class _Apart:
+    """Does one thing in a thread of its own, for which nobody waits at the process's end: who reads a file of a server
+    that is gone may never come back. Until it does, it is not begun again."""
+
+    def __init__(self, do: Callable[[], frozenset[Member]]) -> None:
+        self._do = do
+        self._doing: Future[frozenset[Member]] | None = None
+
+    async def result(self) -> frozenset[Member]:
+        """Raises TimeoutError."""
+        if self._doing is None or self._doing.done():
+            self._doing = Future()
+            self._doing.set_running_or_notify_cancel()
+            threading.Thread(target=self._run, args=(self._doing,), daemon=True).start()
+        async with asyncio.timeout(LOOKUP_S + _HUNG_S):
+            return await asyncio.wrap_future(self._doing)
+
+    def _run(self, doing: Future[frozenset[Member]]) -> None:
+        try:
+            doing.set_result(self._do())
+        except Exception as error:  # for the one who asked
+            doing.set_exception(error)
 
 
 class Records:
@@ -35,10 +62,14 @@ class Records:
 
     def __init__(self, source: Dns) -> None:
         self._source = source
+        self._apart = _Apart(self._look_up)  # dnspython's own coroutines swallow cancellations
 
     async def ask(self) -> frozenset[Member]:
-        """Raises Unheard, LOOKUP_S later at most."""
-        return await asyncio.to_thread(self._look_up)  # dnspython's own coroutines swallow cancellations
+        """Raises Unheard, within seconds."""
+        try:
+            return await self._apart.result()
+        except TimeoutError as error:
+            raise Unheard(Reason.UNANSWERED, "this system does not come back from looking it up") from error
 
     def _look_up(self) -> frozenset[Member]:
         try:
@@ -57,7 +88,7 @@ class Records:
         targets = [(str(record.target), record.port) for record in lookup.records(self._source.name, RdataType.SRV)]
         if len(targets) > ENGINES_MAX:
             raise Unheard(Reason.TOO_MANY, f"it has over {ENGINES_MAX} SRV records")
-        return [(host, port) for target, port in targets for host in lookup.addresses(target)]
+        return [(host, port) for target, port in targets for host in lookup.addresses_if_any(target)]
 
 
 class _Lookup:
@@ -77,6 +108,13 @@ class _Lookup:
         records = self.records(name, RdataType.A) or self.records(name, RdataType.AAAA)
         return [address for record in records if _can_be_reached(address := str(record.address))]
 
+    def addresses_if_any(self, name: str) -> list[str]:
+        """Records may outlive the hosts that they name."""
+        try:
+            return self.addresses(name)
+        except dns.resolver.NXDOMAIN:
+            return []
+
 
 def _can_be_reached(address: str) -> bool:
     ip = ip_of(address)  # what blocks names answers 0.0.0.0
@@ -95,12 +133,16 @@ class Listing:
 
     def __init__(self, source: File) -> None:
         self._path = Path(source.path)
+        self._apart = _Apart(self._read)
         self._seen: bytes | None = None
         self._members: frozenset[Member] | Unheard = frozenset()
 
     async def ask(self) -> frozenset[Member]:
-        """Raises Unheard."""
-        return await asyncio.to_thread(self._read)
+        """Raises Unheard, within seconds."""
+        try:
+            return await self._apart.result()
+        except TimeoutError as error:
+            raise Unheard(Reason.UNREADABLE, "its file system does not answer") from error
 
     def _read(self) -> frozenset[Member]:
         try:

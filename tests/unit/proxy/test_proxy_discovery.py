@@ -190,3 +190,18 @@ async def test_srv_records_say_the_ports(names: NameServer, engines: list[Engine
     cluster = await start_cluster(0, 0, discover=["decode=dns://_http._tcp.decode.test"])
     assert addresses(cluster) == [f"127.0.0.1:{port}", "127.0.0.2:9"]
     assert (await cluster.complete())[1]["by"] == "d1"
+
+
+async def test_an_srv_record_whose_host_is_gone_hides_no_other(
+    names: NameServer, engines: list[Engine], start_cluster: StartCluster
+) -> None:
+    port = engines[0].address.rpartition(":")[2]
+    names.records = {
+        ("_http._tcp.decode.test", "SRV"): ["0 1 9 gone.test.", f"0 1 {port} a.decode.test."],
+        ("a.decode.test", "A"): ["127.0.0.1"],
+    }
+    cluster = await start_cluster(0, 0, discover=["decode=dns://_http._tcp.decode.test"])
+    assert addresses(cluster) == [f"127.0.0.1:{port}"]
+    del names.records["a.decode.test", "A"]  # all are gone: that is believed of no source
+    await until(lambda: cluster.metric("discovery_failures_total", reason="empty") >= 3)
+    assert addresses(cluster) == [f"127.0.0.1:{port}"]

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,30 @@ async def test_a_file_that_is_bad_or_half_written_changes_nothing_and_is_told_of
     assert len([each for each in caplog.records if "those that are known stay" in each.getMessage()]) == 1
 
 
+async def test_a_file_system_that_hangs_holds_neither_the_start_nor_the_end_up(tmp_path: Path) -> None:
+    """A real process: at its end nobody may wait for the thread."""
+    hung = (
+        "import time\nfrom services.proxy import cli, sources\nsources.LOOKUP_S = sources._HUNG_S = 0.2\n"
+        "sources.Listing._read = lambda self: time.sleep(60)\ncli.main()"
+    )
+    argv = [sys.executable, "-c", hung, "--port", "0", "--discover", f"file://{tmp_path}/engines.yaml"]
+    process = await asyncio.create_subprocess_exec(*argv, stdout=PIPE, stderr=PIPE)
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            assert b"proxy ready" in await process.stdout.readline()
+            await asyncio.sleep(1.5)  # it is asked again
+            process.terminate()
+        async with asyncio.timeout(10):
+            _, log = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+    assert process.returncode == 0
+    assert log.count(b"its file system does not answer; those that are known stay") == 1
+
+
 # -- with operators
 
 
@@ -130,6 +156,27 @@ async def test_an_operators_word_holds_as_long_as_the_engine_is_found(
     await until(lambda: cluster.metric("discovery_changes_total", change="left") == 1)
     path.write_text(f"decode: ['{A}', '{B}', '{C}']")  # another engine has its address now
     await until(lambda: sorted(addresses(cluster)) == [A, B, C])
+
+
+@pytest.mark.parametrize("address", ["engine.test:1", "192.0.2.1:1"])  # by no rule of --instance-allow
+async def test_an_engine_that_was_drained_stays_so_while_its_source_is_silent_after_a_restart(
+    start_cluster: StartCluster, tmp_path: Path, address: str
+) -> None:
+    path = tmp_path / "engines.yaml"
+    path.write_text(f"decode: ['{address}']")
+    settings = {"discover": [f"file://{path}"], "admin_api_key": "sesame", "state_file": tmp_path / "state.json"}
+    cluster = await start_cluster(0, 0, **settings)
+    assert await tell(cluster, "drain", address) == 200
+    await cluster.stop()
+    path.rename(tmp_path / "away")
+    cluster = await start_cluster(0, 0, **settings)
+    (tmp_path / "away").rename(path)
+    await until(lambda: cluster.metric("discovery_up") == 1)
+    assert cluster.metric("engine_draining", engine=address) == 1
+    await cluster.stop()
+    path.write_text(f"decode: ['{A}']")  # it left while nobody looked
+    cluster = await start_cluster(0, 0, **settings)
+    assert addresses(cluster) == [A]
 
 
 # -- decisions
