@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,15 +14,15 @@ from larder import connect
 from larder.v1 import master_pb2, master_pb2_grpc
 
 from demo.cluster import Cluster
-from tests.contract.test_larder_command import larder
+from tests.contract.commands import TOOL, larder
 
 BENCH = ("bench", "--seconds", "0.5", "--bytes", "8MiB", "--size", "64KiB", "--size", "1MiB")
 
 
 def left(cluster: Cluster) -> list[object]:
     done = larder("--master", cluster.master, "--format", "json", "ls", "larder-bench/")
-    listed: list[object] = json.loads(done.stdout)
-    return listed
+    assert (done.returncode, done.stderr) == (0, b"")
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("transport", ["shm", "engine"])
@@ -43,16 +42,7 @@ def test_it_times_every_call_and_says_which_way_bytes_went(store_cluster: Cluste
 
 
 def test_what_it_put_is_gone_when_it_is_interrupted(store_cluster: Cluster) -> None:
-    argv = [
-        Path(sys.prefix) / "bin" / "larder",
-        "--master",
-        store_cluster.master,
-        "bench",
-        "--seconds",
-        "60",
-        "--bytes",
-        "32MiB",
-    ]
+    argv = [TOOL, "--master", store_cluster.master, "bench", "--seconds", "60", "--bytes", "32MiB"]
     listing = master_pb2.ListRequest(prefix=b"larder-bench/")
     with grpc.insecure_channel(store_cluster.master) as channel:
         stub = master_pb2_grpc.MasterStub(channel)
@@ -73,6 +63,12 @@ def interrupt(argv: Sequence[str | Path], number: int, has_put: Callable[[], boo
         assert (process.returncode, said) == (130, b"larder: interrupted\n")
     finally:
         process.kill()
+
+
+def test_sizes_and_bytes_that_contradict_each_other_are_told(store_cluster: Cluster) -> None:
+    refused = larder("--master", store_cluster.master, "bench", "--bytes", "1MiB", "--size", "16MiB")
+    said = b"larder: no object of 16777216 bytes fits into 1048576: give more with --bytes\n"
+    assert (refused.returncode, refused.stderr) == (1, said)
 
 
 def test_it_does_not_fill_a_cluster(fragile: Cluster) -> None:

@@ -7,7 +7,6 @@ import pty
 import re
 import signal
 import subprocess
-import sys
 import time
 from concurrent import futures
 from importlib.metadata import version
@@ -15,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from click.testing import CliRunner
+import pytest
 from larder import connect
-from larder.cli.app import cli
 from larder.cli.common import TIMEOUT_S
 from larder.cli.showing import key_of
 from larder.v1 import master_pb2, master_pb2_grpc
 
 from demo.cluster import Cluster, free_port
-from tests.contract.commands import larder
+from tests.contract.commands import TOOL, larder, run_larder
 
 HARD_KEYS = [
     b"kv[/layer1]/b",
@@ -47,20 +45,20 @@ def test_an_object_through_the_command_line(store_cluster: Cluster, tmp_path: Pa
     at = ("--master", store_cluster.master)
     data = os.urandom(3_000_000)
     (tmp_path / "in").write_bytes(data)
-    put = larder(*at, "put", key, tmp_path / "in", "--copies", "2")
+    put = run_larder(*at, "put", key, tmp_path / "in", "--copies", "2")
     assert (put.returncode, put.stdout) == (0, f"{key}: 2.9 MiB, copies: 2\n".encode())
     again = larder(*at, "--format", "json", "put", key, "-", stdin=b"other")
     assert json.loads(again.stdout) == {"key": key, "bytes": 5, "copies": 0, "existed": True}
     assert larder(*at, "get", key, tmp_path / "out").returncode == 0
     assert (tmp_path / "out").read_bytes() == data
-    assert larder(*at, "get", key).stdout == data
+    assert run_larder(*at, "get", key).stdout == data
     rows = [json.loads(line) for line in larder(*at, "--format", "json", "ls", key[:-1]).stdout.splitlines()]
     assert rows == [{"key": key, "size": 3_000_000, "copies": 2}]
     assert key in larder(*at, "ls").stdout.decode()
     assert larder(*at, "rm", key).returncode == 0
     gone = larder(*at, "rm", key)
     assert (gone.returncode, gone.stderr) == (1, f"larder: no object '{key}'\n".encode())
-    missed = larder(*at, "get", key)
+    missed = run_larder(*at, "get", key)
     assert (missed.returncode, missed.stdout, missed.stderr) == (1, b"", f"larder: no object '{key}'\n".encode())
 
 
@@ -73,9 +71,8 @@ def test_every_key_can_be_taken_from_ls_to_get(store_cluster: Cluster) -> None:
             head, *lines = larder(*at, "ls").stdout.decode().splitlines()
             as_json = (*at, "--format", "json", "ls")
             rows = [json.loads(line) for line in larder(*as_json).stdout.splitlines()]
-            in_ascii = [
-                json.loads(line) for line in larder(*as_json, env={"PYTHONIOENCODING": "ascii"}).stdout.splitlines()
-            ]
+            ascii_only = run_larder(*as_json, env={"PYTHONIOENCODING": "ascii"})
+            in_ascii = [json.loads(line) for line in ascii_only.stdout.splitlines()]
             assert head.split() == ["size", "copies", "key"]
             shown = {row["key"]: key_of(row["key"]) for row in rows}
             assert set(values) <= set(shown.values())
@@ -84,7 +81,7 @@ def test_every_key_can_be_taken_from_ls_to_get(store_cluster: Cluster) -> None:
             assert all(row["key"].isascii() for row in in_ascii)
             for name, key in shown.items():
                 if key in values:
-                    assert CliRunner().invoke(cli, [*at, "get", name]).stdout_bytes == values[key]
+                    assert larder(*at, "get", name).stdout == values[key]
             assert larder(*at, "rm", *[name for name, key in shown.items() if key in values]).returncode == 0
             assert store.exists(list(values)) == [False] * len(values)
         finally:
@@ -130,8 +127,7 @@ def test_names_are_never_cut(store_cluster: Cluster) -> None:
 
 def on_a_terminal(*argv: str, env: dict[str, str]) -> str:
     ours, theirs = pty.openpty()
-    tool = str(Path(sys.prefix) / "bin" / "larder")
-    with subprocess.Popen([tool, *argv], stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, **env}) as done:
+    with subprocess.Popen([TOOL, *argv], stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, **env}) as done:
         os.close(theirs)
         said = b""
         with contextlib.suppress(OSError):  # the end of a terminal
@@ -158,8 +154,7 @@ def test_who_stops_waiting_for_a_drain_is_told_that_it_goes_on() -> None:
     master_pb2_grpc.add_MasterServicer_to_server(Draining(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    tool = Path(sys.prefix) / "bin" / "larder"
-    argv = [tool, "drain", "--master", f"127.0.0.1:{port}", "node-1"]
+    argv = [TOOL, "drain", "--master", f"127.0.0.1:{port}", "node-1"]
     try:
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
             assert waiting.stderr is not None
@@ -178,10 +173,27 @@ def test_a_command_fails_within_its_timeout() -> None:
         refused = larder("--master", f"127.0.0.1:{free_port()}", "--timeout", "0.3", *argv)
         assert refused.returncode == 1
         assert b"no master answers" in refused.stderr
-    assert time.monotonic() - began < 5 * 5  # each well below what a call took before it gave up by itself
+    assert time.monotonic() - began < 5 * TIMEOUT_S  # what these calls took if --timeout were not heard
     assert TIMEOUT_S == 5
     assert larder("status", "--timeout", "0").returncode == 2
     assert larder("drain", b"\xff").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["status", "--timeout", "nan"],
+        ["top", "--interval", "nan"],
+        ["verify", "--wait", "nan"],
+        ["bench", "--seconds", "nan"],
+        ["drain", "node-1", "--timeout", "nan"],
+        ["drain", "node-1", "--timeout", "-1"],
+    ],
+)
+def test_no_number_is_no_duration(argv: list[str]) -> None:
+    refused = larder("--master", f"127.0.0.1:{free_port()}", *argv)
+    assert refused.returncode == 2
+    assert f"Invalid value for '{argv[-2]}'".encode() in refused.stderr
 
 
 def test_status(store_cluster: Cluster) -> None:
@@ -201,7 +213,7 @@ def test_status(store_cluster: Cluster) -> None:
 
 
 def test_errors_are_one_line(key: str) -> None:
-    refused = larder("--master", f"127.0.0.1:{free_port()}", "status")
+    refused = run_larder("--master", f"127.0.0.1:{free_port()}", "status")
     assert refused.returncode == 1
     assert refused.stderr.startswith(b"larder: no master answers")
     assert refused.stderr.count(b"\n") == 1
@@ -218,5 +230,5 @@ def test_the_configuration_file_is_used(store_cluster: Cluster, tmp_path: Path) 
 
 
 def test_version_and_help() -> None:
-    assert larder("--version").stdout.startswith(b"larder, version 0.")
+    assert run_larder("--version").stdout.startswith(b"larder, version 0.")
     assert b"status" in larder("--help").stdout

@@ -5,14 +5,13 @@ import os
 import pty
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from larder import connect
 
 from demo.cluster import Cluster
-from tests.contract.commands import larder
+from tests.contract.commands import TOOL, larder, run_larder
 
 
 def test_ls_goes_through_pages_and_ends_where_it_is_told(store_cluster: Cluster, key: str) -> None:
@@ -35,7 +34,8 @@ def test_ls_goes_through_pages_and_ends_where_it_is_told(store_cluster: Cluster,
 def test_rm_asks_before_it_removes_what_a_prefix_names(store_cluster: Cluster, key: str) -> None:
     at = ("--master", store_cluster.master)
     with connect(store_cluster.master) as store:
-        store.put(key, b"stays")
+        store.put_many([key, key + "-2"], [b"stays", b"goes"])
+        assert larder(*at, "rm", key + "-2", key + "-2").returncode == 0
         for answer in (b"n\n", b""):
             asked = larder(*at, "rm", "--prefix", key, stdin=answer)
             assert asked.returncode == 1
@@ -87,13 +87,16 @@ def test_a_file_is_whole_or_not_there(store_cluster: Cluster, tmp_path: Path, ke
     nowhere = larder(*at, "get", key, tmp_path / "none" / "out")
     assert nowhere.returncode == 2
     assert f"there is no directory {tmp_path / 'none'}".encode() in nowhere.stderr
+    for directory in (tmp_path, ""):
+        refused = larder(*at, "get", key, directory)
+        assert (refused.returncode, b"directory" in refused.stderr) == (2, True)
     assert larder(*at, "get", key, "/dev/null").returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "link", "out"]
 
 
 def test_bytes_are_not_for_a_terminal(store_cluster: Cluster, key: str) -> None:
     ours, theirs = pty.openpty()
-    argv = [Path(sys.prefix) / "bin" / "larder", "--master", store_cluster.master, "get", key]
+    argv = [TOOL, "--master", store_cluster.master, "get", key]
     done = subprocess.run(argv, stdout=theirs, stderr=subprocess.PIPE, timeout=60, check=False)
     os.close(theirs)
     os.close(ours)
@@ -103,8 +106,9 @@ def test_bytes_are_not_for_a_terminal(store_cluster: Cluster, key: str) -> None:
 
 def test_put_takes_pipes_and_refuses_what_is_empty(store_cluster: Cluster, tmp_path: Path, key: str) -> None:
     at = ("--master", store_cluster.master)
-    assert larder(*at, "put", key, "/dev/stdin", stdin=b"through a pipe").returncode == 0
-    assert larder(*at, "get", key).stdout == b"through a pipe"
+    assert run_larder(*at, "put", key, "/dev/stdin", stdin=b"through a pipe").returncode == 0
+    for argv in (["get", key], ["get", key, "-"]):
+        assert run_larder(*at, *argv).stdout == b"through a pipe"
     (tmp_path / "empty").touch()
     refused = larder(*at, "put", key + "-none", tmp_path / "empty")
     assert (refused.returncode, refused.stderr.count(b"\n")) == (1, 1)
@@ -114,7 +118,7 @@ def test_a_reader_who_has_enough_ends_it_quietly(store_cluster: Cluster, key: st
     at = store_cluster.master
     with connect(at) as store:
         store.put_many([f"{key}-{number:04}" + "x" * 200 for number in range(3_000)], [b"x"] * 3_000)
-    script = f"'{Path(sys.prefix) / 'bin' / 'larder'}' --master {at} ls {key} | head -2; echo ${{PIPESTATUS[0]}}"
+    script = f"'{TOOL}' --master {at} ls {key} | head -2; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
     assert done.stderr == b""
     assert done.stdout.splitlines()[-1] == b"141"

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from larder.cli import app
 
 from demo.cluster import free_port
 from demo.processes import Process
-from tests.contract.commands import larder
-
-TOOL = Path(sys.prefix) / "bin" / "larder"
+from tests.contract.commands import TOOL, larder, run_larder
 
 
 def test_the_services_are_commands_of_it(tmp_path: Path) -> None:
@@ -24,22 +21,12 @@ def test_the_services_are_commands_of_it(tmp_path: Path) -> None:
     env = dict(os.environ)
     argv = [TOOL, "master", "--port", str(port), "--metrics-port", "0"]
     master = Process("master", argv, log_dir=tmp_path, env=env)
-    argv = [
-        TOOL,
-        "node",
-        "--master",
-        f"127.0.0.1:{port}",
-        "--dram",
-        "16MB",
-        "--pool-dir",
-        tmp_path,
-        "--metrics-port",
-        "0",
-    ]
+    at, pool = ("--master", f"127.0.0.1:{port}"), ("--dram", "16MB", "--pool-dir", tmp_path)
+    argv = [TOOL, "node", *at, *pool, "--metrics-port", "0"]
     node = Process("node", argv, log_dir=tmp_path, env=env)
     try:
         node.wait_line("storage-node ready", 60)
-        assert b"used on 1 node of 1" in larder("--master", f"127.0.0.1:{port}", "status").stdout
+        assert b"used on 1 node of 1" in larder(*at, "status").stdout
     finally:
         assert (node.stop(), master.stop()) == (0, 0)
     argv = [TOOL, "proxy", "--port", "0", "--model", "m", "--prefill", "127.0.0.1:9", "--decode", "127.0.0.1:10"]
@@ -111,5 +98,12 @@ def test_ctrl_c_ends_it_without_a_traceback() -> None:
     assert (waiting.returncode, said, told) == (130, "", "larder: interrupted\n")
 
 
+def test_a_closed_output_is_no_traceback() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"'{TOOL}' completion zsh >&-"], stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_no_color_means_none() -> None:
-    assert b"\x1b" not in larder("--help", env={"NO_COLOR": "1", "FORCE_COLOR": "1"}).stdout
+    assert b"\x1b" not in run_larder("--help", env={"NO_COLOR": "1", "FORCE_COLOR": "1"}).stdout

@@ -99,7 +99,7 @@ def test_the_rate_is_kept(store_cluster: Cluster, key: str) -> None:
         store.put_many([f"{key}{i}" for i in range(8)], [os.urandom(500_000) for _ in range(8)])
     status, (summary,) = verify(at, key, "--rate", "2MB")
     assert status == 0
-    assert 1.4 < summary["seconds"] < 10  # 4 MB, of which the first part is free
+    assert summary["seconds"] > 1.4  # 4 MB, of which the first part is free
 
 
 def test_copies_on_a_node_that_does_not_answer_are_told_apart(fragile: Cluster, key: str) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from demo.cluster import Cluster
 from demo.traffic import metric
+from tests.contract.commands import run_larder as larder_command
 from tests.contract.conftest import NODES
-from tests.contract.test_larder_command import larder as larder_command
 
 
 def test_a_master_that_was_restarted_says_that_it_rests_and_serves_reads(fragile: Cluster) -> None:

@@ -11,7 +11,7 @@ import larder
 import pytest
 
 from demo.cluster import Cluster, free_port
-from tests.contract.test_larder_command import larder as command
+from tests.contract.commands import run_larder as command
 
 A, B = "master-a", "master-b"
 NODES = ("node-1", "node-2")

@@ -19,7 +19,7 @@ import numpy as np
 
 from larder import aio
 from larder.arguments import or_raise
-from larder.errors import LarderError
+from larder.errors import InvalidArgument, LarderError
 from larder.options import Options
 from larder.rpc import MasterClient
 from larder.stats import Stats
@@ -79,7 +79,9 @@ class Result:
 
 
 async def bench(options: Options, sizes: Sequence[int], bytes_max: int, seconds: float) -> Result:
-    """Raises NoRoom and whatever a store raises."""
+    """Raises NoRoom, InvalidArgument and whatever a store raises."""
+    if bytes_max < min(sizes):
+        raise InvalidArgument(f"no object of {min(sizes)} bytes fits into {bytes_max}: give more with --bytes")
     begun = time.monotonic()
     room = min(bytes_max, await _free(options) // FREE_SHARE)
     if room < min(sizes):

@@ -90,3 +90,21 @@ async def test_a_drain_outlasts_the_master(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_node_that_never_comes_back_to_the_new_master_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LarderError, match="did not come back to the restarted master within 60 s: its log"):
         await drain(monkeypatch, left(2), NEW)
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 3.5])
+async def test_who_waits_no_longer_is_told_that_the_node_is_not_empty(
+    monkeypatch: pytest.MonkeyPatch, wait_s: float
+) -> None:
+    """Not that the master did not answer: it is asked, and given its time, however little is left."""
+    deadlines: list[float] = []
+
+    async def status(deadline: float) -> StatusReply:
+        deadlines.append(deadline)
+        return left(3)
+
+    monkeypatch.setattr(draining, "POLL_S", 0.1)
+    monkeypatch.setattr(draining, "time", SimpleNamespace(monotonic=lambda: float(len(deadlines))))
+    with pytest.raises(DeadlineExceeded, match="node is not empty yet"):
+        await draining.drained(SimpleNamespace(status=status), "node", wait_s)  # type: ignore[arg-type]
+    assert all(deadline - looked == draining.CALL_S for looked, deadline in enumerate(deadlines))

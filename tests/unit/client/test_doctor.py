@@ -1,16 +1,24 @@
 """Checks of `larder doctor` whose faults are not planted (contract/test_doctor has those): by what they look at."""
 
+import asyncio
+import os
+import resource
 from pathlib import Path
 
 import pytest
-from larder.doctor import transfer_engine
+from larder.doctor import Subject, examine, pool_folder, reaching, transfer_engine
 from larder.doctor.cluster import check_cluster
 from larder.doctor.engines import check_logs, check_proxy
 from larder.doctor.finding import Finding, Verdict
-from larder.doctor.machine import MARGIN_BYTES, check_cgroup, check_clock
+from larder.doctor.machine import MARGIN_BYTES, check_cgroup, check_clock, check_memlock
 from larder.doctor.network import Reached, check_masters
+from larder.doctor.pool_folder import PAGES_MATTER_BYTES, Mount, check_pool_folder
+from larder.doctor.reaching import check_nodes
 from larder.doctor.versions import check_versions, is_far
+from larder.engine_ports import Ports
+from larder.options import resolve
 from larder.v1 import master_pb2 as pb
+from larder.v1 import types_pb2
 from larder.vllm.introduction import introduce
 
 BAD, WARN, OK = Verdict.BAD, Verdict.WARN, Verdict.OK
@@ -64,6 +72,34 @@ async def test_a_proxy_that_is_not_there_is_refused_by_name() -> None:
     assert found.remedy.startswith("larder proxy --port 1 ")
 
 
+@pytest.mark.parametrize(
+    "answer", [b"\x00\x00\x18\x04\x00", b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", b""]
+)
+async def test_what_is_no_proxy_is_told(answer: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        found = the_one(await check_proxy(f"127.0.0.1:{port}"), BAD)
+    assert found.said == "answers, and is no Larder proxy"
+
+
+async def test_a_check_that_breaks_leaves_the_others_their_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def broken() -> Finding:
+        raise KeyError("what nobody thought of")
+
+    monkeypatch.setattr("larder.doctor.check_transfer_engine", broken)
+    subject = Subject("127.0.0.1:1", lambda: resolve("127.0.0.1:1"), tmp_path)
+    found = await examine(subject)
+    assert [each.said for each in found if each.part == "transfer engine"] == [
+        "failed: KeyError: 'what nobody thought of'"
+    ]
+    assert any("no master listens" in each.said for each in found)
+
+
 # ---- the cluster ---------------------------------------------------------------------------------
 
 
@@ -89,6 +125,29 @@ def test_a_node_of_another_version_is_told_and_one_that_is_far_is_bad() -> None:
 async def test_a_name_that_is_no_host_is_told() -> None:
     (found,) = (await check_masters(["no-such-host.invalid:50001"])).findings
     assert (found.verdict, found.said) == (BAD, "no-such-host.invalid is not the name of a host here")
+
+
+@pytest.mark.parametrize(
+    ("port", "ours", "opened", "rest"),
+    [
+        (15_500, None, "15000:17000", ""),
+        (18_004, Ports(18_000, 18_009), "18000:18009", ""),
+        (18_004, None, "18004", "; for all of the node's --engine-ports, of which 18004 is one"),
+        (15_500, Ports(18_000, 18_009), "15000:17000", ""),
+    ],
+)
+async def test_a_firewall_is_opened_for_the_whole_range(
+    monkeypatch: pytest.MonkeyPatch, port: int, ours: Ports | None, opened: str, rest: str
+) -> None:
+    async def dropped(endpoint: str) -> str:
+        return "the connection timed out after 1 s: a firewall drops it, or the host is down"
+
+    monkeypatch.setattr(reaching, "why_unreached", dropped)
+    segment = types_pb2.Segment(node_id="n", host_id="far", shm_path="/none", engine_endpoint=f"198.18.0.2:{port}")
+    node = pb.NodeStatus(node_id="n", state="attached", segments=[pb.SegmentStatus(segment=segment)])
+    (found,) = await check_nodes([node], ours, has_engine=False)
+    assert (found.verdict, found.remedy) == (BAD, f"iptables -I INPUT -p tcp --dport {opened} -j ACCEPT")
+    assert found.advice == f"on the node's host, as root, or in its firewall{rest}"
 
 
 # ---- this host -----------------------------------------------------------------------------------
@@ -133,3 +192,38 @@ async def test_an_engine_that_cannot_be_loaded_is_told_what_it_lacks(tmp_path: P
     found = await transfer_engine.check_transfer_engine(str(python))
     assert found.verdict is BAD
     assert found.remedy.startswith(remedy)
+
+
+def test_rdma_without_the_right_to_lock_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (65_536, resource.RLIM_INFINITY))
+    assert check_memlock(root=tmp_path).verdict is Verdict.SKIPPED
+    write(tmp_path / "sys/class/infiniband/mlx5_0/node_type", "1: CA\n")
+    found = check_memlock(root=tmp_path)
+    assert (found.verdict, found.remedy) == (BAD, "ulimit -l unlimited")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert check_memlock(root=tmp_path).verdict is OK
+
+
+def test_a_pool_folder_of_another_user_and_one_that_is_a_file_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    found = the_one(check_pool_folder(tmp_path, None), BAD)
+    assert (found.said.partition(" (")[0], found.remedy) == (
+        f"uid {os.geteuid()} cannot make files there",
+        f"chown {os.geteuid()} {tmp_path}",
+    )
+    assert the_one(check_pool_folder(write(tmp_path / "file", ""), None), BAD).said == "is no folder"
+
+
+@pytest.mark.parametrize(("options", "is_told"), [("rw,size=99%", True), ("rw,huge=within_size", False)])
+def test_large_pools_in_small_pages_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, is_told: bool
+) -> None:
+    pool = PAGES_MATTER_BYTES
+    mount = Mount(str(tmp_path), "tmpfs", options, 4 * pool, 4 * pool)
+    monkeypatch.setattr(pool_folder, "mount_of", lambda folder: mount)
+    root = write(tmp_path / "root/proc/meminfo", f"MemAvailable: {4 * pool // 1024} kB\n").parents[1]
+    remedies = [each.remedy for each in check_pool_folder(tmp_path, pool, root=root) if each.looked_at == "huge pages"]
+    assert remedies == [f"mount -o remount,huge=within_size {tmp_path}"] * is_told
+    assert not [each for each in check_pool_folder(tmp_path, pool - 1, root=root) if each.verdict is not OK]

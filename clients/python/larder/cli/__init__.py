@@ -3,11 +3,15 @@
 Needs click and rich, which a client that is only imported does not: nothing else in larder imports this package.
 """
 
+import os
 import sys
 
 
 def main() -> None:
     """The entry point."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed; a socket could take its number
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     try:
         from larder.cli.app import cli
     except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ import click
 
 from larder.benching import SIZES, Result
 from larder.benching import bench as run
-from larder.cli.common import Common, common_options, say_json
+from larder.cli.common import Common, Seconds, common_options, say_json
 from larder.cli.showing import show_rows, show_size
 from larder.cli.sizes import SizeArgument
 from larder.mover import TRANSPORTS
@@ -20,7 +20,7 @@ BYTES: Final = 256 * 2**20
 
 
 @click.command()
-@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=SECONDS, show_default=True, help="In all, about.")
+@click.option("--seconds", type=Seconds(0.1, 3600), default=SECONDS, show_default=True, help="In all, about.")
 @click.option(
     "--size",
     "sizes",

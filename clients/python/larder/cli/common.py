@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -37,6 +38,16 @@ class KeyArgument(click.ParamType):  # type: ignore[type-arg]  # it is generic f
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
         return value if isinstance(value, bytes) else key_of(value)
+
+
+class Seconds(click.FloatRange):
+    """A duration: a number, which NaN is not, though it is in no range and outside of none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
 
 
 @dataclass
@@ -79,7 +90,7 @@ format_option: Final = click.option(
 )
 timeout_option: Final = click.option(
     "--timeout",
-    type=click.FloatRange(0, 3600, min_open=True),
+    type=Seconds(0, 3600, min_open=True),
     metavar="SECONDS",
     expose_value=False,
     callback=_note,

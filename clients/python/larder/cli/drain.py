@@ -5,7 +5,7 @@ import time
 
 import click
 
-from larder.cli.common import INTERRUPTED, Common, ask_master, fail, format_option, master_option
+from larder.cli.common import INTERRUPTED, Common, Seconds, ask_master, fail, format_option, master_option
 from larder.cli.draining import drained, goes_on
 from larder.rpc import MasterClient
 
@@ -15,8 +15,9 @@ from larder.rpc import MasterClient
 @click.option("--cancel", is_flag=True, help="The node stays after all.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Until the node is empty and ends.")
 @click.option(
-    "--timeout", "wait_s", default=3600.0, show_default=True, metavar="SECONDS", help="To wait; the drain goes on."
-)
+    "--timeout", "wait_s", type=Seconds(0), default=3600.0, show_default=True, metavar="SECONDS",
+    help="To wait; the drain goes on.",
+)  # fmt: skip
 @master_option
 @format_option
 @click.make_pass_decorator(Common, ensure=True)

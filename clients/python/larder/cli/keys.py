@@ -135,7 +135,7 @@ def rm(common: Common, keys: tuple[bytes, ...], prefix: bytes | None, yes: bool)
         raise click.UsageError("give keys, or --prefix")
     if prefix is not None and not yes:
         _ask_whether(common, prefix)
-    names = [encode_key(key) for key in keys]
+    names = list(dict.fromkeys(encode_key(key) for key in keys))
 
     async def run(client: MasterClient) -> tuple[list[bytes], int]:
         were = await client.remove(names, deadline=common.deadline()) if names else []

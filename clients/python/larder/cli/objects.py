@@ -73,11 +73,14 @@ def _content(file: Path) -> Iterator[Any]:
 def get(common: Common, key: bytes, file: Path | None) -> None:
     """Writes the object to FILE, or to standard output where that is no terminal.
 
-    FILE is there only when it is whole: until then its bytes are in a file beside it.
+    FILE is there only when it is whole: until then its bytes are in a file beside it. - is standard output.
     """
+    if file == Path("-"):
+        file = None
     if file is None and sys.stdout.isatty():
         raise click.UsageError("an object's bytes are not for a terminal: name a FILE, or send them through a pipe")
-
+    if file is not None and file.is_dir():
+        raise click.BadParameter(f"{file.resolve()} is a directory", param_hint="FILE")
     if file is not None and not file.resolve().parent.is_dir():
         raise click.BadParameter(f"there is no directory {file.resolve().parent}", param_hint="FILE")
 

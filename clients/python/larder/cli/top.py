@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from larder.cli.common import Common, ask_master, common_options, say_json
+from larder.cli.common import Common, Seconds, ask_master, common_options, say_json
 from larder.cli.showing import show_count, show_rate, show_share, show_size, state_of
 from larder.errors import LarderError
 from larder.rpc import MasterClient
@@ -106,7 +106,7 @@ class Tick:
 
 @click.command(short_help="Rates, hit rate and fill, live.")
 @click.option(
-    "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS",
+    "--interval", type=Seconds(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS",
     help="Between two looks.",
 )  # fmt: skip
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many; default: with Ctrl-C.")

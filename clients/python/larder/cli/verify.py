@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 
 from larder.cli.checking import Checker, Outcome, Read, Tally
-from larder.cli.common import FOUND_WRONG, Common, KeyArgument, ask_master, common_options, say_json
+from larder.cli.common import FOUND_WRONG, Common, KeyArgument, Seconds, ask_master, common_options, say_json
 from larder.cli.showing import Progress, show_argument, show_count, show_size
 from larder.cli.sizes import SizeArgument
 from larder.mover import Mover
@@ -65,7 +65,7 @@ class _Report:
 @click.argument("prefix", type=KeyArgument(), default="")
 @click.option("--rate", type=SizeArgument(), metavar="SIZE", help="To read at most so much a second, such as 100MB.")
 @click.option(
-    "--wait", "wait_s", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS",
+    "--wait", "wait_s", type=Seconds(0), default=30.0, show_default=True, metavar="SECONDS",
     help="For bad copies to be made again, at the end.",
 )  # fmt: skip
 @common_options

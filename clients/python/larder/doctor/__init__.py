@@ -58,7 +58,7 @@ async def examine(subject: Subject) -> list[Finding]:
         *engine.result(),
         *reached.findings,
         *check_cluster(reached, _start_node(subject)),
-        *await _guard("bytes", check_nodes(nodes, has_engine=has_engine)),
+        *await _guard("bytes", check_nodes(nodes, options.engine_ports if options else None, has_engine=has_engine)),
         *check_versions(reached.status),
         *chain.from_iterable(each.result() for each in proxies),
     ]
@@ -99,5 +99,5 @@ async def _guard(name: str, check: Coroutine[Any, Any, list[Finding]]) -> list[F
             return await check
     except TimeoutError:
         return [part.skipped("the check itself", f"took more than {CHECK_S:g} s")]
-    except (OSError, ValueError, RuntimeError) as error:
-        return [part.skipped("the check itself", f"failed: {error}")]
+    except Exception as error:
+        return [part.skipped("the check itself", f"failed: {type(error).__name__}: {error}")]

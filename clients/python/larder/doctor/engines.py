@@ -1,6 +1,7 @@
 """Engines: whether those that should share KV do, by what they say in their logs; and the proxy's view of them."""
 
 import asyncio
+import http.client
 import json
 import re
 import urllib.error
@@ -101,12 +102,12 @@ async def check_proxy(address: str) -> list[Finding]:
         status = json.loads(await asyncio.to_thread(_get, f"http://{address}/status"))
         engines = {role: list(status[f"{role}_nodes"]) for role in ("prefill", "decode")}
         metrics = await asyncio.to_thread(_get, f"http://{address}/metrics")
+    except (urllib.error.HTTPError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return [PART.bad(what, "answers, and is no Larder proxy", advice="correct the address")]
     except OSError as error:
         reason = getattr(error, "reason", None) or error
         said = f"does not answer: {getattr(reason, 'strerror', None) or reason}"
         return [PART.bad(what, said, remedy=_start(address), advice="with its engines; or correct the address")]
-    except (ValueError, KeyError, TypeError):
-        return [PART.bad(what, "answers, and is no Larder proxy", advice="correct the address")]
     found = []
     if not engines["decode"]:
         advice = "name some by --decode, or add them: POST /instances/add"

@@ -39,6 +39,8 @@ class Mount:
 
 def check_pool_folder(folder: Path, dram: int | None, *, root: Path = Path("/")) -> list[Finding]:
     """`dram`: the pool that a node is to have there; None: only what is there is looked at."""
+    if folder.exists() and not folder.is_dir():
+        return [PART.bad(str(folder), "is no folder", advice="give the folder of the pools with --pool-dir")]
     if not folder.is_dir():
         said = "there is no such folder"
         remedy = f"mkdir -p {_q(folder)} && mount -t tmpfs -o size={_gib(dram)}G tmpfs {_q(folder)}"

@@ -16,6 +16,7 @@ from larder.addresses import is_loopback, split
 from larder.diagnosis import why_unreached
 from larder.doctor.finding import Finding, Part
 from larder.doctor.network import resolve
+from larder.engine_ports import Ports
 from larder.host import host_id
 from larder.memory import destination
 from larder.places import segment_of
@@ -29,17 +30,19 @@ PART: Final = Part("bytes")
 READ_S: Final = 3.0
 READ_BYTES: Final = 64
 NODES_MAX: Final = 64
-ENGINE_PORTS: Final = range(15_000, 17_001)
+ENGINE_PORTS: Final = Ports(15_000, 17_000)
 """Where the transfer engine takes its ports unless it is told otherwise."""
 
 
-async def check_nodes(nodes: Sequence[master_pb2.NodeStatus], *, has_engine: bool) -> list[Finding]:
-    """Looks at NODES_MAX nodes at most, all at once."""
+async def check_nodes(
+    nodes: Sequence[master_pb2.NodeStatus], ports: Ports | None, *, has_engine: bool
+) -> list[Finding]:
+    """Looks at NODES_MAX nodes at most, all at once. `ports`: the range that the settings here give to engines."""
     copiers = Copiers()
     transport = EngineTransport(copiers)
     try:
         segments = [part.segment for node in nodes[:NODES_MAX] for part in node.segments]
-        found = await asyncio.gather(*[_check(each, transport if has_engine else None) for each in segments])
+        found = await asyncio.gather(*[_check(each, ports, transport if has_engine else None) for each in segments])
     finally:
         await transport.close()
         copiers.close()
@@ -47,7 +50,7 @@ async def check_nodes(nodes: Sequence[master_pb2.NodeStatus], *, has_engine: boo
     return [*found, *([PART.skipped("more nodes", f"{left}, which are not looked at")] if left > 0 else [])]
 
 
-async def _check(segment: types_pb2.Segment, transport: EngineTransport | None) -> Finding:
+async def _check(segment: types_pb2.Segment, ports: Ports | None, transport: EngineTransport | None) -> Finding:
     what = f"node {segment.node_id}"
     why_not = _why_no_shared_memory(segment)
     if not why_not:
@@ -65,7 +68,7 @@ async def _check(segment: types_pb2.Segment, transport: EngineTransport | None) 
         return PART.warn(what, f"{by_engine}, though it is on this host: {why_not}", advice=advice)
     if is_here and "permission" in why_not:
         return PART.bad(what, f"{why_not}; {trouble}", advice=_share_advice(segment))
-    return await _unreached(what, segment, trouble)
+    return await _unreached(what, segment, ports, trouble)
 
 
 async def _by_shared_memory(what: str, segment: types_pb2.Segment) -> Finding:
@@ -128,7 +131,7 @@ async def _why_no_engine(segment: types_pb2.Segment, transport: EngineTransport 
     return trouble if any(faults) else ""
 
 
-async def _unreached(what: str, segment: types_pb2.Segment, trouble: str) -> Finding:
+async def _unreached(what: str, segment: types_pb2.Segment, ports: Ports | None, trouble: str) -> Finding:
     what = f"{what} at {segment.engine_endpoint}"
     try:
         host, port = split(segment.engine_endpoint)
@@ -141,9 +144,12 @@ async def _unreached(what: str, segment: types_pb2.Segment, trouble: str) -> Fin
     if not ips or "refused" in trouble:
         return PART.bad(what, trouble, advice="does it run, and is that its host's address? see its --advertise")
     if "timed out" in trouble or "firewall" in trouble:
-        ports = f"{ENGINE_PORTS[0]}:{ENGINE_PORTS[-1]}" if port in ENGINE_PORTS else str(port)
-        remedy = f"iptables -I INPUT -p tcp --dport {ports} -j ACCEPT"
-        return PART.bad(what, trouble, remedy=remedy, advice="on the node's host, as root, or in its firewall")
+        opened = next((each for each in (ports, ENGINE_PORTS) if each and each.first <= port <= each.last), None)
+        remedy = f"iptables -I INPUT -p tcp --dport {f'{opened.first}:{opened.last}' if opened else port} -j ACCEPT"
+        advice = "on the node's host, as root, or in its firewall"
+        if opened is None:
+            advice += f"; for all of the node's --engine-ports, of which {port} is one"
+        return PART.bad(what, trouble, remedy=remedy, advice=advice)
     return PART.bad(what, trouble, advice="look at the node's log")
 
 
