@@ -97,7 +97,7 @@ class ProxySettings(ServiceSettings):
     workers: int = Field(
         1, ge=1, le=256, description="processes that serve; requests and queue below are shared out among them"
     )
-    model: str = Field("", description="the model that an engine added later must serve; empty: any")
+    model: str = Field("", description="the model that an engine must serve which an operator adds; empty: any")
     prefill: Engines = Field((), description="prefill engines: HOST:PORT, or https://HOST:PORT/BASE")
     decode: Engines = Field((), description="decode engines, likewise")
     discover: Annotated[Names, AfterValidator(_check_sources)] = Field(
@@ -142,7 +142,8 @@ class ProxySettings(ServiceSettings):
         None, min_length=1, description="what X-API-Key must be to list, add, drain and remove engines; else nobody can"
     )
     instance_allow: Networks = Field(
-        PRIVATE, description="networks in which added engines may be; by default this host and private ones"
+        PRIVATE,
+        description="networks in which engines may be that operators add; by default this host and private ones",
     )
     state_file: Path | None = Field(
         None,

@@ -234,6 +234,8 @@ def test_the_masters_port_and_the_data_plane_are_closed_to_all_but_nodes_and_eng
     for owner, port in (("larder-prefill", 8100), ("larder-decode", 8200)):
         assert {each for each, template in templates.items() if may_enter(owner, template, port)} == {"larder-proxy"}
         assert not any(may_enter(owner, template, 15000) for template in templates.values())
+        bootstrap = ProxySettings.model_fields["mooncake_bootstrap_port"].default
+        assert may_enter(owner, templates["larder-proxy"], bootstrap)  # to be refused at once
     assert may_enter("larder-proxy", stranger, 8000)
     assert may_enter("larder-proxy", None, 8000)
 
@@ -249,6 +251,24 @@ def test_nodes_are_on_distinct_hosts_and_share_the_hosts_memory_with_engines() -
         assert template["spec"]["securityContext"]["runAsUser"] == node["securityContext"]["runAsUser"]
 
 
+def test_on_one_small_machine_a_pool_takes_no_more_than_its_pod_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = pods("overlays/one-machine")["larder-storage-node"]
+    (pools,) = [volume for volume in template["spec"]["volumes"] if volume["name"] == "pools"]
+    assert pools.keys() == {"name", "emptyDir"}  # the "host" of kind has 64 MiB of /dev/shm
+    assert pools["emptyDir"]["medium"] == "Memory"
+    size = TypeAdapter(ByteSize).validate_python
+    dram = told(template, "storage-node", monkeypatch).dram
+    limit = container(template)["resources"]["limits"]["memory"]
+    assert dram < size(f"{pools['emptyDir']['sizeLimit']}B") < size(f"{limit}B")
+
+
+def test_a_host_can_be_drained_of_what_keeps_nothing_and_is_not_ready() -> None:
+    budgets = of_kind("overlays/vllm", "PodDisruptionBudget")
+    at_any_time = {name for name, made in budgets.items() if "unhealthyPodEvictionPolicy" in made["spec"]}
+    assert at_any_time == {"larder-proxy", "larder-prefill", "larder-decode"}
+    assert budgets.keys() - at_any_time == {"larder-storage-node"}
+
+
 # -- as the services have it
 
 
@@ -257,13 +277,16 @@ def told(template: Document, prog: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     for variable in [each for each in os.environ if each.startswith("LARDER_")]:
         monkeypatch.delenv(variable)
     only = container(template)
+    fields = {"metadata.name": "larder-storage-node-0", "metadata.namespace": "larder", "status.podIP": "10.1.2.3"}
+    known: dict[str, str] = {}
     for variable in only.get("env", []):
         field = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
-        value = {"metadata.name": "larder-storage-node-0", "status.podIP": "10.1.2.3", None: variable.get("value")}[
-            field
-        ]
-        if value is not None:
-            monkeypatch.setenv(variable["name"], value)
+        value = variable.get("value") if field is None else fields[field]
+        if value is not None:  # Kubernetes puts in what stands before
+            known[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda found: known[found[1]], value)
+    for name, value in known.items():
+        if name.startswith("LARDER_"):
+            monkeypatch.setenv(name, value)
     command, *argv = only["args"]
     assert command == prog
     return load(SERVICES[prog], prog=prog, argv=argv)
@@ -278,6 +301,7 @@ def test_the_services_understand_what_they_are_told(name: str, monkeypatch: pyte
     assert {master.port, master.metrics_port} == {port["port"] for port in services["larder-master"]["spec"]["ports"]}
     node = told(templates["larder-storage-node"], "storage-node", monkeypatch)
     assert node.master == (f"larder-master:{master.port}",)
+    assert node.node_id == "larder.larder-storage-node-0"  # its pool's file stands beside those of other namespaces
     assert node.metrics_port == services["larder-storage-node"]["spec"]["ports"][0]["port"]
     open_ports = of_kind(name, "NetworkPolicy")["larder-storage-node"]["spec"]["ingress"][0]["ports"][0]
     assert node.engine_ports == f"{open_ports['port']}-{open_ports['endPort']}"
