@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 MAX_MODEL_TOKENS = 2048
@@ -34,6 +34,15 @@ def make_model(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     _tokenizer().save_pretrained(path)
     _model().save_pretrained(path)
+
+
+def draw_weights(model: PreTrainedModel, std: float) -> None:
+    """All but norms, which keep their ones, from a seed."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, std, generator=generator)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -70,11 +79,7 @@ def _model() -> LlamaForCausalLM:
         dtype="bfloat16",
     )
     model = LlamaForCausalLM(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:  # norms keep their ones
-                parameter.normal_(0, WEIGHT_STD, generator=generator)
+    draw_weights(model, WEIGHT_STD)
     return model.to(torch.bfloat16)
 
 

@@ -17,7 +17,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from demo.tiny_model import MAX_MODEL_TOKENS, VOCABULARY, WEIGHT_STD
+from demo.tiny_model import MAX_MODEL_TOKENS, VOCABULARY, WEIGHT_STD, draw_weights
 
 AUDIO_TOKENS = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
 AUDIO_S = 2
@@ -113,9 +113,5 @@ def change_tensor(model: Path, name: str) -> None:
 
 
 def _save(model: PreTrainedModel, path: Path, *, std: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, std, generator=generator)
+    draw_weights(model, std)
     model.save_pretrained(path)

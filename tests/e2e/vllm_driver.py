@@ -14,16 +14,9 @@ import traceback
 from multiprocessing.connection import Listener
 from typing import Any
 
-os.environ.update(
-    HF_HUB_OFFLINE="1",
-    VLLM_NO_USAGE_STATS="1",
-    DO_NOT_TRACK="1",
-    VLLM_HOST_IP="127.0.0.1",
-    VLLM_CPU_KVCACHE_SPACE="1",
-    VLLM_CPU_OMP_THREADS_BIND="nobind",
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    OMP_NUM_THREADS="1",
-)
+from demo.cluster import ENGINE_ENV
+
+os.environ.update(ENGINE_ENV | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
 
 DRAIN_S = 20.0
 
