@@ -49,7 +49,9 @@ class Tab:
         await self.wait_for(f"document.readyState === 'complete' && location.href === {json.dumps(url)}")
 
     async def evaluate(self, expression: str) -> Any:
-        said = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        said = await self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True, includeCommandLineAPI=True
+        )
         assert "exceptionDetails" not in said, said
         return said["result"].get("value")
 

@@ -5,6 +5,7 @@ each fired and what it said.
 """
 
 import asyncio
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -40,11 +41,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XpYd]:
+def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the proxy finds its decode engines."""
+    return tmp_path_factory.mktemp("listing") / "engines.json"
+
+
+@pytest.fixture(scope="module")
+def fleet(listing: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[XpYd]:
     with XpYd(tmp_path_factory.mktemp("fleet")) as fleet:
         for name in ("p1", "d1", "d2"):
             fleet.start_engine(name)
-        fleet.start_proxy(["p1"], ["d1", "d2"], "--max-concurrency", "2")
+        listing.write_text(json.dumps({"decode": [fleet.addresses["d1"], fleet.addresses["d2"]]}))
+        fleet.start_proxy(["p1"], [], "--max-concurrency", "2", "--discover", f"file://{listing}")
         yield fleet
 
 
@@ -197,9 +205,30 @@ def test_a_master_that_dies_again_and_again(store: Cluster, prometheus: Promethe
             prometheus.await_value("larder_master_epoch", lambda found, former=former: found and found != [former])
 
 
+def test_a_master_that_stands_by_dies(store: Cluster, prometheus: Prometheus) -> None:
+    metrics_port = free_port()
+    other = store.start_program(
+        "other", "master", "--port", "0", "--metrics-port", str(metrics_port), ready="master ready"
+    )  # fmt: skip
+    store.wait_ready()
+    prometheus.watch({"master": [*of_store(store)["master"], f"{HOST}:{metrics_port}"]})
+    prometheus.await_value("sum(up{job='master'})", lambda found: [sample.value for sample in found] == [2])
+    with silent_before(prometheus, "LarderOtherMasterDown"):
+        other.kill()
+    assert "LarderMasterDown" not in prometheus.firing()
+    prometheus.watch(of_store(store))
+
+
 async def answered(fleet: XpYd, requests: int, *, tokens: int = 4, at_a_time: int = 8) -> list[str]:
     done = await load(fleet.url, requests, at_a_time, stream=lambda _: True, tokens=tokens)
     return [each.error for each in done if not each.error]
+
+
+def test_a_list_of_engines_that_is_gone(fleet: XpYd, prometheus: Prometheus, listing: Path) -> None:
+    with silent_before(prometheus, "LarderDiscoveryFails"):
+        listing.rename(listing.with_suffix(".gone"))
+    listing.with_suffix(".gone").rename(listing)
+    prometheus.await_value("larder_proxy_discovery_up", lambda found: [sample.value for sample in found] == [1])
 
 
 async def test_more_requests_than_are_let_through(fleet: XpYd, prometheus: Prometheus) -> None:

@@ -190,15 +190,18 @@ async function ask() {
   }
 }
 
+let resume = () => {};
+
 async function watch() {
   for (;;) {
     if (!document.hidden) await ask();
-    await new Promise((resume) => {
-      const timer = setTimeout(resume, EVERY_MS);
-      document.addEventListener("visibilitychange", () => { clearTimeout(timer); resume(); }, { once: true });
+    await new Promise((resolve) => {
+      resume = resolve;
+      setTimeout(resolve, EVERY_MS);
     });
   }
 }
 
+document.addEventListener("visibilitychange", () => resume());
 byId("wanted").addEventListener("input", () => last && showNodes(last.nodes));
 watch();
