@@ -83,9 +83,9 @@ class Overview:
         self._calls.append((now, dict(self._answered)))
         self._look_at_nodes()
         self._look_at_counters()
-        if now - self._sampled_at >= SAMPLE_S:
-            self._sampled_at = now
-            self._samples.append(_asked(self._state))
+        steps = int((now - self._sampled_at) // SAMPLE_S)  # more than one where ticks came late
+        self._sampled_at += steps * SAMPLE_S
+        self._samples.extend([_asked(self._state)] * min(steps, SAMPLES_MAX + 1))
 
     def snapshot(self) -> dict[str, Any]:
         """For JSON. Times are seconds; `at` is the wall clock's, since 1970."""

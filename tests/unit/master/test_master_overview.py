@@ -90,6 +90,24 @@ def test_the_hour_has_a_sample_each_quarter_minute_and_what_came_since(watched: 
     assert len(asked["steps"]["lookup"]) == SAMPLES_MAX + 1
 
 
+def test_late_ticks_do_not_stretch_the_hour(watched: Watched) -> None:
+    watched.cluster.put(b"k", KIB)
+    watched.cluster.lookup(b"k")
+    watched.tick()
+    watched.now_s += 1799  # stopped, or its machine was
+    asked = watched.tick()["asked"]
+    assert len(asked["steps"]["lookup"]) == 121
+    assert asked["hour"]["lookup"] == [1, 1]
+    for _ in range(300):
+        watched.now_s += 2.1
+        watched.tick(1)
+    asked = watched.tick(0)["asked"]
+    assert len(asked["steps"]["lookup"]) == 1 + (1801 + 300 * 3.1) // SAMPLE_S
+    assert 0 <= asked["since_step_s"] < SAMPLE_S
+    watched.now_s += 100_000
+    assert watched.tick()["asked"]["hour"]["lookup"] == [0, 0]
+
+
 def test_a_node_that_comes_breaks_off_and_is_lost_is_told_each_time_once(watched: Watched) -> None:
     watched.tick()
     assert sorted(watched.events()) == ["node n0 is attached", "node n1 is attached"]
