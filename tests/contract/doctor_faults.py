@@ -58,10 +58,8 @@ class Scene:
     def doctor(self) -> list[dict[str, Any]]:
         """Its findings, from the shell as it stands."""
         script = "\n".join([*self.state, f"exec larder doctor --format json {shlex.join(self.flags)}"])
-        begun = time.monotonic()
         done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode in (0, 3), done.stderr
-        assert time.monotonic() - begun < 15
         findings: list[dict[str, Any]] = json.loads(done.stdout)["findings"]
         assert (done.returncode == 3) == any(each["verdict"] == "bad" for each in findings)
         return findings

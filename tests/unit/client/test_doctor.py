@@ -6,6 +6,7 @@ import resource
 from pathlib import Path
 
 import pytest
+from larder import doctor
 from larder.doctor import Subject, examine, pool_folder, reaching, transfer_engine
 from larder.doctor.cluster import check_cluster
 from larder.doctor.engines import check_logs, check_proxy
@@ -98,6 +99,20 @@ async def test_a_check_that_breaks_leaves_the_others_their_say(monkeypatch: pyte
         "failed: KeyError: 'what nobody thought of'"
     ]
     assert any("no master listens" in each.said for each in found)
+
+
+async def test_checks_that_hang_are_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def hangs(*_: object, **__: object) -> list[Finding]:
+        await asyncio.Event().wait()
+        return []
+
+    assert 2 * doctor.CHECK_S <= 20
+    monkeypatch.setattr(doctor, "CHECK_S", 0.1)
+    for name in ("check_transfer_engine", "check_proxy", "check_nodes"):
+        monkeypatch.setattr(doctor, name, hangs)
+    found = await examine(Subject("127.0.0.1:1", lambda: resolve("127.0.0.1:1"), tmp_path, proxies=["127.0.0.1:1"]))
+    late = [each.part for each in found if each.said == "took more than 0.1 s"]
+    assert late == ["transfer engine", "bytes", "proxy 127.0.0.1:1"]
 
 
 # ---- the cluster ---------------------------------------------------------------------------------
