@@ -7,6 +7,6 @@ import pytest
 from tests.e2e.test_firewall import run_apart
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(420)
 def test_doctor_finds_planted_faults_and_its_remedies_work(tmp_path: Path) -> None:
-    run_apart("tests.contract.doctor_faults", tmp_path, 150)
+    run_apart("tests.contract.doctor_faults", tmp_path, 400)
