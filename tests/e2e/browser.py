@@ -49,11 +49,17 @@ class Tab:
         await self.wait_for(f"document.readyState === 'complete' && location.href === {json.dumps(url)}")
 
     async def evaluate(self, expression: str) -> Any:
-        said = await self.call(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True, includeCommandLineAPI=True
-        )
+        said = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in said, said
         return said["result"].get("value")
+
+    async def listeners(self, event: str) -> int:
+        """How many of the document's wait for such an event."""
+        expression = f"(getEventListeners(document)[{json.dumps(event)}] ?? []).length"
+        said = await self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, includeCommandLineAPI=True
+        )
+        return int(said["result"]["value"])
 
     async def wait_for(self, expression: str, wait_s: float = WAIT_S) -> Any:
         """What the expression is, once that is true."""

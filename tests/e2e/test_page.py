@@ -25,7 +25,6 @@ from tests.unit.master import transcript
 NODES = (
     "Object.fromEntries([...document.querySelectorAll('.node')].map((node) => [node.dataset.id, {...node.dataset}]))"
 )
-LISTENERS = "getEventListeners(document).visibilitychange.length"
 FITS = "document.documentElement.scrollWidth <= window.innerWidth"
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 
@@ -120,7 +119,7 @@ async def test_the_page_follows_a_cluster_from_its_first_node_to_a_masters_end_a
         cluster.start_master("--metrics-port", str(ports[1]), port=ports[0])
         await tab.wait_for("!document.body.classList.contains('stale') && document.getElementById('gone').hidden")
         await tab.wait_for("document.querySelectorAll('.node').length === 2")
-        assert await tab.evaluate(LISTENERS) == 1, "a page that is shown for weeks gathers nothing"
+        assert await tab.listeners("visibilitychange") == 1, "a page that is shown for weeks gathers nothing"
         assert all("ERR_CONNECTION_REFUSED" in complaint for complaint in tab.complaints)
         assert all(url.startswith(base) for url in tab.requests), tab.requests
 
