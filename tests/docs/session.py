@@ -16,9 +16,9 @@ from tests.docs.blocks import Session, Step, expected, read, squeeze
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVERS = {  # how each begins, what it says when it is ready, and how long that may take
-    r"(larder )?master\b": ("master ready: ", 60.0),
-    r"larder node\b|storage-node\b": ("storage-node ready: ", 60.0),
-    r"(larder )?proxy\b": ("proxy ready: ", 60.0),
+    r"(larder )?master\b": ("master ready: ", 120.0),
+    r"larder node\b|storage-node\b": ("storage-node ready: ", 120.0),
+    r"(larder )?proxy\b": ("proxy ready: ", 120.0),
     r"vllm serve\b": ("Application startup complete", 600.0),
     r"prometheus\b": ("Server is ready to receive web requests", 60.0),
     r"make up\b": ("Ctrl-C ends it", 600.0),
