@@ -106,9 +106,9 @@ def run(*argv: str) -> None:
 def make_network(hosts: set[str]) -> None:
     run("mount", "-t", "tmpfs", "none", "/dev/shm")  # noqa: S108  (its own)
     run("mount", "-t", "tmpfs", "none", "/run")
-    for tree in {ROOT, (ROOT / ".venv").resolve()}:  # what a command writes there by mistake is no test's to keep
+    for tree, access in ((ROOT, "ro"), ((ROOT / ".venv").resolve(), "rw")):  # Python keeps what it compiles there
         run("mount", "--bind", str(tree), str(tree))
-        run("mount", "-o", "remount,bind,ro", str(tree))
+        run("mount", "-o", f"remount,bind,{access}", str(tree))
     run("ip", "link", "set", "lo", "up")
     if not hosts:
         return
@@ -152,6 +152,8 @@ def main() -> None:
     make_network({step.host for step in steps} - {""})
     make_checkout(work_dir / "checkout")
     os.chdir(work_dir / "checkout")
+    if any("make " in step.text for step in steps) and subprocess.run(["make", "-q", "setup"], check=False).returncode:
+        raise WrongError("the environment is not up to date: run make setup")
     shells: dict[str, Shell] = {}
     for step in steps:
         if step.host not in shells:
