@@ -7,6 +7,7 @@ time. Not part of `make test`: it builds gigabytes and wants a Docker daemon.
 """
 
 import argparse
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -61,6 +62,10 @@ def run(docker: Docker) -> None:
         print("  left out: Grafana, whose image cannot be had here")
     with images.pip_arguments() as pip:
         settings = {"BASE_IMAGE": made.base, "BUILD_NETWORK": "host", **pip}
+        _, lockable = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        if docker.is_own and lockable != resource.RLIM_INFINITY:
+            print(f"  limited: no process here may lock more than {lockable} bytes")
+            settings["MEMLOCK"] = str(lockable)
         with Cluster(docker, settings) as cluster:
             with step("build"):
                 cluster.run("--profile", "demo", "build", "master", "prefill", timeout_s=BUILD_S)

@@ -99,5 +99,8 @@ class Docker:
                 self._popen.wait(STOP_S)
             self._popen = None
         if self._run_dir is not None:
+            for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+                if line.split()[4].startswith(f"{self._run_dir}/"):  # dockerd leaves its network namespaces mounted
+                    subprocess.run(["umount", line.split()[4]], check=False)
             shutil.rmtree(self._run_dir, ignore_errors=True)
             self._run_dir = None

@@ -42,7 +42,8 @@ def are_confined(cluster: Cluster, services: list[str]) -> None:
         if service.startswith("node-") or service in ENGINES:
             limits = Path(f"/proc/{state['Pid']}/limits").read_text()
             [locked] = [line.split() for line in limits.splitlines() if line.startswith("Max locked memory")]
-            check(locked[3:5] == ["unlimited"] * 2, f"{service} may not lock memory: {locked}")
+            wanted = cluster.settings.get("MEMLOCK", "unlimited")
+            check(locked[3:5] == [wanted] * 2, f"{service} may not lock memory: {locked}")
 
 
 def answers(cluster: Cluster, warm_up: Prompt, prompt: Prompt) -> None:

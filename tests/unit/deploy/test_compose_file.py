@@ -109,7 +109,7 @@ def test_pools_have_the_same_path_in_nodes_engines_and_on_the_host() -> None:
         if name.startswith("node") or service.get("profiles"):
             [pools] = [each for each in service["volumes"] if isinstance(each, dict)]
             assert pools == {"type": "bind", "source": "/dev/shm", "target": "/dev/shm"}, name  # noqa: S108
-            assert service["ulimits"] == {"memlock": -1}, name
+            assert service["ulimits"] == {"memlock": "-1"}, name
 
 
 def test_a_default_pool_fits_the_default_memory() -> None:
