@@ -33,7 +33,8 @@ async def meet(transport: EngineTransport, peer: Peer) -> None:
     """The peer under its name, as somebody whom the transport has not met."""
     segment = replace(peer.segment, shm_token=os.urandom(16))
     data, memory = fresh_bytes(5)
-    assert await transport.read(segment, [Move(memory, 0, private=True)], soon()) == [None]
+    said = await transport.read(segment, [Move(memory, 0, private=True)], soon())
+    assert said == [None], said
     assert bytes(data) == b"alive"
 
 

@@ -119,7 +119,7 @@ class Pump:
         now = time.monotonic()
         if moved:
             self._moved_at = now
-        if now - self._expired_at >= _EXPIRE_EVERY_S:
+        if not self._groups or now - self._expired_at >= _EXPIRE_EVERY_S:  # a nap keeps idle peers
             self._expired_at = now
             self._expire(now)
         self._nap(now - self._moved_at)
