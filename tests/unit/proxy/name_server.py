@@ -13,6 +13,8 @@ import dns.resolver
 import dns.rrset
 from dns.rdatatype import RdataType
 
+from tests.free_ports import free_ports
+
 UDP_BYTES_MAX = 512
 
 
@@ -67,9 +69,14 @@ class NameServer:
                 self.wfile.write(len(response).to_bytes(2) + response)
 
         with ExitStack() as stack:
-            udp = stack.enter_context(socketserver.UDPServer((host, port), Udp))
-            self.port = udp.server_address[1]
-            servers: list[Any] = [udp, stack.enter_context(socketserver.TCPServer((host, self.port), Tcp))]
+            if not port:  # one that is free for both
+                with free_ports(1) as ports:
+                    port = int(ports.partition("-")[0])
+            self.port = port
+            servers: list[Any] = [
+                stack.enter_context(socketserver.UDPServer((host, port), Udp)),
+                stack.enter_context(socketserver.TCPServer((host, port), Tcp)),
+            ]
             for server in servers:
                 thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
                 thread.start()

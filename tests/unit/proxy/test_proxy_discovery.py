@@ -9,6 +9,7 @@ import pytest
 
 from services.proxy import discovery, sources
 from services.proxy.core.fleet import Role
+from tests.free_ports import free_ports
 from tests.unit.proxy.conftest import Cluster, Engine, StartCluster
 from tests.unit.proxy.name_server import NameServer
 
@@ -28,10 +29,14 @@ async def names(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NameServer]:
 @pytest.fixture
 async def engines() -> AsyncIterator[list[Engine]]:
     """Three that listen on one port, as pods of one service do."""
-    async with Engine("d1").serving() as first:
-        port = int(first.address.rpartition(":")[2])
-        async with Engine("d2").serving("127.0.0.2", port) as second, Engine("d3").serving("127.0.0.3", port) as third:
-            yield [first, second, third]
+    with free_ports(1) as ports:
+        port = int(ports.partition("-")[0])
+    async with (
+        Engine("d1").serving("127.0.0.1", port) as first,
+        Engine("d2").serving("127.0.0.2", port) as second,
+        Engine("d3").serving("127.0.0.3", port) as third,
+    ):
+        yield [first, second, third]
 
 
 def source(engines: list[Engine]) -> str:
