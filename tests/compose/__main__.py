@@ -8,6 +8,7 @@ time. Not part of `make test`: it builds gigabytes and wants a Docker daemon.
 
 import argparse
 import resource
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.compose", description=__doc__.partition("\n")[0])
     parser.add_argument("--work-dir", type=Path, default=Path(".work/compose"))
     work_dir = parser.parse_args().work_dir
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was started is ended then, too
     begun = time.monotonic()
     try:
         with Docker(work_dir) as docker:

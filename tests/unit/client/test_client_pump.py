@@ -116,6 +116,17 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.002)
 
 
+def test_an_idle_peer_is_let_go_of_however_soon_after_the_last_look(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or its engine lives on until the next transfer wakes the pump."""
+    monkeypatch.setattr(pump_module, "_EXPIRE_EVERY_S", 3600.0)
+    for _ in range(2):
+        _, wait = bench.start([Move(source(bytes(100)), 0)], writing=True)
+        assert wait() == [None]
+        wait_for(lambda: not bench.pump._peers)
+
+
 @pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("length", [100, 200 * KIB])
 def test_there_and_back(bench: Bench, direct: bool, length: int) -> None:
