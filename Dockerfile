@@ -35,7 +35,7 @@ COPY pyproject.toml ./
 RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
         > dependencies.txt \
     && pip install --no-cache-dir -r dependencies.txt -c cpu.txt
-COPY README.md ./
+COPY README.md LICENSE ./
 COPY clients clients
 COPY services services
 RUN pip install --no-cache-dir --no-deps . \
@@ -73,10 +73,11 @@ USER root
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
-COPY clients/python /src/client
+COPY LICENSE /src/
+COPY clients/python /src/clients/python
 # The transfer engine, unless vLLM's image has it.
 RUN extra=$(python3 -c 'from importlib.util import find_spec; print("" if find_spec("mooncake") else "[engine]")') \
-    && python3 -m pip wheel --no-cache-dir --wheel-dir /wheels "/src/client$extra"
+    && python3 -m pip wheel --no-cache-dir --wheel-dir /wheels "/src/clients/python$extra"
 
 FROM ${VLLM_IMAGE} AS engine
 USER root

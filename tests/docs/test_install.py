@@ -1,4 +1,4 @@
-"""The install commands of docs/vllm.md: what pip does to an environment that has vLLM."""
+"""The install commands of docs/vllm.md: what pip does to an environment that has vLLM, and what the package brings."""
 
 import re
 import subprocess
@@ -46,6 +46,10 @@ def test_the_client_goes_into_an_environment_with_vllm_and_replaces_nothing(envi
         "print(point.load().__module__)"
     )
     assert run(environment / "bin/python", "-I", "-c", find) == "larder.vllm.plugin\n"
+    [site] = environment.glob("lib/python*/site-packages")
+    assert (site / "larder/py.typed").exists()
+    [licence] = site.glob("larder-*.dist-info/licenses/LICENSE")
+    assert licence.read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 def test_the_services_bring_no_vllm(environment: Path) -> None:

@@ -202,7 +202,8 @@ def test_a_master_that_dies_again_and_again(store: Cluster, prometheus: Promethe
         for _ in range(3):
             store.processes["master"].kill()
             [former] = prometheus.query("last_over_time(larder_master_epoch[1m])")
-            time.sleep(max(0.0, former.value + 1 - time.time()))  # an epoch is a second, unless nodes know of a later one
+            # An epoch is the second of the start, unless the nodes know of a later one.
+            time.sleep(max(0.0, former.value + 1 - time.time()))
             store.start_master(*SLOW_REPAIR, "--metrics-port", metrics_port, port=port)
             prometheus.await_value("larder_master_epoch", lambda found, former=former: found and found != [former])
 
