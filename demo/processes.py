@@ -1,18 +1,23 @@
 """Real processes, started and ended without fail: each in a process group of its own, with its output in a log file.
 
 A process is ready when it says so (a line in its log) or answers so (a probe); both have a deadline, and a start that
-fails raises with the last lines of the log. Whatever happens, also Ctrl-C in the middle of a stop, `end_all` leaves no
-member of any group alive. Only groups that this module made are ever signalled. Linux only (/proc); knows nothing of
-Larder.
+fails raises with the last lines of the log. Whatever happens, even Ctrl-C in the middle of a stop, `end_all` leaves no
+member of any group alive, and if this program is killed itself, `demo.orphans` ends them. Only groups that this module
+made are ever signalled. Linux only (/proc); knows nothing of Larder.
 """
 
+import atexit
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import IO
 
 POLL_S = 0.05
 KILL_DEADLINE_S = 10.0
@@ -46,6 +51,7 @@ class Process:
                 start_new_session=True,
             )
         self._started = time.monotonic()
+        _tell_heir(f"+{self.pid}")
 
     @property
     def pid(self) -> int:
@@ -127,6 +133,7 @@ class Process:
             self._popen.poll()  # reap, so that the group can vanish
             time.sleep(0.01)
         self._popen.wait(KILL_DEADLINE_S)
+        _tell_heir(f"-{self.pid}")
 
     def members(self) -> list[int]:
         """Pids of the group that are alive (a zombie is not)."""
@@ -154,3 +161,25 @@ def end_all(processes: Iterable[Process]) -> dict[str, int]:
     finally:
         for process in order:
             process.kill()
+
+
+def _tell_heir(line: str) -> None:
+    with suppress(BrokenPipeError):  # somebody killed it: then nobody inherits
+        _heir(os.getpid()).write(f"{line}\n".encode())
+
+
+@cache
+def _heir(_parent: int) -> IO[bytes]:
+    """The standard input of `demo.orphans`, which outlives this process. A forked child starts one of its own."""
+    heir = subprocess.Popen(
+        [sys.executable, "-I", "-S", Path(__file__).with_name("orphans.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        cwd="/",
+        start_new_session=True,  # Ctrl-C is not for it
+    )
+    atexit.register(heir.communicate)
+    assert heir.stdin is not None
+    return heir.stdin

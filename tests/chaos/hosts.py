@@ -12,19 +12,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.apart import NAMESPACES
+
 INSIDE = "LARDER_TEST_NAMESPACE"
 PREFIX = "198.18.0."  # RFC 2544: for tests, and routed nowhere
 GATE = f"{PREFIX}1"  # this program's own address
 LOOPBACK = "127.0.0.1"
-UNSHARE = ("unshare", "--net", "--mount", "--map-root-user")
 
 
 def enter(argv: Sequence[str]) -> None:
     """Goes on as the same program in new namespaces, where that is possible. Returns where it is not, or is done."""
     if INSIDE in os.environ or shutil.which("unshare") is None or shutil.which("ip") is None:
         return
-    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode == 0:
-        os.execvpe(UNSHARE[0], [*UNSHARE, *argv], os.environ | {INSIDE: "1"})  # noqa: S606  (no shell on purpose)
+    if subprocess.run([*NAMESPACES, "true"], capture_output=True, check=False).returncode == 0:
+        os.execvpe(NAMESPACES[0], [*NAMESPACES, *argv], os.environ | {INSIDE: "1"})  # noqa: S606  (no shell on purpose)
 
 
 class Hosts:

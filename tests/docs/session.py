@@ -149,6 +149,7 @@ def all_steps(session: Session) -> list[Step]:
 def main() -> None:
     work_dir, path, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     steps = all_steps(sessions_of([path])[name])
+    work_dir.mkdir()
     make_network({step.host for step in steps} - {""})
     make_checkout(work_dir / "checkout")
     os.chdir(work_dir / "checkout")

@@ -5,23 +5,19 @@ What needs engines is run in tests/e2e/test_docs_engines.py.
 
 import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from demo.cluster import ENGINE_ENV
-from demo.processes import Process
+from tests.apart import WITH_PIDS, run_apart
 from tests.docs.blocks import expected, read, slug, squeeze
 from tests.docs.session import ROOT, sessions_of
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "deploy").glob("*.md"))]
 SESSIONS = {f"{path.name}:{name}": path for path in DOCUMENTS for name in sessions_of([path])}
 ENGINES = {name for name in SESSIONS if name.startswith(("README.md:", "vllm.md:"))}
-TOOLS = ("unshare", "ip", "nsenter", "mount")
-APART = ("unshare", "--net", "--mount", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child")
 NOT_RUN = {  # why a block may be left out
     "docker": "needs a Docker daemon; make test-compose runs it",
     "kubectl": "needs a Kubernetes cluster; the manifests are checked against the API's schemas",
@@ -32,27 +28,13 @@ NOT_RUN = {  # why a block may be left out
 
 
 def run_session(name: str, path: Path, tmp_path: Path, deadline_s: float) -> None:
-    if not all(map(shutil.which, TOOLS)) or subprocess.run([*APART, "true"], check=False).returncode:
-        pytest.skip("no namespaces here")
     env = {key: value for key, value in os.environ.items() if not key.startswith(("LARDER_", "VLLM_", "PYTEST_"))}
-    env |= (
-        {
-            "PATH": f"{ROOT / 'tests/docs/bin'}:{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}",
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'clients/python'}",
-            "COLUMNS": "200",
-        }
-        | ENGINE_ENV
-        | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    )
-    argv = [*APART, sys.executable, "-m", "tests.docs.session", tmp_path / "session", path, name]
-    (tmp_path / "session").mkdir()
-    session = Process("session", list(map(str, argv)), log_dir=tmp_path, env=env)
-    try:
-        status = session.wait(deadline_s)
-        assert status == 0, session.output()
-        assert session.output().endswith("held\n")
-    finally:
-        session.stop()
+    env |= ENGINE_ENV | {
+        "PATH": f"{ROOT / 'tests/docs/bin'}:{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}",
+        "COLUMNS": "200",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+    run_apart("tests.docs.session", tmp_path, deadline_s, str(path), name, namespaces=WITH_PIDS, env=env)
 
 
 @pytest.mark.timeout(400)

@@ -12,7 +12,7 @@ import larder
 import pytest
 
 from demo.cluster import Cluster, answers
-from tests.e2e.test_firewall import run_apart
+from tests.apart import run_apart
 
 LOOPBACK = "::1"
 

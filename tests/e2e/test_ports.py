@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_firewall import run_apart
+from tests.apart import run_apart
 
 
 @pytest.mark.timeout(180)

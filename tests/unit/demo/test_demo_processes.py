@@ -2,14 +2,18 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from demo.orphans import GRACE_S
 from demo.processes import Process, ProcessError, end_all
 
+ROOT = Path(__file__).resolve().parents[3]
 STUBBORN = """
 import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -21,6 +25,17 @@ import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
 print('ready', flush=True)
 time.sleep(60)
+"""
+ABORTED = f"""
+import os, pathlib, signal, sys
+from demo.processes import Process
+argv, here = [sys.executable, '-c', {STUBBORN!r}], pathlib.Path.cwd()
+ended, left = [Process(name, argv, log_dir=here, env=os.environ) for name in 'ab']
+ended.kill()
+left.wait_line('ready', 10)
+left.pause()
+print(left.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
 """
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {STUBBORN!r}])"
 
@@ -101,3 +116,20 @@ def test_an_interrupted_stop_leaves_nothing(start: Started, monkeypatch: pytest.
         with pytest.raises(KeyboardInterrupt):
             end_all([first, second])
     assert first.members() == second.members() == []
+
+
+def test_a_program_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ABORTED],
+        cwd=tmp_path,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    group = Path(f"/proc/{int(done.stdout)}")
+    assert group.exists()
+    until = time.monotonic() + GRACE_S + 10
+    while group.exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
