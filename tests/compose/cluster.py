@@ -56,6 +56,8 @@ class Cluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
+            logs = self.run("--profile", "demo", "logs", "--no-color", "--timestamps")
+            (self.docker.work_dir / "services.log").write_text(logs)
             self.run_node("down", "--timeout", "30")
             self.run("--profile", "demo", "down", "--volumes", "--timeout", "30")
         finally:

@@ -50,4 +50,5 @@ class Drains:
         if not node.draining:
             return None
         objects = sum(len(segment.residents) for segment in node.segments)
-        return m.DrainReport(objects, self.repair.without_room(node))
+        is_resting = self.state.rest.left_ms(self.state.now) > 0  # the room is there, and will be free
+        return m.DrainReport(objects, 0 if is_resting else self.repair.without_room(node))

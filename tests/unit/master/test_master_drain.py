@@ -210,6 +210,23 @@ def test_a_new_master_hears_of_a_drain_from_the_node() -> None:
     assert has_gone(cluster, 2)
 
 
+def test_a_new_masters_room_that_rests_is_waited_for() -> None:
+    former = Cluster(nodes=2)
+    former.put(b"k", KIB)
+    [record] = [effect for effect in former.sent if isinstance(effect, m.Record)]
+    [holder] = holders(former, b"k")
+    cluster = Cluster(nodes=0)
+    cluster.infos = former.infos
+    for number in range(2):
+        cluster.attach(number, held=tuple(record.copies) if holder == f"n{number}" else (), epoch=7)
+    drain(cluster, holder)
+    cluster.pass_time(CONFIG.write_ttl_ms)
+    assert report(cluster, holder) == m.DrainReport(1, 0)
+    cluster.pass_time(CONFIG.late_write_ms + 2000)
+    assert has_gone(cluster, int(holder[1:]) + 1)
+    assert cluster.found(b"k")
+
+
 def test_a_node_that_missed_the_masters_word_is_told_when_it_attaches() -> None:
     cluster = Cluster(nodes=1)
     cluster.put(b"k", KIB)

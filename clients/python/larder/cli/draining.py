@@ -55,7 +55,9 @@ async def drained(client: MasterClient, node_id: str, deadline: float) -> None:
                     f"{goes_on(node_id)}"
                 )
             if left != said:
-                click.echo(f"{node_id}: {left} objects left", err=True)
+                rest_s = reply.rest_left_ms / 1000
+                waits = f"; what is free elsewhere rests for {rest_s:.0f} s more" if rest_s else ""
+                click.echo(f"{node_id}: {left} objects left{waits}", err=True)
                 said = left
         if now >= deadline:
             raise DeadlineExceeded(f"{node_id} is not empty yet; {goes_on(node_id)}")
