@@ -19,12 +19,12 @@ from services.proxy.addresses import AllowList, Refused, parse_instance
 from services.proxy.config import ProxySettings
 from services.proxy.core.fleet import Address, Engine, Role
 from services.proxy.core.membership import AlreadyThere, Membership, NotThere, TooMany, Unchanged
+from services.proxy.engine_http.upstream import Upstream
 from services.proxy.health import HealthChecks
 from services.proxy.members import Members
 from services.proxy.models import list_models
 from services.proxy.siblings import Siblings
 from services.proxy.state_file import StateFileError
-from services.proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 

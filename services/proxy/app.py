@@ -31,10 +31,11 @@ from services.proxy.core.routing import Router
 from services.proxy.core.scheduling import Ask, make_policy
 from services.proxy.cors import Cors
 from services.proxy.discovery import Discovery
+from services.proxy.engine_http.heads import for_engine, header_lines, is_websocket
+from services.proxy.engine_http.upstream import Upstream
 from services.proxy.errors import ID, OUTCOME, error_response
 from services.proxy.everywhere import PATHS, Everywhere, engine_change
 from services.proxy.exchange import Call, Exchange
-from services.proxy.heads import for_engine, header_lines, is_websocket
 from services.proxy.health import HealthChecks
 from services.proxy.members import Members
 from services.proxy.models import Refusal, merged_models
@@ -42,7 +43,6 @@ from services.proxy.responses import Responses
 from services.proxy.siblings import Siblings
 from services.proxy.story import STORY, Story
 from services.proxy.tracing import make_tracing
-from services.proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 

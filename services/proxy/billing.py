@@ -10,7 +10,7 @@ from typing import Final
 from multidict import CIMultiDict
 
 from services.proxy.core.usage import Cached, Corrector
-from services.proxy.upstream import Answer
+from services.proxy.engine_http.upstream import Answer
 
 WAIT_S: Final = 1.0
 

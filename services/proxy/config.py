@@ -3,7 +3,6 @@
 import ipaddress
 import json
 import re
-import ssl
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -15,6 +14,7 @@ from services.proxy.core.discovery import File, source_of
 from services.proxy.core.endpoint import canonical
 from services.proxy.core.fleet import Role
 from services.proxy.core.scheduling import POLICIES
+from services.proxy.engine_http.tls import context_of
 
 _ORIGIN: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#\s]+")
 
@@ -40,7 +40,7 @@ def _check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
 
 def _check_authorities(path: Path) -> Path:
     try:
-        ssl.create_default_context(cafile=path)
+        context_of(path)
     except OSError as error:  # SSLError is one
         raise ValueError(f"not a file of certificates in PEM that can be read ({error.strerror or error})") from error
     return path

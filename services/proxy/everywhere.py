@@ -11,7 +11,7 @@ from typing import Final
 from aiohttp import web
 
 from services.proxy.core.fleet import Address, Fleet, Role
-from services.proxy.upstream import LegFailed, Upstream
+from services.proxy.engine_http.upstream import LegFailed, Upstream
 
 logger = logging.getLogger(__name__)
 

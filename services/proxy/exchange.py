@@ -26,12 +26,12 @@ from services.proxy.core.routing import Decision, Decode, Finished, Outcome, Pai
 from services.proxy.core.scheduling import Ask
 from services.proxy.core.usage import cached_of
 from services.proxy.deadlines import Within
+from services.proxy.engine_http.heads import header_lines
+from services.proxy.engine_http.upstream import Answer, Leg, LegFailed, Upstream
 from services.proxy.errors import ID
-from services.proxy.heads import header_lines
 from services.proxy.metrics import Metrics
 from services.proxy.reply import ClientGone, Reply
 from services.proxy.story import LegNote, Story
-from services.proxy.upstream import Answer, Leg, LegFailed, Upstream
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from services.proxy.core import legs
 from services.proxy.core.endpoint import endpoint_of
 from services.proxy.core.fleet import Address, Change, Engine, Fleet, Handover, Health, Probe, Role
 from services.proxy.core.routing import Outcome
+from services.proxy.engine_http.upstream import LegFailed, Upstream
 from services.proxy.metrics import Metrics
 from services.proxy.models import list_models
-from services.proxy.upstream import LegFailed, Upstream
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from services.proxy.core.fleet import Address
-from services.proxy.upstream import LegFailed, Upstream
+from services.proxy.engine_http.upstream import LegFailed, Upstream
 
 _SECONDS: Final = 5.0
 _BYTES_MAX: Final = 1 << 20

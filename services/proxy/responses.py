@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from services.proxy.core.fleet import Address, Fleet, Health, Role
 from services.proxy.core.homes import Homes, response_made
+from services.proxy.engine_http.upstream import LegFailed, Upstream
 from services.proxy.siblings import Siblings
-from services.proxy.upstream import LegFailed, Upstream
 
 _ASK_S: Final = 2.0
 

@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry
 from services.proxy.app import Proxy
 from services.proxy.config import ProxySettings
 from services.proxy.connections import Runner
+from services.proxy.engine_http.upstream import Upstream
 from services.proxy.siblings import Place, Siblings
-from services.proxy.upstream import Upstream
 
 _LAST_BYTES_S: Final = 1.0
 _BACKLOG: Final = 1024

@@ -18,8 +18,8 @@ from prometheus_client import CollectorRegistry
 from services.proxy.app import Proxy
 from services.proxy.config import ProxySettings
 from services.proxy.core.fleet import Role
+from services.proxy.engine_http.upstream import Upstream
 from services.proxy.server import listen, make_runner
-from services.proxy.upstream import Upstream
 
 EVENTS = [b'data: {"token": %d}\n\n' % number for number in range(3)] + [b"data: [DONE]\n\n"]
 

@@ -9,7 +9,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from services.proxy.core.fleet import Address
-from services.proxy.heads import for_client
+from services.proxy.engine_http.heads import for_client
 
 ENGINES = ["10.1.2.3:8000", "https://10.1.2.3:8000", "[fd00::1]:8000", "10.1.2.3:8000/base/x"]
 

@@ -14,8 +14,8 @@ from services.proxy.app import Proxy
 from services.proxy.config import ProxySettings
 from services.proxy.core.fleet import Address, Fleet, Role
 from services.proxy.core.membership import AlreadyThere, Membership, NotThere, TooMany, Wish
+from services.proxy.engine_http.upstream import Upstream
 from services.proxy.state_file import StateFile, StateFileError
-from services.proxy.upstream import Upstream
 from tests.unit.proxy.conftest import Engine
 
 A, B, C = Address("10.0.0.1:1"), Address("10.0.0.2:2"), Address("[fd00::3]:3")

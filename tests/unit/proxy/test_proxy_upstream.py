@@ -9,7 +9,7 @@ import pytest
 
 from services.proxy.core.fleet import Address
 from services.proxy.core.routing import Outcome
-from services.proxy.upstream import LegFailed, Upstream
+from services.proxy.engine_http.upstream import LegFailed, Upstream
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 SAID = {  # by the path that is asked for

@@ -18,17 +18,17 @@ from services.proxy.core.events import first_event, is_stream
 from services.proxy.core.fleet import Address
 from services.proxy.core.routing import Outcome
 from services.proxy.deadlines import Deadlines
-from services.proxy.heads import for_client, header_lines, request_head
-from services.proxy.pool import Pool
-from services.proxy.wire import (
+from services.proxy.engine_http.connection_pool import ConnectionPool
+from services.proxy.engine_http.errors import (
     ConnectTimeout,
     Disconnected,
     Exhausted,
+    HttpError,
     Refused,
-    Response,
     Unconnected,
-    WireError,
 )
+from services.proxy.engine_http.heads import for_client, header_lines, request_head
+from services.proxy.engine_http.response import Response
 
 _STALE_S: Final = 0.5  # an idle connection that was closed is found out within a round trip
 _STALE_MAX: Final = 3  # in a row; more are the engine's doing
@@ -136,7 +136,7 @@ class Leg:
         if self._response is not None:
             self._response.close()
         self._failed = None
-        if isinstance(error, WireError):
+        if isinstance(error, HttpError):
             raise _leg_failed(error) from error
 
     async def send(
@@ -221,7 +221,7 @@ class Upstream:
         self._authorization = None if api_key is None else f"Bearer {api_key}"
         self.loop = asyncio.get_running_loop()
         self.legs: dict[Address, set[Leg]] = {}
-        self.pool = Pool(connect_timeout_s=connect_timeout_s, ca_file=ca_file)
+        self.pool = ConnectionPool(connect_timeout_s=connect_timeout_s, ca_file=ca_file)
         self.deadlines = Deadlines()
 
     async def close(self) -> None:
@@ -265,7 +265,7 @@ class Upstream:
             return answer.status, await answer.read_all(bytes_max)
 
 
-def _leg_failed(error: WireError, *, is_mute: bool = False) -> LegFailed:
+def _leg_failed(error: HttpError, *, is_mute: bool = False) -> LegFailed:
     reason = " ".join(str(error).split())[:_REASON_MAX]
     outcome = next((outcome for kind, outcome in _OUTCOMES if isinstance(error, kind)), Outcome.BROKEN)
     return LegFailed(outcome, reason, is_mute=is_mute)

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from services.proxy import pool as pools
-from services.proxy import wire
-from services.proxy.pool import Pool
-from services.proxy.wire import ConnectTimeout, Disconnected, Response, Unconnected, WireError
+from services.proxy.engine_http import connection_pool
+from services.proxy.engine_http.connection import PIECE_BYTES
+from services.proxy.engine_http.connection_pool import ConnectionPool
+from services.proxy.engine_http.errors import ConnectTimeout, Disconnected, HttpError, Unconnected
+from services.proxy.engine_http.response import HELD_BYTES_MAX, Response
 
 HEAD = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
@@ -56,8 +57,8 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 
 
 @pytest.fixture
-async def pool(stack: AsyncExitStack) -> Pool:
-    pool = Pool(connect_timeout_s=2)
+async def pool(stack: AsyncExitStack) -> ConnectionPool:
+    pool = ConnectionPool(connect_timeout_s=2)
     stack.push_async_callback(pool.close)
     return pool
 
@@ -79,7 +80,7 @@ async def hangs(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
     await reader.readexactly(1)  # raises when the proxy leaves
 
 
-async def ask(pool: Pool, to: str, body: bytes = b"") -> tuple[Response, bytes]:
+async def ask(pool: ConnectionPool, to: str, body: bytes = b"") -> tuple[Response, bytes]:
     response = Response(asyncio.get_running_loop())
     try:
         async with asyncio.timeout(10):
@@ -92,7 +93,7 @@ async def ask(pool: Pool, to: str, body: bytes = b"") -> tuple[Response, bytes]:
         response.close()
 
 
-async def test_a_connection_is_used_again(pool: Pool, stack: AsyncExitStack) -> None:
+async def test_a_connection_is_used_again(pool: ConnectionPool, stack: AsyncExitStack) -> None:
     server = await stack.enter_async_context(Server().serving(answers))
     assert [(await ask(pool, server.to))[0].is_new for _ in range(3)] == [True, False, False]
     assert (server.connections, pool.busy) == (1, 0)
@@ -104,9 +105,9 @@ async def test_a_connection_is_used_again(pool: Pool, stack: AsyncExitStack) -> 
 
 
 async def test_an_idle_connection_is_not_kept_for_long(
-    pool: Pool, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    pool: ConnectionPool, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "KEEPALIVE_S", 0.2)
+    monkeypatch.setattr(connection_pool, "KEEPALIVE_S", 0.2)
     server = await stack.enter_async_context(Server().serving(answers))
     await ask(pool, server.to)
     await server.is_left()
@@ -118,7 +119,7 @@ async def test_an_idle_connection_is_not_kept_for_long(
 
 
 async def test_a_new_connection_takes_an_idle_ones_place_and_notices_by_itself_if_its_host_goes(
-    pool: Pool, stack: AsyncExitStack
+    pool: ConnectionPool, stack: AsyncExitStack
 ) -> None:
     server = await stack.enter_async_context(Server().serving(answers))
     await ask(pool, server.to)
@@ -133,7 +134,9 @@ async def test_a_new_connection_takes_an_idle_ones_place_and_notices_by_itself_i
 
 
 @pytest.mark.parametrize("last", [b"", b"HTTP/1.1 408 Request Timeout\r\n\r\n"])
-async def test_an_idle_connection_that_the_server_ends_is_gone(pool: Pool, stack: AsyncExitStack, last: bytes) -> None:
+async def test_an_idle_connection_that_the_server_ends_is_gone(
+    pool: ConnectionPool, stack: AsyncExitStack, last: bytes
+) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request(reader)
         writer.write(OK + b"{}")
@@ -149,7 +152,7 @@ async def test_an_idle_connection_that_the_server_ends_is_gone(pool: Pool, stack
 
 
 async def test_a_server_that_breaks_off_is_told_from_one_that_was_not_there(
-    pool: Pool, stack: AsyncExitStack, closed_port: str
+    pool: ConnectionPool, stack: AsyncExitStack, closed_port: str
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request(reader)
@@ -181,7 +184,7 @@ def full_port(stack: AsyncExitStack) -> str:
 
 
 async def test_a_connection_that_does_not_come_about_is_given_up(stack: AsyncExitStack, full_port: str) -> None:
-    pool = Pool(connect_timeout_s=0.2)
+    pool = ConnectionPool(connect_timeout_s=0.2)
     stack.push_async_callback(pool.close)
     began = time.monotonic()
     with pytest.raises(ConnectTimeout, match=r"within 0\.2 s"):
@@ -192,7 +195,7 @@ async def test_a_connection_that_does_not_come_about_is_given_up(stack: AsyncExi
 @pytest.mark.parametrize("how", ["fail", "cancel"])
 @pytest.mark.parametrize("when", ["connecting", "asked"])
 async def test_a_request_that_is_given_up_leaves_nothing(
-    pool: Pool, stack: AsyncExitStack, full_port: str, how: str, when: str
+    pool: ConnectionPool, stack: AsyncExitStack, full_port: str, how: str, when: str
 ) -> None:
     server = await stack.enter_async_context(Server().serving(hangs))
     response = Response(asyncio.get_running_loop())
@@ -207,8 +210,8 @@ async def test_a_request_that_is_given_up_leaves_nothing(
     await asyncio.sleep(0.1)
     assert (server.open, pool.busy) == ((1, 1) if when == "asked" else (0, 0))
     if how == "fail":
-        response.fail(WireError("too late"))
-        with pytest.raises(WireError, match="too late"):
+        response.fail(HttpError("too late"))
+        with pytest.raises(HttpError, match="too late"):
             await asyncio.wait_for(asking, 1)
     else:
         asking.cancel()
@@ -224,7 +227,7 @@ async def test_the_pools_end_is_not_taken_for_an_answers(stack: AsyncExitStack) 
         await hangs(reader, writer)
 
     server = await stack.enter_async_context(Server().serving(serve))
-    pool = Pool(connect_timeout_s=2)
+    pool = ConnectionPool(connect_timeout_s=2)
     asking = asyncio.create_task(ask(pool, server.to))
     await asyncio.sleep(0.1)
     await pool.close()
@@ -234,7 +237,7 @@ async def test_the_pools_end_is_not_taken_for_an_answers(stack: AsyncExitStack) 
 
 
 async def test_a_name_is_looked_up_once_for_all_and_a_failure_is_not_remembered(
-    pool: Pool, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    pool: ConnectionPool, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await stack.enter_async_context(Server().serving(answers))
     loop, looked_up = asyncio.get_running_loop(), []
@@ -259,7 +262,7 @@ async def test_a_name_is_looked_up_once_for_all_and_a_failure_is_not_remembered(
 
 
 async def test_of_a_names_addresses_the_one_that_answers_is_taken(
-    pool: Pool, stack: AsyncExitStack, full_port: str, monkeypatch: pytest.MonkeyPatch
+    pool: ConnectionPool, stack: AsyncExitStack, full_port: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await stack.enter_async_context(Server().serving(answers))
     loop = asyncio.get_running_loop()
@@ -278,7 +281,7 @@ async def test_of_a_names_addresses_the_one_that_answers_is_taken(
     assert time.monotonic() - began < 1.5  # of the connect time-out's 2
 
 
-async def test_bodies_of_any_size_arrive_whole_both_ways(pool: Pool, stack: AsyncExitStack) -> None:
+async def test_bodies_of_any_size_arrive_whole_both_ways(pool: ConnectionPool, stack: AsyncExitStack) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             body = await request(reader)
@@ -288,14 +291,14 @@ async def test_bodies_of_any_size_arrive_whole_both_ways(pool: Pool, stack: Asyn
                 await writer.drain()
 
     server = await stack.enter_async_context(Server().serving(serve))
-    for size in (0, 1, 70_000, wire.PIECE_BYTES, wire.PIECE_BYTES + 1, 9 * wire.PIECE_BYTES // 2):
+    for size in (0, 1, 70_000, PIECE_BYTES, PIECE_BYTES + 1, 9 * PIECE_BYTES // 2):
         body = bytes(range(251)) * (size // 251 + 1)
         assert (await ask(pool, server.to, body[:size]))[1] == body[:size]
     assert server.connections == 1
 
 
 async def test_a_server_that_does_not_read_costs_no_memory_and_holds_up_nobody(
-    pool: Pool, stack: AsyncExitStack
+    pool: ConnectionPool, stack: AsyncExitStack
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -311,13 +314,13 @@ async def test_a_server_that_does_not_read_costs_no_memory_and_holds_up_nobody(
         began = time.monotonic()
         await asyncio.sleep(0.01)
         longest_s = max(longest_s, time.monotonic() - began)
-        assert all(each._transport.get_write_buffer_size() <= 2 * wire.PIECE_BYTES for each in pool._open)
+        assert all(each._transport.get_write_buffer_size() <= 2 * PIECE_BYTES for each in pool._open)
     assert (await asking)[1] == b"{}"
     assert not pool._open  # the rest was never sent
     assert longest_s < 0.5
 
 
-async def test_a_flood_that_nobody_reads_is_left_in_the_kernel(pool: Pool, stack: AsyncExitStack) -> None:
+async def test_a_flood_that_nobody_reads_is_left_in_the_kernel(pool: ConnectionPool, stack: AsyncExitStack) -> None:
     size, sent = 40 << 20, 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -335,11 +338,11 @@ async def test_a_flood_that_nobody_reads_is_left_in_the_kernel(pool: Pool, stack
     await pool.request(response, server.to, HEAD % 0)
     await asyncio.sleep(0.3)
     assert sent < size
-    assert response._held <= wire.HELD_BYTES_MAX + (256 << 10)  # and what one read of a socket brings
+    assert response.held <= HELD_BYTES_MAX + (256 << 10)  # and what one read of a socket brings
     read = 0
     while more := await response.read():
         read += len(more)
-        assert response._held <= wire.HELD_BYTES_MAX + (256 << 10)
+        assert response.held <= HELD_BYTES_MAX + (256 << 10)
     assert read == size
     response.close()
     assert pool.busy == 0

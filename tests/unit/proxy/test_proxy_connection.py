@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from services.proxy import wire
-from services.proxy.heads import header_lines, request_head
-from services.proxy.wire import Connection, Disconnected, Malformed, Response, WireError
+from services.proxy.engine_http.connection import PIECE_BYTES, Connection
+from services.proxy.engine_http.errors import Disconnected, HttpError, Malformed
+from services.proxy.engine_http.heads import header_lines, request_head
+from services.proxy.engine_http.http11 import HEAD_BYTES_MAX, HEADERS_MAX
+from services.proxy.engine_http.response import HELD_BYTES_MAX, Response
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -49,12 +51,12 @@ GARBAGE = {
     "a chunk without a size": CHUNKED + b"no number\r\nhello\r\n",
     "a chunk too long": CHUNKED + HELLO + b"5\r\nhello world",
     "an endless chunk": CHUNKED + b"fffffffffffffffff\r\n",
-    "too many headers": OK + b"X-A: 1\r\n" * (wire.HEADERS_MAX + 1) + b"\r\n",
-    "an endless reason": b"HTTP/1.1 200 " + b"o" * 2 * wire.HEAD_BYTES_MAX,
-    "an endless name": OK + b"X" * 2 * wire.HEAD_BYTES_MAX,
-    "an endless header": OK + b"X-A: " + b"a" * 2 * wire.HEAD_BYTES_MAX,
-    "an endless trailer": CHUNKED + HELLO + b"0\r\nX-A: " + b"a" * 2 * wire.HEAD_BYTES_MAX,
-    "an endless chunk extension": CHUNKED + b"5;name=" + b"a" * 2 * wire.HEAD_BYTES_MAX,
+    "too many headers": OK + b"X-A: 1\r\n" * (HEADERS_MAX + 1) + b"\r\n",
+    "an endless reason": b"HTTP/1.1 200 " + b"o" * 2 * HEAD_BYTES_MAX,
+    "an endless name": OK + b"X" * 2 * HEAD_BYTES_MAX,
+    "an endless header": OK + b"X-A: " + b"a" * 2 * HEAD_BYTES_MAX,
+    "an endless trailer": CHUNKED + HELLO + b"0\r\nX-A: " + b"a" * 2 * HEAD_BYTES_MAX,
+    "an endless chunk extension": CHUNKED + b"5;name=" + b"a" * 2 * HEAD_BYTES_MAX,
     "endless hints": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 3000,
 }
 
@@ -85,7 +87,7 @@ class Transport(asyncio.Transport):
         self.is_aborted = True
 
 
-class Wire:
+class OneRequest:
     """One connection, and a request that was sent over it."""
 
     def __init__(self, *, is_head: bool = False) -> None:
@@ -125,7 +127,7 @@ class Wire:
 @pytest.mark.parametrize("step", [1, 7, 1 << 20])
 @pytest.mark.parametrize("how", [*KEPT, *CLOSED, *UNTIL_CLOSE])
 async def test_a_response_ends_as_it_says(how: str, step: int) -> None:
-    content, on = (KEPT | CLOSED | UNTIL_CLOSE)[how], Wire()
+    content, on = (KEPT | CLOSED | UNTIL_CLOSE)[how], OneRequest()
     on.feed(content, step)
     if how in UNTIL_CLOSE:
         assert not on.response.ended
@@ -145,7 +147,7 @@ async def test_no_part_of_a_response_is_taken_for_the_whole(how: str) -> None:
     content = (KEPT | CLOSED | UNTIL_CLOSE)[how]
     until_close = content.index(b"\r\n\r\n") + 4 if how in UNTIL_CLOSE else len(content)
     for length in range(until_close):
-        on = Wire()
+        on = OneRequest()
         on.feed(content[:length])
         on.connection.eof_received()
         with pytest.raises(Disconnected):
@@ -155,7 +157,7 @@ async def test_no_part_of_a_response_is_taken_for_the_whole(how: str) -> None:
 
 @pytest.mark.parametrize("content", UNTIL_CLOSE.values(), ids=UNTIL_CLOSE)
 async def test_a_reset_is_no_end(content: bytes) -> None:
-    on = Wire()
+    on = OneRequest()
     on.feed(content)
     on.connection.connection_lost(ConnectionResetError(104, "Connection reset by peer"))
     with pytest.raises(Disconnected, match="reset by peer"):
@@ -165,7 +167,7 @@ async def test_a_reset_is_no_end(content: bytes) -> None:
 @pytest.mark.parametrize("step", [1, 1 << 20])
 @pytest.mark.parametrize("how", GARBAGE)
 async def test_garbage_fails_at_once(how: str, step: int) -> None:
-    on = Wire()
+    on = OneRequest()
     on.feed(GARBAGE[how], step if len(GARBAGE[how]) < 1000 else min(max(step, 1000), 32_000))
     with pytest.raises(Malformed):
         await on.read_all()
@@ -175,18 +177,18 @@ async def test_garbage_fails_at_once(how: str, step: int) -> None:
 @pytest.mark.parametrize("surplus", [b"x", b"HTTP/1.1 200 OK\r\n", LENGTH])
 @pytest.mark.parametrize("first", [KEPT["content length"], KEPT["chunked"], CLOSED["closed"]])
 async def test_what_nobody_asked_for_ends_the_connection_and_not_the_response(first: bytes, surplus: bytes) -> None:
-    on = Wire()
+    on = OneRequest()
     on.feed(first + surplus)
     assert await on.read_all() == b"hello"
     assert (on.idle, on.lost) == (0, 1)
-    on = Wire()
+    on = OneRequest()
     on.feed(LENGTH)
     on.feed(surplus)  # while it is idle
     assert (on.idle, on.lost, on.transport.is_aborted) == (1, 1, True)
 
 
 async def test_the_answer_to_a_head_has_no_body() -> None:
-    on = Wire(is_head=True)
+    on = OneRequest(is_head=True)
     on.feed(LENGTH[:-5])
     assert await on.read_all() == b""
     assert (on.response.headers["content-length"], on.idle) == ("5", 1)
@@ -197,7 +199,7 @@ async def test_the_answer_to_a_head_has_no_body() -> None:
 
 
 async def test_head_and_headers_are_as_they_came() -> None:
-    on = Wire()
+    on = OneRequest()
     on.feed(b"HTTP/1.1 418 I'm a teapot\r\nX-A: caf\xe9 \r\nx-a: caf\xc3\xa9\r\nX-B:\r\nContent-Length: 0\r\n\r\n")
     assert await on.read_all() == b""
     assert (on.response.status, on.response.reason) == (418, "I'm a teapot")
@@ -206,7 +208,7 @@ async def test_head_and_headers_are_as_they_came() -> None:
 
 
 async def test_what_came_before_a_failure_is_read_first() -> None:
-    on = Wire()
+    on = OneRequest()
     on.feed(CHUNKED + HELLO + b"no number\r\n")
     assert await on.response.read() == b"hello"
     with pytest.raises(Malformed):
@@ -214,57 +216,57 @@ async def test_what_came_before_a_failure_is_read_first() -> None:
 
 
 async def test_who_waits_is_told() -> None:
-    on = Wire()
+    on = OneRequest()
     waiting = asyncio.ensure_future(on.read_all())
     for part in (CHUNKED, b"2\r\nhe\r\n", b"3\r\nllo\r\n", b"0\r\n\r\n"):
         await asyncio.sleep(0)
         on.feed(part)
     assert await waiting == b"hello"
     for when in (b"", CHUNKED, CHUNKED + HELLO):
-        on = Wire()
+        on = OneRequest()
         waiting = asyncio.ensure_future(on.read_all())
         on.feed(when)
         await asyncio.sleep(0)
-        on.response.fail(WireError("too late"))
+        on.response.fail(HttpError("too late"))
         on.feed(HELLO)
-        with pytest.raises(WireError, match="too late"):
+        with pytest.raises(HttpError, match="too late"):
             await waiting
         assert (on.idle, on.lost, on.transport.is_aborted) == (0, 1, True)
 
 
 async def test_the_first_failure_counts_and_none_after_the_end() -> None:
-    on = Wire()
+    on = OneRequest()
     on.feed(LENGTH)
-    on.response.fail(WireError("too late"))
+    on.response.fail(HttpError("too late"))
     assert await on.read_all() == b"hello"
     on.ask()
-    on.response.fail(WireError("first"))
-    on.response.fail(WireError("second"))
-    with pytest.raises(WireError, match="first"):
+    on.response.fail(HttpError("first"))
+    on.response.fail(HttpError("second"))
+    with pytest.raises(HttpError, match="first"):
         await on.read_all()
 
 
 async def test_a_response_that_is_left_takes_its_connection_with_it() -> None:
-    on = Wire()
+    on = OneRequest()
     on.feed(LENGTH[:-1])
     on.response.close()
     on.response.close()
     assert (on.idle, on.lost, on.transport.is_aborted) == (0, 1, True)
-    on = Wire()
+    on = OneRequest()
     on.feed(LENGTH)
     on.response.close()  # it is whole: the connection is not its any more
     assert (on.idle, on.lost) == (1, 0)
 
 
 async def test_what_is_held_is_bounded() -> None:
-    on = Wire()
+    on = OneRequest()
     piece = b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
     on.feed(CHUNKED)
     fed = 0
     while on.transport.is_reading_now:
         on.feed(piece)
         fed += 0x8000
-    assert fed <= wire.HELD_BYTES_MAX + 0x8000
+    assert fed <= HELD_BYTES_MAX + 0x8000
     assert len(await on.response.read()) == fed
     assert on.transport.is_reading_now
     on.feed(piece * 8 + b"0\r\n\r\n")  # the last of it: nothing is left to hold back
@@ -273,9 +275,9 @@ async def test_what_is_held_is_bounded() -> None:
 
 
 async def test_a_large_request_goes_in_pieces() -> None:
-    on = Wire()
+    on = OneRequest()
     on.feed(LENGTH)
-    body = bytes(range(256)) * (5 * wire.PIECE_BYTES // 512)  # two and a half
+    body = bytes(range(256)) * (5 * PIECE_BYTES // 512)  # two and a half
     on.transport.sent.clear()
     response = on.response = Response(asyncio.get_running_loop())
     on.connection.send(response, b"head", body)
@@ -295,14 +297,14 @@ async def test_a_large_request_goes_in_pieces() -> None:
 
 @pytest.mark.parametrize("unsent", [0, 1])
 async def test_an_answer_before_all_was_sent_is_the_last_over_its_connection(unsent: int) -> None:
-    on = Wire()
+    on = OneRequest()
     if unsent:
         on.transport.unsent = unsent
     else:
         on.feed(LENGTH)
         on.idle = 0
         on.response = Response(asyncio.get_running_loop())
-        on.connection.send(on.response, b"head", bytes(2 * wire.PIECE_BYTES))
+        on.connection.send(on.response, b"head", bytes(2 * PIECE_BYTES))
     on.feed(LENGTH)
     assert await on.read_all() == b"hello"
     assert (on.idle, on.lost) == (0, 1)

@@ -1,7 +1,7 @@
 """The connections over which requests go: made when they are needed, kept for a while when they are not.
 
-A name is looked up once for all that wait for it, and remembered for a few seconds; of its addresses the first that
-answers is taken (happy eyeballs). Keeps invariant 12 for its part: an idle connection is closed after KEEPALIVE_S.
+A name is looked up once for all who wait for it, and remembered for a few seconds; the first of its addresses to answer
+is taken (happy eyeballs). Keeps invariant 12 for its part: an idle connection is closed after KEEPALIVE_S.
 """
 
 import asyncio
@@ -10,44 +10,46 @@ import socket
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
 
-from services.proxy.core.endpoint import Endpoint, endpoint_of
-from services.proxy.wire import Connection, ConnectTimeout, Disconnected, Exhausted, Refused, Response, Unconnected
+from services.proxy.core.endpoint import endpoint_of
+from services.proxy.engine_http.connection import Connection
+from services.proxy.engine_http.errors import ConnectTimeout, Disconnected, Exhausted, Refused, Unconnected
+from services.proxy.engine_http.response import Response
+from services.proxy.engine_http.tls import Tls
 
 KEEPALIVE_S: Final = 4.0  # below the 5 s after which the engines' servers close an idle connection
 _NAMES_S: Final = 10.0
-_CLOSE_S: Final = 1.0  # for the last words of TLS
 _NEXT_ADDRESS_S: Final = 0.25
 _KINDS: Final[dict[int, type[Unconnected]]] = {errno.ECONNREFUSED: Refused} | dict.fromkeys(
     (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL), Exhausted
 )
-_KEEPALIVE: Final = (  # a host that went without a word is found out within 11 s, by this connection alone
+_KEEPALIVE: Final = (  # a host that vanished is noticed within 11 s, on this connection alone
     (socket.TCP_KEEPIDLE, 5),
     (socket.TCP_KEEPINTVL, 2),
     (socket.TCP_KEEPCNT, 3),
 )
 
 
-class Pool:
-    """Make it where an event loop runs. Servers are named as `endpoint` reads it; those of https are checked by their
-    certificate: against the authorities of ca_file, or this system's. Raises OSError if that file cannot be read."""
+class ConnectionPool:
+    """Make it where an event loop runs. Servers are named as `endpoint` reads it; https ones must prove their names by
+    the authorities of ca_file, or this system's. Raises OSError if that file cannot be read."""
 
     def __init__(self, *, connect_timeout_s: float, ca_file: Path | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._connect_timeout_s = connect_timeout_s
-        self._tls: ssl.SSLContext | None = None if ca_file is None else ssl.create_default_context(cafile=ca_file)
+        self._tls = Tls(ca_file)
         self._open: set[Connection] = set()
-        self._idle: dict[str, dict[Connection, None]] = {}  # the one that was used last is last
+        self._idle: dict[str, dict[Connection, None]] = {}  # the one used last is last
         self._sweeping: asyncio.TimerHandle | None = None
         self._names: dict[tuple[str, int], asyncio.Task[Sequence[AddrInfoType]]] = {}
 
     @property
     def busy(self) -> int:
-        """Connections that are in use."""
+        """How many connections are in use."""
         return len(self._open) - sum(len(idle) for idle in self._idle.values())
 
     async def close(self) -> None:
@@ -57,7 +59,7 @@ class Pool:
             connection.connection_lost(ConnectionAbortedError("the proxy ends"))
         for lookup in self._names.values():
             lookup.cancel()
-        await asyncio.sleep(0)  # the transports' ends
+        await asyncio.sleep(0)  # lets the transports end
 
     async def request(
         self,
@@ -70,9 +72,9 @@ class Pool:
         anew: bool = False,
     ) -> None:
         """Sends it; returns when the response's status line and headers are there. Anew: over a new connection. Raises
-        WireError, or what response.fail() was told; ValueError for a name that cannot be one."""
+        HttpError, or what response.fail() was told; ValueError for an impossible host name."""
         connection = self._take(to)
-        if anew and connection is not None:  # in its place: there are no more than before
+        if anew and connection is not None:  # the new one replaces it, so that there are no more than before
             connection.drop()
             connection = None
         if connection is None:
@@ -129,9 +131,9 @@ class Pool:
                 _, connection = await self._loop.create_connection(
                     lambda: Connection(to, self._loop, self._keep, self._lost),
                     sock=taken,
-                    **self._tls_options(server),
+                    **self._tls.options(server),
                 )
-        except (OSError, RuntimeError) as error:  # uvloop's for a socket that it has not let go of
+        except (OSError, RuntimeError) as error:  # uvloop's, for a socket it still holds
             response.check()
             error.__traceback__ = None  # aiohappyeyeballs' frames refer to the error
             if response.connecting is not None and response.connecting.expired():
@@ -144,13 +146,6 @@ class Pool:
         self._open.add(connection)
         response.check()
         return connection
-
-    def _tls_options(self, server: Endpoint) -> dict[str, Any]:
-        if not server.is_tls:
-            return {}
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-        return {"ssl": self._tls, "server_hostname": server.host, "ssl_shutdown_timeout": _CLOSE_S}
 
     async def _addresses(self, host: str, port: int) -> Sequence[AddrInfoType]:
         key = (host, port)
@@ -171,5 +166,5 @@ class Pool:
 
 def _kind_of(error: OSError | RuntimeError) -> type[Unconnected]:
     if isinstance(error, ssl.SSLError):
-        return Refused  # who cannot prove itself is nobody to ask
+        return Refused  # whoever cannot prove its name is not asked
     return _KINDS.get(error.errno or 0, Unconnected) if isinstance(error, OSError) else Unconnected
