@@ -9,51 +9,44 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from random import Random
 from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from multidict import CIMultiDict
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from services.common.logs import FIELDS
 from services.common.version import VERSION
 from services.proxy.admin import Admin
 from services.proxy.admission import Admission, Overloaded
 from services.proxy.config import ProxySettings
-from services.proxy.core import guard, legs, paths
+from services.proxy.core import paths
 from services.proxy.core.fleet import Handover, Role
-from services.proxy.core.homes import response_followed
 from services.proxy.core.legs import BadRequest
 from services.proxy.core.routing import Router
-from services.proxy.core.scheduling import Ask, make_policy
+from services.proxy.core.scheduling import make_policy
 from services.proxy.cors import Cors
 from services.proxy.discovery import Discovery
-from services.proxy.engine_http.heads import for_engine, header_lines, is_websocket
+from services.proxy.engine_http.heads import is_websocket
 from services.proxy.engine_http.upstream import Upstream
-from services.proxy.errors import ID, OUTCOME, error_response
+from services.proxy.errors import error_response
 from services.proxy.everywhere import PATHS, Everywhere, engine_change
-from services.proxy.exchange import Call, Exchange
+from services.proxy.exchange import Exchange
 from services.proxy.health import HealthChecks
+from services.proxy.intake import Intake, request_id
 from services.proxy.members import Members
 from services.proxy.models import Refusal, merged_models
 from services.proxy.responses import Responses
 from services.proxy.siblings import Siblings
-from services.proxy.story import STORY, Story
-from services.proxy.tracing import make_tracing
+from services.proxy.story import STORY, Ended, Story
+from services.proxy.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
-BODY_BYTES_MAX: Final = 64 << 20
 DRAIN_S: Final = 25.0
-_BODY_S: Final = 60.0
-_REQUEST_ID: Final = re.compile("(?!.*_addr_)[!-~]{1,128}")
-"""Others would break headers and logs, or fill them, or tell engines from where to fetch KV: some connectors read it
-out of the id (___prefill_addr_HOST:PORT___decode_addr_...)."""
 _DOTS: Final = frozenset({".", ".."})
-_UNTOLD: Final = frozenset({"/health", "/ready", "/metrics"})  # asked all the time
+OUTCOME: Final = web.RequestKey("outcome", str)
+"""What became of the request, where its handler knows more than the status says."""
 _METRICS_TYPE: Final = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 
 
@@ -73,8 +66,7 @@ class Proxy:
         self._upstream = upstream
         self._registry = registry
         self._accepting = accepting
-        self._tracing = make_tracing(settings.otlp_endpoint)
-        self._tells = settings.log_format == "json"
+        self._telemetry = Telemetry(logs_requests=settings.log_format == "json", otlp_endpoint=settings.otlp_endpoint)
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -96,6 +88,7 @@ class Proxy:
         self._admission = Admission(
             running_max=settings.max_concurrency, waiting_max=settings.max_queue, wait_s=settings.queue_timeout
         )
+        self._intake = Intake(settings, upstream, self._admission, self.fleet, self.responses)
         self._cors = Cors(
             origins=settings.allowed_origins,
             methods=settings.allowed_methods,
@@ -110,7 +103,7 @@ class Proxy:
             Gauge(f"larder_proxy_{name}", text, registry=registry).set_function(value)
 
     def make_app(self) -> web.Application:
-        app = web.Application(middlewares=[self._accounted], client_max_size=BODY_BYTES_MAX)
+        app = web.Application(middlewares=[self._accounted])
         app.add_routes(
             [
                 web.get("/health", self._get_health),
@@ -152,8 +145,7 @@ class Proxy:
             await self._discovery.close()
         await self.members.close()
         await self.health.close()
-        if self._tracing is not None:
-            await self._tracing.exporter.close()
+        await self._telemetry.close()
 
     # -- handlers
 
@@ -172,7 +164,7 @@ class Proxy:
         return web.json_response({"version": VERSION})
 
     async def _get_models(self, request: web.Request) -> web.Response:
-        headers, _ = self._headers(request, reads=True)
+        headers, _ = self._intake.headers(request, reads=True)
         await self._admission.enter()  # each asks all decode engines
         try:
             engines = self.fleet.listing(Role.DECODE, time.monotonic())
@@ -203,21 +195,18 @@ class Proxy:
             raise BadRequest(403, f"{request.path} changes engines: it needs ADMIN_API_KEY as X-API-Key")
         if request.method != "POST":
             raise web.HTTPMethodNotAllowed(request.method, ["POST"])
-        _, lines = self._headers(request, reads=True)
-        body = await self._read(request)
+        _, lines = self._intake.headers(request, reads=True)
+        body = await self._intake.body(request)
         try:
             return await self._everywhere.send(path, request.rel_url.raw_query_string, lines, body)
         finally:
-            self._admission.buffer(-len(body))
+            self._intake.let_go(body)
             self.health.list_soon()
 
     @web.middleware
     async def _accounted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Counts every request under its outcome, and gives every error its JSON."""
-        given = request.headers.get("X-Request-Id", "")
-        request[ID] = given if _REQUEST_ID.fullmatch(given) else f"{self._random.getrandbits(128):032x}"
-        trace = None if self._tracing is None else self._tracing.begin(request.headers)
-        request[STORY] = Story(request[ID], trace)
+        request[STORY] = story = Story(request_id(request, self._random), self._telemetry.trace(request.headers))
         resource = request.match_info.route.resource
         path = resource.canonical if resource is not None else "other"
         outcome, code = "cancelled", 499
@@ -234,19 +223,7 @@ class Proxy:
             if self._in_flight == 0:
                 self._idle.set()
             self._metrics.ended(path, code, outcome)
-            if (self._tells or self._tracing is not None) and path not in _UNTOLD:
-                self._tell(request, path, code, outcome)
-
-    def _tell(self, request: web.Request, route: str, code: int, outcome: str) -> None:
-        """The request's line in the log, and its spans."""
-        story, method, path = request[STORY], request.method, request.path
-        if self._tells:
-            what = {"request_id": story.id, "method": method, "path": path, "status": code, "outcome": outcome}
-            logger.info("request", extra={FIELDS: what | story.fields(time.monotonic())})
-        if self._tracing is not None and story.trace is not None:
-            self._tracing.exporter.export(
-                story, story.trace, method=method, route=route, path=path, code=code, outcome=outcome
-            )
+            self._telemetry.tell(story, Ended(request.method, path, request.path, code, outcome))
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -261,8 +238,6 @@ class Proxy:
             return error_response(request, refusal.status, str(refusal))
         except Overloaded as refusal:
             return error_response(request, 429, str(refusal))
-        except web.HTTPRequestEntityTooLarge:
-            return error_response(request, 413, f"the request body is over {BODY_BYTES_MAX} bytes")
         except web.HTTPException as refusal:
             response = error_response(request, refusal.status, f"{request.method} {request.path}: {refusal.reason}")
             if "Allow" in refusal.headers:
@@ -271,92 +246,21 @@ class Proxy:
         except ConnectionResetError:  # the client left while it was being written to
             raise asyncio.CancelledError from None
         except Exception:
-            logger.exception("request %s failed for a defect of the proxy", request[ID])
+            logger.exception("request %s failed for a defect of the proxy", request[STORY].id)
             request[OUTCOME] = "internal"
             return error_response(request, 500, "the proxy failed; the reason is in its log")
 
-    # -- a request's way
-
     async def _serve(self, request: web.Request, *, generates: bool) -> web.StreamResponse:
         self._admission.check()
-        headers, lines = self._headers(request, reads=generates or request.path == "/v1/responses")
-        with request[STORY].waits:
-            body = await self._read(request)
+        call = await self._intake.call(request, generates=generates)
         try:
-            guard.check(body, headers.getall("Content-Type", ()), headers.getall("Content-Encoding", ()))
-            repeatable = generates or paths.may_run_twice(request.method, request.path)
-            call = Call(request, request[STORY], body, headers, lines, repeatable)
-            self._understand(call, generates=generates)
             await self._admission.enter()
             try:
-                if call.follows is not None:
-                    await self._send_home(call, call.follows)
-                return await Exchange(call, self.router, self._upstream, self._metrics, self._settings).run()
+                await self._intake.send_home(call)
+                exchange = Exchange(call, self.router, self._upstream, self._metrics, self._settings)
+                response, request[OUTCOME] = await exchange.run()
+                return response
             finally:
                 self._admission.leave()
         finally:
-            self._admission.buffer(-len(body))
-
-    def _understand(self, call: Call, *, generates: bool) -> None:
-        request = call.request
-        session = request.headers.get(self._settings.session_header, "")
-        if generates:
-            call.asked = legs.parse_request(request.content_type, call.body)
-            call.streamed = legs.is_streamed(call.asked)
-            call.ask = legs.ask_of(call.asked, session)
-            call.story.prompt_tokens = call.ask.prompt_tokens
-            return
-        path = [part for part in request.path.split("/") if part]
-        fields = legs.fields_of(call.body)
-        call.ask = Ask(session=session, model=legs.model_of(fields))
-        call.follows = response_followed(path, fields)
-        if path == ["v1", "responses"]:
-            call.made = self.responses.made
-
-    async def _send_home(self, call: Call, id: str) -> None:
-        """To the engine that has the response which the request is about; if nobody has it, any engine says so."""
-        if len(self.fleet.engines(Role.DECODE)) < 2 or (home := await self.responses.home(id, call.lines)) is None:
-            return
-        engine = self.fleet.get(Role.DECODE, home)
-        if engine is None or not engine.is_offered:
-            raise BadRequest(404, f"Response with id '{id}' not found: the engine that made it is gone.")
-        call.ask = replace(call.ask, home=home)
-
-    def _headers(self, request: web.Request, *, reads: bool) -> tuple[CIMultiDict[str], bytes]:
-        """What the engines get of a request's headers, and the same as it is sent. Reads: the proxy looks into the
-        answers, so none is packed."""
-        dropped = ["Accept-Encoding"] if reads else []
-        if self._settings.admin_api_key is not None:
-            dropped.append("X-API-Key")  # the operators', which is no engine's business
-        headers = for_engine(request.headers, dropped)
-        headers["X-Request-Id"] = request[ID]
-        self._upstream.authorize(headers)
-        return headers, header_lines(headers)
-
-    async def _read(self, request: web.Request) -> bytes:
-        """The body, whole; its bytes are noted in the admission."""
-        if (request.content_length or 0) > BODY_BYTES_MAX:
-            raise web.HTTPRequestEntityTooLarge(BODY_BYTES_MAX, request.content_length or 0)
-        content = bytearray()
-        whole = False
-        try:
-            if request.content.is_eof():  # it came with its head, as most do: no need of a timer
-                body = request.content.read_nowait()
-                self._admission.buffer(len(body))
-                whole = True
-                return body
-            async with asyncio.timeout(_BODY_S):
-                while chunk := await request.content.readany():
-                    self._admission.buffer(len(chunk))
-                    content += chunk
-                    if len(content) > BODY_BYTES_MAX:
-                        raise web.HTTPRequestEntityTooLarge(BODY_BYTES_MAX, len(content))
-            whole = True
-        except TimeoutError as error:
-            raise BadRequest(408, f"the request body did not arrive within {_BODY_S:g} s") from error
-        except web.RequestPayloadError as error:
-            raise BadRequest(400, f"the request body is malformed: {error}") from error
-        finally:
-            if not whole:
-                self._admission.buffer(-len(content))
-        return bytes(content)
+            self._intake.let_go(call.body)

@@ -1,4 +1,4 @@
-"""One request's legs: carries out what its Route decides, and passes the decode engine's answer on.
+"""One request's legs: sends what its Route decides, and hands the decode engine's answer to the client's `reply`.
 
 Nothing reaches the client before the decode engine's first byte is there, or the first event of its stream was looked
 at: until then another engine can be asked. After it a failure is the client's to see (reply). Cancelling run(), when
@@ -9,61 +9,30 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from aiohttp import web
 from multidict import CIMultiDict
 
 from services.proxy.billing import Bill, BilledAnswer
+from services.proxy.call import Call
 from services.proxy.config import ProxySettings
 from services.proxy.core import legs, verdicts
 from services.proxy.core.codec import encode
 from services.proxy.core.events import failure_of
 from services.proxy.core.fleet import Address, Booking, Handover, Role
 from services.proxy.core.routing import Decision, Decode, Finished, Outcome, Pair, Prefill, Router, Unserved
-from services.proxy.core.scheduling import Ask
 from services.proxy.core.usage import cached_of
 from services.proxy.deadlines import Within
 from services.proxy.engine_http.heads import header_lines
 from services.proxy.engine_http.upstream import Answer, Leg, LegFailed, Upstream
-from services.proxy.errors import ID
 from services.proxy.metrics import Metrics
-from services.proxy.reply import ClientGone, Reply
-from services.proxy.story import LegNote, Story
+from services.proxy.reply import ClientGone, Ending, Held, Reply
+from services.proxy.story import LegNote
 
 logger = logging.getLogger(__name__)
 
 _PREFILL_BYTES_MAX: Final = 8 << 20
 _HELD_BYTES_MAX: Final = 1 << 20
-
-
-@dataclass(slots=True)
-class Call:
-    """One request of a client, read and understood."""
-
-    request: web.Request
-    story: Story
-    body: bytes
-    headers: CIMultiDict[str]
-    lines: bytes  # the headers, as they are sent
-    repeatable: bool
-    asked: legs.Fields | None = None  # None: it is passed on untouched
-    ask: Ask = field(default_factory=Ask)
-    streamed: bool = False
-    follows: str | None = None  # the id of the response that it is about
-    made: Callable[[bytes, Address], None] | None = None  # is told how an answer begins, and whose it is
-
-
-@dataclass(slots=True)
-class Held:
-    """An answer that says that the engine failed: the client's only if no other engine has a better one."""
-
-    status: int
-    reason: str | None
-    headers: CIMultiDict[str]
-    body: bytes
 
 
 class _Failed(NamedTuple):
@@ -77,7 +46,7 @@ class Exchange:
     ) -> None:
         self._call = call
         self._upstream = upstream
-        self._reply = Reply(call.request, upstream.deadlines.within, settings.slow_client_timeout)
+        self._reply = Reply(call, metrics, upstream.deadlines.within, slow_client_s=settings.slow_client_timeout)
         self._metrics = metrics
         self._settings = settings
         self._router = router
@@ -94,13 +63,13 @@ class Exchange:
         self._limit: Within  # of the wait for an answer, and then for each of its next bytes
         self._alone = False
 
-    async def run(self) -> web.StreamResponse:
+    async def run(self) -> Ending:
         limit_s, fail = self._settings.request_timeout, self._reply.fail
         try:
             with self._upstream.deadlines.within(limit_s - (time.monotonic() - self._call.story.began)) as self._limit:
                 return await self._follow()
         except TimeoutError:
-            began = self._reply.response is not None
+            began = self._reply.has_begun
             what = "no byte of the answer passed for" if began else "the request was not answered within"
             return await fail(504, f"{what} {limit_s:g} s", outcome="timed_out")
         except LegFailed as failure:
@@ -111,7 +80,7 @@ class Exchange:
         finally:
             self._route.close()
 
-    async def _follow(self) -> web.StreamResponse:
+    async def _follow(self) -> Ending:
         decision: Decision = self._route.begin(time.monotonic())
         while True:
             match decision:
@@ -124,9 +93,7 @@ class Exchange:
                 case Pair(prefill, decode):
                     role, outcome = await self._pair(prefill, decode)
                 case Finished():
-                    if self._reply.response is None:
-                        raise RuntimeError("the route finished without an answer")
-                    return self._reply.response
+                    return self._reply.ending
                 case Unserved():
                     return await self._unserved(decision)
             decision = self._route.step(role, outcome, time.monotonic())
@@ -191,7 +158,7 @@ class Exchange:
         )
         try:
             await asyncio.wait((decoding, prefilling), return_when=asyncio.FIRST_COMPLETED)
-            if prefilling.done() and self._reply.response is None and prefilling.result() is not Outcome.DONE:
+            if prefilling.done() and not self._reply.has_begun and prefilling.result() is not Outcome.DONE:
                 return Role.PREFILL, prefilling.result()  # whatever became of decode, which waited for it
             if prefilling.done() and not decoding.done() and prefilling.result() is Outcome.DONE:
                 self._route.prefilled()
@@ -231,7 +198,7 @@ class Exchange:
                     await self._pass_on(leg, answer, looked)
         except LegFailed as failure:
             self._leg_ended(note, failure.outcome, str(failure))
-            if self._reply.response is not None:
+            if self._reply.has_begun:
                 self._route.broke_off(time.monotonic())
                 raise
             return failure.outcome
@@ -284,43 +251,26 @@ class Exchange:
         return _Failed(verdicts.of_failure(failure.status), f"its stream began with an error: {failure.message}")
 
     async def _pass_on(self, leg: Leg, answer: Answer, first: bytes) -> None:
-        call = self._call
         leg.settle()
-        if call.made is not None and answer.status == 200:
-            call.made(first, leg.to)
-        call.story.first_byte_at = time.monotonic()
-        if call.streamed:
-            self._metrics.ttft_seconds.observe(call.story.first_byte_at - call.story.began)
-            self._metrics.added_seconds.observe(call.story.own_s(call.story.first_byte_at))
-        await self._begin(answer.status, answer.reason, answer.headers)
-        chunk = first
-        while chunk:
-            call.story.bytes += len(chunk)
-            gap = leg.heard()
-            if call.streamed and gap:
-                self._metrics.gap_seconds.observe(gap)
-            if answer.at_end:
-                break
-            await self._reply.write(chunk)
-            self._limit.begin_anew(self._settings.request_timeout)
-            chunk = await answer.read()
-        if answer.ends_by_close and not self._reply.is_whole_with(chunk):
-            await self._reply.write(chunk)
-            raise LegFailed(Outcome.BROKEN, "it closed the connection before the stream's end")
-        await self._reply.end(chunk)
+        if self._call.made is not None and answer.status == 200:
+            self._call.made(first, leg.to)
+        await self._reply.pass_on(
+            answer,
+            first,
+            leg,
+            outcome=self._outcome(answer.status),
+            limit=self._limit,
+            limit_s=self._settings.request_timeout,
+        )
 
-    async def _begin(self, status: int, reason: str | None, headers: CIMultiDict[str]) -> None:
-        is_error = status >= 400 or self._is_refused
-        outcome = "engine_error" if is_error else "decode_alone" if self._alone else "ok"
-        await self._reply.begin(status, reason, headers, outcome=outcome)
+    def _outcome(self, status: int) -> str:
+        if status >= 400 or self._is_refused:
+            return "engine_error"
+        return "decode_alone" if self._alone else "ok"
 
-    # -- how it can end badly
-
-    async def _unserved(self, decision: Unserved) -> web.StreamResponse:
+    async def _unserved(self, decision: Unserved) -> Ending:
         if self._held is not None:  # an engine's own words say more than the proxy's
-            held = self._held
-            await self._begin(held.status, held.reason, held.headers)
-            return await self._reply.end(held.body)
+            return await self._reply.pass_held(self._held, self._outcome(self._held.status))
         if decision.may_have_run:
             message = "the decode engine broke off before it answered; the request may have run"
             return await self._reply.fail(502, message, outcome="unserved")
@@ -332,6 +282,6 @@ class Exchange:
         note.end(outcome.value, reason)
         self._metrics.leg(role, to, outcome.value).observe(note.ended - note.began)
         is_doubtful = outcome in (Outcome.REFUSED, Outcome.INVALID)
-        if outcome is not Outcome.DONE and not is_doubtful and self._reply.response is None:
+        if outcome is not Outcome.DONE and not is_doubtful and not self._reply.has_begun:
             self._metrics.retries.labels(role.value, to, outcome.value).inc()
-            logger.warning("request %s: %s engine %s failed: %s", self._call.request[ID], role.value, to, reason)
+            logger.warning("request %s: %s engine %s failed: %s", self._call.story.id, role.value, to, reason)

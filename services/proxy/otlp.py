@@ -1,7 +1,7 @@
 """Sends what became of requests to an OpenTelemetry collector, by OTLP over HTTP. The only module that knows the SDK.
 
 Spans are made when a request is over and put into a bounded queue; a thread sends them. A collector that is slow or
-gone costs spans, never requests. OTEL_EXPORTER_OTLP_HEADERS, OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME count.
+gone costs spans, never requests. OTEL_EXPORTER_OTLP_HEADERS, OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME are read.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from services.common.version import VERSION
 from services.proxy.core.endpoint import endpoint_of
-from services.proxy.story import DONE, LegNote, Story
+from services.proxy.story import DONE, Ended, LegNote, Story
 from services.proxy.tracing import Trace
 
 _QUEUE_MAX: Final = 8192  # spans
@@ -46,12 +46,10 @@ class Exporter:
             max_export_batch_size=_BATCH_MAX,
             schedule_delay_millis=_SEND_EVERY_MS,
         )
-        sys.setswitchinterval(0.0005)  # so that the thread that encodes spans holds up requests for so long only
+        sys.setswitchinterval(0.0005)  # how long the thread that encodes spans may hold up requests
 
-    def export(
-        self, story: Story, trace: Trace, *, method: str, route: str, path: str, code: int, outcome: str
-    ) -> None:
-        """The request's span and its legs'; at once."""
+    def export(self, story: Story, trace: Trace, ended: Ended) -> None:
+        """The request's span and its legs'. Returns at once."""
         now, offset_ns = time.monotonic(), time.time_ns() - time.monotonic_ns()
         own = _context(trace.trace_id, trace.span_id)
         fields = story.fields(now)
@@ -60,25 +58,26 @@ class Exporter:
         first = (
             () if story.first_byte_at is None else (Event("first byte", timestamp=_ns(story.first_byte_at, offset_ns)),)
         )
+        is_failure = ended.status >= 500 or ended.outcome == "broken"
         span = ReadableSpan(
-            name=f"{method} {route}",
+            name=f"{ended.method} {ended.route}",
             context=own,
             parent=_context(trace.trace_id, trace.parent_id) if trace.parent_id else None,
             resource=self._resource,
             attributes={
-                "http.request.method": method,
-                "http.route": route,
-                "url.path": path,
-                "http.response.status_code": code,
+                "http.request.method": ended.method,
+                "http.route": ended.route,
+                "url.path": ended.path,
+                "http.response.status_code": ended.status,
                 "larder.request_id": story.id,
-                "larder.outcome": outcome,
+                "larder.outcome": ended.outcome,
                 "larder.retries": fields["retries"],
                 "larder.prompt_tokens": story.prompt_tokens,
                 "larder.answer_bytes": story.bytes,
             },
             events=first,
             kind=SpanKind.SERVER,
-            status=Status(StatusCode.ERROR, outcome) if code >= 500 or outcome == "broken" else _UNSET,
+            status=Status(StatusCode.ERROR, ended.outcome) if is_failure else _UNSET,
             start_time=_ns(story.began, offset_ns),
             end_time=_ns(now, offset_ns),
             instrumentation_scope=_SCOPE,
@@ -95,7 +94,7 @@ class Exporter:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(done.set)
 
-        threading.Thread(target=shut_down, daemon=True).start()  # the loop's own threads are waited for
+        threading.Thread(target=shut_down, daemon=True).start()  # the loop waits for threads of its own
         try:
             async with asyncio.timeout(_LAST_S):
                 await done.wait()

@@ -1,8 +1,8 @@
-"""What became of one request: noted as it goes its way, told when it is over. Never its prompt, never a key."""
+"""What became of one request: noted on its way, told when it is over. Never its prompt, never a key."""
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 from multidict import CIMultiDict
@@ -22,7 +22,7 @@ class LegNote:
     to: Address
     began: float
     ended: float = 0.0
-    outcome: str = CANCELLED  # unless something else is said
+    outcome: str = CANCELLED  # unless end() says otherwise
     reason: str = ""
     span_id: int = 0  # in the request's trace
 
@@ -31,7 +31,7 @@ class LegNote:
 
 
 class Waits:
-    """A context for each wait for somebody else; those that overlap count once."""
+    """A context for every wait for somebody else; waits that overlap count once."""
 
     __slots__ = ("_began", "_count", "_ended_s")
 
@@ -50,7 +50,7 @@ class Waits:
             self._ended_s += time.monotonic() - self._began
 
     def seconds(self, now: float) -> float:
-        """Of all of them until now."""
+        """All of them until now."""
         return self._ended_s + (now - self._began if self._count else 0.0)
 
 
@@ -78,7 +78,7 @@ class Story:
         return now - self.began - self.waits.seconds(now)
 
     def headers(self, headers: CIMultiDict[str], leg: LegNote) -> CIMultiDict[str]:
-        """The leg's headers, told its place in the trace; those that were given where there is none."""
+        """The headers with the leg's place in the trace; the same object where there is no trace."""
         if self.trace is None:
             return headers
         told = headers.copy()
@@ -103,6 +103,16 @@ class Story:
             "first_byte_ms": None if first_s is None else _ms(first_s),
             "bytes": self.bytes,
         } | ({} if self.trace is None else {"trace_id": f"{self.trace.trace_id:032x}"})
+
+
+class Ended(NamedTuple):
+    """How a request ended. Route: one of this proxy's, of which there are few; path: what the client asked for."""
+
+    method: str
+    route: str
+    path: str
+    status: int
+    outcome: str  # one of those that `metrics` lists
 
 
 STORY: Final = web.RequestKey("story", Story)

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from services.proxy import app as proxy_app
+from services.proxy import intake
 from services.proxy.core import legs
 from services.proxy.core.fleet import Role
 
@@ -253,7 +253,7 @@ async def test_a_client_may_not_say_where_kv_is_fetched_from(cluster: Any, path:
         (b"null", "application/json", 400, "must be a JSON object, not null"),
         (b'{"a":' + b"[" * 100_000, "application/json", 400, "not valid JSON"),
         (b"{}", "text/plain", 415, "Only 'application/json' is allowed"),
-        (b" " * (proxy_app.BODY_BYTES_MAX + 1), "application/json", 413, "over 67108864 bytes"),
+        (b" " * (intake.BODY_BYTES_MAX + 1), "application/json", 413, "over 67108864 bytes"),
     ],
 )
 async def test_a_request_that_cannot_be_served_is_refused_at_once(

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.proxy import app as proxy_app
-from services.proxy import connections
+from services.proxy import connections, intake
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 WHOLE = HEAD + b"Content-Length: 2\r\n\r\n{}"
@@ -19,7 +18,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a test."""
     monkeypatch.setattr(connections, "HEAD_S", 0.3)
     monkeypatch.setattr(connections, "IDLE_S", 0.6)
-    monkeypatch.setattr(proxy_app, "_BODY_S", 0.6)
+    monkeypatch.setattr(intake, "_BODY_S", 0.6)
 
 
 class Peer:
@@ -195,7 +194,7 @@ async def test_connections_are_bounded(start_cluster: Any, monkeypatch: pytest.M
 async def test_a_body_that_is_too_large_is_refused_before_it_has_come(
     cluster: Any, how: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proxy_app, "BODY_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(intake, "BODY_BYTES_MAX", 1 << 20)
     peer = await connect(cluster)
     peer.writer.write(HEAD + how)
     if b"chunked" in how:

@@ -4,13 +4,15 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
+from random import Random
 from typing import Any
 
 import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from services.proxy.tracing import Trace, TracingUnavailable, make_tracing
+from services.proxy.telemetry import TracingUnavailable, make_exporter
+from services.proxy.tracing import trace_of
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01", "tracestate": "vendor=1"}
@@ -140,7 +142,7 @@ async def test_a_collector_that_hangs_or_is_gone_holds_nothing_up(
     for _ in range(100):
         assert await ask(cluster) == 200
     assert time.monotonic() - began < 10
-    exporter = cluster.proxy._tracing.exporter
+    exporter = cluster.proxy._telemetry._exporter
     assert exporter._processor._batch_processor._queue.maxlen == 8192
     began = time.monotonic()
     await cluster.stop()
@@ -151,11 +153,10 @@ async def test_a_collector_that_hangs_or_is_gone_holds_nothing_up(
 
 
 def test_without_the_packages_the_reason_is_clear(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert make_tracing(None) is None
     monkeypatch.delitem(sys.modules, "services.proxy.otlp", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(TracingUnavailable, match=r"install larder-server\[otel\]"):
-        make_tracing("http://127.0.0.1:4318")
+        make_exporter("http://127.0.0.1:4318")
 
 
 @pytest.mark.parametrize(
@@ -172,10 +173,7 @@ def test_without_the_packages_the_reason_is_clear(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_only_a_valid_traceparent_is_continued(header: str, continued: bool) -> None:
-    tracing = make_tracing("http://127.0.0.1:9")
-    assert tracing is not None
-    trace = tracing.begin({"traceparent": header})
-    assert isinstance(trace, Trace)
+    trace = trace_of({"traceparent": header}, Random())
+    assert trace is not None
     assert (trace.trace_id == int(TRACE_ID, 16)) is continued
     assert (trace.parent_id == int(PARENT_ID, 16)) is continued
-    tracing.exporter._processor.shutdown()
