@@ -11,14 +11,13 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 from aiohttp import web
-from aiohttp.http import StreamWriter
 from multidict import CIMultiDict
 
+from services.proxy.aiohttp_inner import PassedOn, StreamWriter
 from services.proxy.call import Call
-from services.proxy.connections import PassedOn
 from services.proxy.core.events import Events, error_event, form_of, is_last, is_stream
 from services.proxy.core.routing import Outcome
 from services.proxy.deadlines import Within
@@ -142,7 +141,7 @@ class Reply:
         if is_stream(headers) and response.content_length is None:
             self._events = Events()
         try:
-            self._writer = cast(StreamWriter, await response.prepare(self._request))
+            self._writer = await response.start(self._request)
         except ConnectionError as error:
             raise ClientGone from error
 

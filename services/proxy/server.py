@@ -13,8 +13,8 @@ from larder.addresses import join
 from prometheus_client import CollectorRegistry
 
 from services.proxy.app import Proxy
+from services.proxy.client_limits import bounded_runner
 from services.proxy.config import ProxySettings
-from services.proxy.connections import Runner
 from services.proxy.engine_http.upstream import Upstream
 from services.proxy.siblings import Place, Siblings
 
@@ -64,7 +64,7 @@ def ready_line(host: str, port: int) -> str:
 
 
 def make_runner(proxy: Proxy) -> web.AppRunner:
-    return Runner(
+    return bounded_runner(
         proxy.make_app(),
         access_log=None,
         handler_cancellation=True,  # a client that leaves cancels its handler

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.proxy import connections, intake
+from services.proxy import client_limits, intake
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 WHOLE = HEAD + b"Content-Length: 2\r\n\r\n{}"
@@ -16,8 +16,8 @@ MANY_HEADERS = HEAD + b"".join(b"X-Header-%d: value\r\n" % n for n in range(10_0
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a test."""
-    monkeypatch.setattr(connections, "HEAD_S", 0.3)
-    monkeypatch.setattr(connections, "IDLE_S", 0.6)
+    monkeypatch.setattr(client_limits, "HEAD_S", 0.3)
+    monkeypatch.setattr(client_limits, "IDLE_S", 0.6)
     monkeypatch.setattr(intake, "_BODY_S", 0.6)
 
 
@@ -127,7 +127,7 @@ async def test_an_unfinished_head_is_bounded_in_bytes(cluster: Any) -> None:
 async def test_who_is_refused_and_goes_on_sending_is_cut_off(
     cluster: Any, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_LINGER_S", 0.3)
+    monkeypatch.setattr(client_limits, "_LINGER_S", 0.3)
     peer = await connect(cluster)
     lines = 60 if status == 431 else 1
     peer.writer.write(HEAD + b"".join(b"X-%d: %b\r\n" % (n, b"v" * 2_000) for n in range(lines)))
@@ -177,7 +177,7 @@ async def test_an_idle_connection_is_closed_and_one_that_is_served_is_not(cluste
 
 
 async def test_connections_are_bounded(start_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "CONNECTIONS_MAX", 3)
+    monkeypatch.setattr(client_limits, "CONNECTIONS_MAX", 3)
     cluster = await start_cluster()
     peers = [await connect(cluster) for _ in range(3)]
     await asyncio.sleep(0.1)
