@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from services.proxy.core.endpoint import BadPort, endpoint_of
-from services.proxy.core.fleet import Address, Role
+from services.proxy.core.engine import Address, Role
 
 PRIVATE: Final = ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 """The default: this host and private networks. Not among them are link-local addresses, where clouds keep their

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from services.proxy.addresses import AllowList, Refused, parse_instance
 from services.proxy.config import ProxySettings
-from services.proxy.core.fleet import Address, Engine, Role
+from services.proxy.core.engine import Address, Engine, Role
 from services.proxy.core.membership import AlreadyThere, Membership, NotThere, TooMany, Unchanged
 from services.proxy.engine_http.upstream import Upstream
 from services.proxy.health import HealthChecks

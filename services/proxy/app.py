@@ -21,9 +21,9 @@ from services.proxy.admin import Admin
 from services.proxy.admission import Admission, Overloaded
 from services.proxy.config import ProxySettings
 from services.proxy.core import paths
-from services.proxy.core.fleet import Handover, Role
-from services.proxy.core.legs import BadRequest
-from services.proxy.core.routing import Router
+from services.proxy.core.engine import Handover, Role
+from services.proxy.core.requests import BadRequest
+from services.proxy.core.router import Router
 from services.proxy.core.scheduling import make_policy
 from services.proxy.cors import Cors
 from services.proxy.discovery import Discovery

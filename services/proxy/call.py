@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from aiohttp import web
 from multidict import CIMultiDict
 
-from services.proxy.core.fleet import Address
-from services.proxy.core.legs import Fields
+from services.proxy.core.engine import Address
+from services.proxy.core.requests import Fields
 from services.proxy.core.scheduling import Ask
 from services.proxy.story import Story
 

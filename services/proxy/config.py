@@ -12,7 +12,7 @@ from services.common.settings import Host, Names, Port, ServiceSettings
 from services.proxy.addresses import PRIVATE
 from services.proxy.core.discovery import File, source_of
 from services.proxy.core.endpoint import canonical
-from services.proxy.core.fleet import Role
+from services.proxy.core.engine import Role
 from services.proxy.core.scheduling import POLICIES
 from services.proxy.engine_http.tls import context_of
 

@@ -10,7 +10,8 @@ from typing import Final
 
 from aiohttp import web
 
-from services.proxy.core.fleet import Address, Fleet, Role
+from services.proxy.core.engine import Address, Role
+from services.proxy.core.fleet import Fleet
 from services.proxy.engine_http.upstream import LegFailed, Upstream
 
 logger = logging.getLogger(__name__)

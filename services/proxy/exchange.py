@@ -16,11 +16,13 @@ from multidict import CIMultiDict
 from services.proxy.billing import Bill, BilledAnswer
 from services.proxy.call import Call
 from services.proxy.config import ProxySettings
-from services.proxy.core import legs, verdicts
+from services.proxy.core import legs, outcomes
 from services.proxy.core.codec import encode
+from services.proxy.core.engine import Address, Booking, Handover, Role
 from services.proxy.core.events import failure_of
-from services.proxy.core.fleet import Address, Booking, Handover, Role
-from services.proxy.core.routing import Decision, Decode, Finished, Outcome, Pair, Prefill, Router, Unserved
+from services.proxy.core.outcomes import Outcome
+from services.proxy.core.router import Router
+from services.proxy.core.routing import Decision, Decode, Finished, Pair, Prefill, Route, Unserved
 from services.proxy.core.usage import cached_of
 from services.proxy.deadlines import Within
 from services.proxy.engine_http.heads import header_lines
@@ -52,7 +54,7 @@ class Exchange:
         self._router = router
         pays = call.ask.has_media or call.ask.prompt_tokens >= settings.prefill_min_tokens
         prefill = call.asked is not None and pays
-        self._route = router.begin(call.ask, prefill=prefill, repeatable=call.repeatable)
+        self._route = Route(router, call.ask, prefill=prefill, repeatable=call.repeatable)
         self._params: dict[str, Any] | None = None  # what the decode leg is told of where the KV lies
         self._bill: Bill | None = None  # None: no prefill was done for this request
         self._held: Held | None = None
@@ -81,7 +83,7 @@ class Exchange:
             self._route.close()
 
     async def _follow(self) -> Ending:
-        decision: Decision = self._route.begin(time.monotonic())
+        decision: Decision = self._route.first(time.monotonic())
         while True:
             match decision:
                 case Prefill(leg, handover):
@@ -96,7 +98,7 @@ class Exchange:
                     return self._reply.ending
                 case Unserved():
                     return await self._unserved(decision)
-            decision = self._route.step(role, outcome, time.monotonic())
+            decision = self._route.next(role, outcome, time.monotonic())
 
     # -- legs
 
@@ -124,7 +126,7 @@ class Exchange:
                     answer = await self._send(leg, body, lines)
                     content = await answer.read_all(_PREFILL_BYTES_MAX)
             bill.set_result(cached_of(content) if answer.status == 200 else None)
-            outcome, reason = verdicts.of_prefill(answer.status, content)
+            outcome, reason = outcomes.of_prefill(answer.status, content)
             if outcome in (Outcome.REFUSED, Outcome.INVALID):
                 self._refusals[to] = (note, answer.status)
             elif outcome is Outcome.DONE and handover is Handover.PUSH and legs.sends_nothing(content):
@@ -233,10 +235,10 @@ class Exchange:
 
     async def _look(self, answer: Answer) -> bytes | _Failed:
         """The answer's first bytes; or how it failed, where another engine may do better."""
-        if answer.status in verdicts.RETRIED:
+        if answer.status in outcomes.RETRIED:
             body = await answer.read_all(_HELD_BYTES_MAX)
             self._held = Held(answer.status, answer.reason, answer.headers, body)
-            return _Failed(verdicts.of_failure(answer.status), f"it answered {answer.status}")
+            return _Failed(outcomes.of_failure(answer.status), f"it answered {answer.status}")
         if not (answer.status == 200 and answer.is_events):
             first = await answer.read()
             if not first and answer.status == 200 and self._call.asked is not None:
@@ -244,11 +246,11 @@ class Exchange:
             return first
         first = await answer.read_event()
         failure = failure_of(first)
-        if failure is None or (failure.status < 500 and failure.status not in verdicts.RETRIED):
+        if failure is None or (failure.status < 500 and failure.status not in outcomes.RETRIED):
             self._is_refused = failure is not None  # for the client to see
             return first
         self._held = Held(failure.status, None, CIMultiDict({"Content-Type": "application/json"}), failure.body)
-        return _Failed(verdicts.of_failure(failure.status), f"its stream began with an error: {failure.message}")
+        return _Failed(outcomes.of_failure(failure.status), f"its stream began with an error: {failure.message}")
 
     async def _pass_on(self, leg: Leg, answer: Answer, first: bytes) -> None:
         leg.settle()

@@ -13,8 +13,9 @@ from prometheus_client import CollectorRegistry
 from services.proxy.config import ProxySettings
 from services.proxy.core import legs
 from services.proxy.core.endpoint import endpoint_of
-from services.proxy.core.fleet import Address, Change, Engine, Fleet, Handover, Health, Probe, Role
-from services.proxy.core.routing import Outcome
+from services.proxy.core.engine import Address, Change, Engine, Handover, Health, Probe, Role
+from services.proxy.core.fleet import Fleet
+from services.proxy.core.outcomes import Outcome
 from services.proxy.engine_http.upstream import LegFailed, Upstream
 from services.proxy.metrics import Metrics
 from services.proxy.models import list_models

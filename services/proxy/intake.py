@@ -17,10 +17,11 @@ from multidict import CIMultiDict
 from services.proxy.admission import Admission
 from services.proxy.call import Call
 from services.proxy.config import ProxySettings
-from services.proxy.core import guard, legs, paths
-from services.proxy.core.fleet import Fleet, Role
+from services.proxy.core import guard, paths, requests
+from services.proxy.core.engine import Role
+from services.proxy.core.fleet import Fleet
 from services.proxy.core.homes import response_followed
-from services.proxy.core.legs import BadRequest
+from services.proxy.core.requests import BadRequest
 from services.proxy.core.scheduling import Ask
 from services.proxy.engine_http.heads import for_engine, header_lines
 from services.proxy.engine_http.upstream import Upstream
@@ -126,14 +127,14 @@ class Intake:
         request = call.request
         session = request.headers.get(self._settings.session_header, "")
         if generates:
-            call.asked = legs.parse_request(request.content_type, call.body)
-            call.streamed = legs.is_streamed(call.asked)
-            call.ask = legs.ask_of(call.asked, session)
+            call.asked = requests.parse_request(request.content_type, call.body)
+            call.streamed = requests.is_streamed(call.asked)
+            call.ask = requests.ask_of(call.asked, session)
             call.story.prompt_tokens = call.ask.prompt_tokens
             return
         path = [part for part in request.path.split("/") if part]
-        fields = legs.fields_of(call.body)
-        call.ask = Ask(session=session, model=legs.model_of(fields))
+        fields = requests.fields_of(call.body)
+        call.ask = Ask(session=session, model=requests.model_of(fields))
         call.follows = response_followed(path, fields)
         if path == ["v1", "responses"]:
             call.made = self._responses.made

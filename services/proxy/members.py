@@ -13,7 +13,7 @@ from typing import Final
 
 from services.proxy.addresses import AllowList
 from services.proxy.config import ProxySettings
-from services.proxy.core.fleet import Address, Role
+from services.proxy.core.engine import Address, Role
 from services.proxy.core.membership import Changes, Found, Membership, NotThere, Wish, without_left, without_stale
 from services.proxy.health import HealthChecks
 from services.proxy.siblings import Siblings

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from services.proxy.core.fleet import Address
+from services.proxy.core.engine import Address
 from services.proxy.engine_http.upstream import LegFailed, Upstream
 
 _SECONDS: Final = 5.0

@@ -19,7 +19,7 @@ from multidict import CIMultiDict
 from services.proxy.aiohttp_inner import PassedOn, StreamWriter
 from services.proxy.call import Call
 from services.proxy.core.events import Events, error_event, form_of, is_last, is_stream
-from services.proxy.core.routing import Outcome
+from services.proxy.core.outcomes import Outcome
 from services.proxy.deadlines import Within
 from services.proxy.engine_http.upstream import Answer, Leg, LegFailed
 from services.proxy.errors import error_response

@@ -7,7 +7,8 @@ import asyncio
 from typing import Final
 from urllib.parse import quote
 
-from services.proxy.core.fleet import Address, Fleet, Health, Role
+from services.proxy.core.engine import Address, Health, Role
+from services.proxy.core.fleet import Fleet
 from services.proxy.core.homes import Homes, response_made
 from services.proxy.engine_http.upstream import LegFailed, Upstream
 from services.proxy.siblings import Siblings

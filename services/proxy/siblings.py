@@ -17,7 +17,7 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from services.proxy.core.fleet import Role
+from services.proxy.core.engine import Role
 from services.proxy.core.membership import Found
 from services.proxy.sums import Family, Samples, exposition, kept, merged
 

@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from services.proxy.core.discovery import Dns, File, Member, Reason, Unheard
 from services.proxy.core.endpoint import canonical
-from services.proxy.core.fleet import Address, Role
+from services.proxy.core.engine import Address, Role
 from services.proxy.core.membership import ENGINES_MAX
 
 LOOKUP_S: Final = 3.0

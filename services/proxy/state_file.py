@@ -19,7 +19,7 @@ from larder.errors import LarderError
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from services.proxy.core.endpoint import canonical
-from services.proxy.core.fleet import Address, Role
+from services.proxy.core.engine import Address, Role
 from services.proxy.core.membership import Changes, Membership, Wish, without_stale
 
 _VERSION: Final = 1

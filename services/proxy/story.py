@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from aiohttp import web
 from multidict import CIMultiDict
 
-from services.proxy.core.fleet import Address, Role
+from services.proxy.core.engine import Address, Role
 from services.proxy.tracing import TRACEPARENT, TRACESTATE, Trace
 
 CANCELLED: Final = "cancelled"

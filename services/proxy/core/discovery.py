@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from services.proxy.core.endpoint import BadPort, endpoint_of
-from services.proxy.core.fleet import Address, Role
+from services.proxy.core.engine import Address, Role
 from services.proxy.core.membership import ENGINES_MAX, Found
 
 ABSENCES: Final = 2

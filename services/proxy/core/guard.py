@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from services.proxy.core.codec import decode_fields
-from services.proxy.core.legs import BadRequest
+from services.proxy.core.requests import BadRequest
 
 _NAMES: Final = (
     "kv_transfer_params",  # of vLLM: top level, or in vllm_xargs, or in sampling_params.extra_args

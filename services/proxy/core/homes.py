@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import Final, TypeGuard
 
 from services.proxy.core.codec import decode_text
-from services.proxy.core.fleet import Address
-from services.proxy.core.legs import Fields
+from services.proxy.core.engine import Address
+from services.proxy.core.requests import Fields
 
 HOMES_MAX: Final = 65_536
 ID_CHARACTERS: Final = 256

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from services.proxy.core.fleet import Address, Fleet, Health, Role
+from services.proxy.core.engine import Address, Health, Role
+from services.proxy.core.fleet import Fleet
 
 ENGINES_MAX: Final = 1024  # of one role, those that were removed among them
 

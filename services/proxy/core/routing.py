@@ -1,6 +1,6 @@
 """One request's way through the engines: which legs it takes, and what follows when one fails. Decides; sends nothing.
 
-A Route is asked with step() what to do first, and then again with the outcome of what it decided. It asks every engine
+A Route says with first() what to do, and with next() what follows the outcome of that. It asks every engine
 at most once, and after legs that may have run no more than RERUNS_MAX others: a request that kills engines must not
 kill them all. So it always ends. Engines come and go under way: a route sees the fleet as it is then.
 
@@ -16,30 +16,14 @@ What keeps a failing prefill from failing the request is invariant 16: the decod
 """
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
-from services.proxy.core.fleet import Address, Booking, Engine, Fleet, Handover, Role
-from services.proxy.core.scheduling import Ask, Policy
+from services.proxy.core.engine import Address, Booking, Engine, Handover, Role
+from services.proxy.core.outcomes import Outcome
+from services.proxy.core.router import Router
+from services.proxy.core.scheduling import Ask
 
 RERUNS_MAX: Final = 2  # of one request in one role, after legs that may have run
-BUDGET_MAX: Final = 2048.0  # as many as are served at once by default: all may move from an engine that dies
-BUDGET_SHARE: Final = 0.2  # reruns that each request earns the proxy: failing engines get a fifth more work, no more
-
-
-class Outcome(Enum):
-    """How a leg ended."""
-
-    DONE = "done"  # the engine answered: a decode with anything that is not a 5xx, a prefill with 200
-    UNREACHABLE = "unreachable"  # no connection, refused: the engine cannot have seen the request
-    UNCONNECTED = "unconnected"  # no connection in time: likewise
-    DIED = "died"  # it broke off and then refused connections: perhaps of this request
-    BUSY = "busy"  # the engine refused it for want of room (429, 503)
-    BROKEN = "broken"  # the engine may have run the request, but gave no answer that can be used
-    TIMED_OUT = "timed_out"  # as BROKEN, for want of time
-    NOTHING = "nothing"  # a prefill was done, and none of its KV is handed over: another's would not be either
-    REFUSED = "refused"  # a prefill engine does not know the key or the model; another one may
-    INVALID = "invalid"  # a prefill engine says that the request is wrong: decode will tell
 
 
 _UNSEEN: Final = frozenset({Outcome.UNREACHABLE, Outcome.UNCONNECTED, Outcome.BUSY})
@@ -87,79 +71,17 @@ class Unserved:
 Decision = Prefill | Decode | Pair | Finished | Unserved
 
 
-class Budget:
-    """Bounds the reruns of all requests together."""
-
-    def __init__(self) -> None:
-        self._left = BUDGET_MAX
-
-    def earn(self) -> None:
-        self._left = min(BUDGET_MAX, self._left + BUDGET_SHARE)
-
-    def spend(self) -> bool:
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
-class Router:
-    """What all routes share."""
-
-    def __init__(self, fleet: Fleet, policies: dict[Role, Policy], handover: Handover | None = None) -> None:
-        """Handover None: found out for each prefill engine."""
-        self.fleet = fleet
-        self.policies = policies
-        self.handover = handover
-        self.budget = Budget()
-
-    def begin(self, ask: Ask, *, prefill: bool, repeatable: bool) -> "Route":
-        """The route of a new request. Repeatable: a second engine may be asked even if a first one may have run it."""
-        self.budget.earn()
-        wanted = prefill and self.handover is not Handover.NONE and self._may_prefill(ask)
-        return Route(self, ask, prefill=wanted, repeatable=repeatable)
-
-    def _may_prefill(self, ask: Ask) -> bool:
-        return len(self.fleet.engines(Role.PREFILL)) > len(self.unfit(Role.PREFILL, ask))
-
-    def unfit(self, role: Role, ask: Ask) -> frozenset[Address]:
-        """The engines that cannot do what the request needs. A model that no engine lists is a decode engine's to
-        refuse: it may have been loaded a moment ago."""
-        handed_over = ask.handed_over or role is Role.DECODE
-        if handed_over and ask.home is None and (not ask.model or self.fleet.all_serve(role, ask.model)):
-            return frozenset()
-        engines = self.fleet.engines(role)
-        unfit = frozenset(engine.address for engine in engines if not self._is_fit(engine, ask))
-        if role is Role.DECODE and ask.home is None and len(unfit) == len(engines):
-            return frozenset()
-        return unfit
-
-    def _is_fit(self, engine: Engine, ask: Ask) -> bool:
-        if engine.role is Role.DECODE and ask.home is not None:
-            return engine.address == ask.home
-        if ask.model and not engine.may_serve(ask.model):
-            return False
-        if engine.role is Role.PREFILL and not ask.handed_over:
-            return (self.handover or engine.handover) not in (Handover.PULL, Handover.PUSH)
-        return True
-
-    def handover_of(self, engine: Engine, ask: Ask) -> Handover | None:
-        """None: its answer will tell. STORE is asked again with every prefill: one answer without kv_transfer_params
-        proves little."""
-        if not ask.handed_over:
-            return Handover.STORE
-        return self.handover or (None if engine.handover is Handover.STORE else engine.handover)
-
-
 class Route:
-    """One request's way through the engines. close() it always."""
+    """One request's way through the engines. close() it always. Prefill: it is worth one. Repeatable: a second engine
+    may be asked even if a first one may have run it."""
 
     def __init__(self, router: Router, ask: Ask, *, prefill: bool, repeatable: bool) -> None:
+        router.budget.earn()
         self._router = router
         self._fleet = router.fleet
         self._ask = ask
         self._repeatable = repeatable
-        self._prefill_wanted = prefill
+        self._prefill_wanted = prefill and router.may_prefill(ask)
         self._tried: dict[Role, tuple[Address, ...]] = {Role.PREFILL: (), Role.DECODE: ()}
         self._reruns = {Role.PREFILL: 0, Role.DECODE: 0}
         self._legs: dict[Role, Booking] = {}
@@ -169,13 +91,13 @@ class Route:
         self._has_paid = False
         self._last: Decision | None = None
 
-    def begin(self, now: float) -> Decision:
+    def first(self, now: float) -> Decision:
         """What to do first."""
         served = bool(self._candidates(Role.DECODE, now))  # else a prefill would be for nothing
         self._last = self._prefill(now) if self._prefill_wanted and served else self._decode(now, alone=False)
         return self._last
 
-    def step(self, role: Role, outcome: Outcome, now: float) -> Decision:
+    def next(self, role: Role, outcome: Outcome, now: float) -> Decision:
         """What to do after the leg of that role ended so. Of a pair it is the leg that decided it."""
         rerun = self._note(role, outcome, now)
         last = self._last

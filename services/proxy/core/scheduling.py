@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import xxhash
 
-from services.proxy.core.fleet import Address, Engine, Role
+from services.proxy.core.engine import Address, Engine, Role
 
 BOUND: Final = 1.25  # of the mean load: prefix_affinity passes over an engine that has more (arXiv:1608.01350)
 
@@ -26,7 +26,7 @@ class Ask:
     has_media: bool = False  # images, sounds: how many tokens they are is a guess
     model: str = ""  # empty: whichever an engine has
     home: Address | None = None  # the one decode engine that can answer: it has the response which this one follows
-    handed_over: bool = True  # False: KV reaches decode through a store only (legs.is_handed_over)
+    handed_over: bool = True  # False: KV reaches decode through a store only (requests.is_handed_over)
 
 
 Policy = Callable[[Sequence[Engine], Ask], Engine]

@@ -10,7 +10,7 @@ from typing import Final
 from multidict import CIMultiDict, MultiMapping
 
 from services.proxy.core.endpoint import Endpoint, endpoint_of
-from services.proxy.core.fleet import Address
+from services.proxy.core.engine import Address
 
 _HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}) | {
     "proxy-authenticate",

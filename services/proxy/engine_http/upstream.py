@@ -14,9 +14,9 @@ from typing import Any, Final, Self
 from multidict import CIMultiDict
 
 from services.proxy.core.endpoint import endpoint_of
+from services.proxy.core.engine import Address
 from services.proxy.core.events import first_event, is_stream
-from services.proxy.core.fleet import Address
-from services.proxy.core.routing import Outcome
+from services.proxy.core.outcomes import Outcome
 from services.proxy.deadlines import Deadlines
 from services.proxy.engine_http.connection_pool import ConnectionPool
 from services.proxy.engine_http.errors import (

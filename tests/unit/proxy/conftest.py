@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from services.proxy.app import Proxy
 from services.proxy.config import ProxySettings
-from services.proxy.core.fleet import Role
+from services.proxy.core.engine import Role
 from services.proxy.engine_http.upstream import Upstream
 from services.proxy.server import listen, make_runner
 

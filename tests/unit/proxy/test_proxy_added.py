@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from services.proxy.core import legs
+from services.proxy.core import requests
 from services.proxy.story import Waits
 from tests.unit.proxy.conftest import Bootstrap, Cluster, Engine
 
@@ -90,13 +90,13 @@ async def test_a_client_that_sends_slowly_waits_for_itself(start_cluster: Any) -
 
 
 async def test_what_the_proxy_does_itself_is_its_own(start_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster, parse = await start_cluster(), legs.parse_request
+    cluster, parse = await start_cluster(), requests.parse_request
 
     def parse_slowly(*given: Any) -> Any:
         time.sleep(PAUSE_S)
         return parse(*given)
 
-    monkeypatch.setattr(legs, "parse_request", parse_slowly)
+    monkeypatch.setattr(requests, "parse_request", parse_slowly)
     await stream(cluster)
     assert cluster.metric("added_seconds_sum") >= PAUSE_S
 

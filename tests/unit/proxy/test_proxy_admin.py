@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from services.proxy.addresses import PRIVATE, AllowList
-from services.proxy.core.fleet import Address
+from services.proxy.core.engine import Address
 
 KEY = {"X-API-Key": "sesame"}
 

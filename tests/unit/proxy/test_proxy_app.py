@@ -13,7 +13,7 @@ from yarl import URL
 
 from services.proxy import intake
 from services.proxy.core import legs
-from services.proxy.core.fleet import Role
+from services.proxy.core.engine import Role
 
 BODY = b'{ "model":"tiny","prompt" :"hello", "max_tokens":  7, "temperature":0, "x":"\xc3\xa9" }'
 JSON = {"Content-Type": "application/json"}

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from services.proxy.core import legs
+from services.proxy.core import legs, requests
 from services.proxy.core.codec import decode, encode
-from services.proxy.core.legs import BadRequest
+from services.proxy.core.requests import BadRequest
 
 PARAMS = {"do_remote_prefill": True, "remote_block_ids": [1, 2]}
 
@@ -46,12 +46,12 @@ def test_fields_are_counted_before_they_are_read(colon: str) -> None:
 
     started = time.monotonic()
     with pytest.raises(BadRequest, match="the request body has over 262144 fields"):
-        legs.parse_request("application/json", body(1_000_000))
+        requests.parse_request("application/json", body(1_000_000))
     assert time.monotonic() - started < 3  # most of it here, for the body
-    assert legs.fields_of(body(262_145)) == {}
-    assert len(legs.parse_request("application/json", body(262_144))) == 262_144
+    assert requests.fields_of(body(262_145)) == {}
+    assert len(requests.parse_request("application/json", body(262_144))) == 262_144
     text = '{"prompt": "%s"}' % ("12:34:56 " * 1_000_000)
-    assert list(legs.parse_request("application/json", text.encode())) == ["prompt"]
+    assert list(requests.parse_request("application/json", text.encode())) == ["prompt"]
 
 
 @pytest.mark.parametrize("value", [{"a": [1, 2.5, None, True, "é", {"b": ""}]}, {"a": 2**70}, {"a": "\ud800"}])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from services.proxy.core.fleet import Role
+from services.proxy.core.engine import Role
 from tests.unit.proxy.conftest import Bootstrap
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"

@@ -8,7 +8,7 @@ import dns.rcode
 import pytest
 
 from services.proxy import discovery, sources
-from services.proxy.core.fleet import Role
+from services.proxy.core.engine import Role
 from tests.free_ports import free_ports
 from tests.unit.proxy.conftest import Cluster, Engine, StartCluster
 from tests.unit.proxy.name_server import NameServer

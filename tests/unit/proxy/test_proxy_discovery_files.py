@@ -12,7 +12,8 @@ import pytest
 
 from services.proxy import discovery
 from services.proxy.core.discovery import ABSENCES, Dns, File, Reason, Tally, Unheard, source_of
-from services.proxy.core.fleet import Address, Fleet, Health, Role
+from services.proxy.core.engine import Address, Health, Role
+from services.proxy.core.fleet import Fleet
 from services.proxy.core.membership import AlreadyThere, Membership, NotThere, Wish, without_left, without_stale
 from tests.unit.proxy.conftest import Cluster, StartCluster
 from tests.unit.proxy.test_proxy_discovery import KEY, addresses, until

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from services.proxy.core.fleet import Role
+from services.proxy.core.engine import Role
 
 BEFORE_THE_FIRST_BYTE = [
     "reset",

@@ -4,22 +4,8 @@ from typing import Any
 
 import pytest
 
-from services.proxy.core.fleet import (
-    FAILURES_MAX,
-    OPEN_S,
-    OPEN_S_MAX,
-    SILENT_PROBES,
-    Address,
-    Booking,
-    Breaker,
-    Change,
-    Engine,
-    Fleet,
-    Handover,
-    Health,
-    Probe,
-    Role,
-)
+from services.proxy.core.engine import OPEN_S, Address, Booking, Breaker, Change, Engine, Handover, Health, Probe, Role
+from services.proxy.core.fleet import FAILURES_MAX, OPEN_S_MAX, SILENT_PROBES, Fleet
 
 A, B = Address("a:1"), Address("b:1")
 

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from services.proxy.core import guard
-from services.proxy.core.legs import BadRequest
+from services.proxy.core.requests import BadRequest
 
 JSON = "application/json"
 WHERE = {"do_remote_prefill": True, "remote_host": "10.0.0.1", "remote_port": 5600}

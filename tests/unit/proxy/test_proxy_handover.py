@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from services.proxy.core.fleet import Handover, Role
+from services.proxy.core.engine import Handover, Role
 from tests.unit.proxy.conftest import Bootstrap
 
 BODY = b'{ "prompt":"hello", "max_tokens": 7 }'

@@ -8,7 +8,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from services.proxy.core.fleet import Address
+from services.proxy.core.engine import Address
 from services.proxy.engine_http.heads import for_client
 
 ENGINES = ["10.1.2.3:8000", "https://10.1.2.3:8000", "[fd00::1]:8000", "10.1.2.3:8000/base/x"]

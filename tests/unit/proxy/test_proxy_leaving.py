@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from services.proxy.core.fleet import Health, Probe, Role
+from services.proxy.core.engine import Health, Probe, Role
 
 
 @pytest.fixture

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from services.proxy.core import legs
+from services.proxy.core import legs, requests
 from services.proxy.core.codec import Raw, decode_fields, encode
-from services.proxy.core.fleet import Address, Engine, Handover, Role
-from services.proxy.core.legs import BadRequest, ask_of, parse_request, prefill_request
+from services.proxy.core.engine import Address, Engine, Handover, Role
+from services.proxy.core.legs import prefill_request
+from services.proxy.core.requests import BadRequest, ask_of, parse_request
 from services.proxy.core.scheduling import Ask
 
 
-def fields(request: dict[str, Any]) -> legs.Fields:
+def fields(request: dict[str, Any]) -> requests.Fields:
     return decode_fields(json.dumps(request).encode())
 
 
@@ -183,9 +184,9 @@ def test_a_bootstrap_server_lists_its_engines_by_rank(answer: bytes, ids: str) -
 
 
 def test_a_request_is_streamed_if_it_says_true() -> None:
-    assert legs.is_streamed(fields({"stream": True}))
+    assert requests.is_streamed(fields({"stream": True}))
     for other in ({}, {"stream": False}, {"stream": None}, {"stream": "true"}, {"stream": 1}):
-        assert not legs.is_streamed(fields(other))
+        assert not requests.is_streamed(fields(other))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_prompts_that_begin_alike_have_one_prefix() -> None:
     def prefix(**request: Any) -> int:
         return ask({"model": "tiny"} | request).prefix
 
-    head = "x" * legs.PREFIX_BYTES
+    head = "x" * requests.PREFIX_BYTES
     assert prefix(prompt=head + "a") == prefix(prompt=head + "b") != prefix(prompt=head[2:] + "a")
     system = {"role": "system", "content": head}
     assert prefix(messages=[system, {"content": "a"}]) == prefix(messages=[system, {"content": "b"}])

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from services.proxy.core.fleet import FAILURES_MAX, SAY_EVERY_S, Address, Breaker, Fleet, Role
+from services.proxy.core.engine import Address, Breaker, Role
+from services.proxy.core.fleet import FAILURES_MAX, SAY_EVERY_S, Fleet
 from tests.unit.proxy.conftest import Bootstrap
 
 Act = Callable[[web.Request], Awaitable[web.StreamResponse]]

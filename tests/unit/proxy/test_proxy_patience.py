@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from services.proxy.core.fleet import FAILURES_MAX, Address, Fleet, Probe, Role
-from services.proxy.core.routing import RERUNS_MAX, Decode, Outcome, Route, Router, Unserved
+from services.proxy.core.engine import Address, Probe, Role
+from services.proxy.core.fleet import FAILURES_MAX, Fleet
+from services.proxy.core.outcomes import Outcome
+from services.proxy.core.router import Router
+from services.proxy.core.routing import RERUNS_MAX, Decode, Route, Unserved
 from services.proxy.core.scheduling import Ask, make_policy
 from tests.unit.proxy.conftest import Bootstrap
 
@@ -133,8 +136,8 @@ def routes(decodes: int) -> Router:
 
 
 def begun(router: Router, *, repeatable: bool = True) -> Route:
-    route = router.begin(Ask(), prefill=False, repeatable=repeatable)
-    route.begin(0)
+    route = Route(router, Ask(), prefill=False, repeatable=repeatable)
+    route.first(0)
     return route
 
 
@@ -142,7 +145,7 @@ def test_a_late_leg_moves_to_an_engine_that_is_well_and_may_be_asked() -> None:
     router = routes(2)
     route = begun(router)
     assert route.may_move(0)
-    assert isinstance(route.step(Role.DECODE, Outcome.TIMED_OUT, 0), Decode)
+    assert isinstance(route.next(Role.DECODE, Outcome.TIMED_OUT, 0), Decode)
     assert not route.may_move(0)  # nobody is left
     route.close()
     assert not begun(routes(1)).may_move(0)
@@ -157,7 +160,7 @@ def test_no_more_reruns_than_others_have() -> None:
     route = begun(routes(9))
     for _ in range(RERUNS_MAX):
         assert route.may_move(0)
-        route.step(Role.DECODE, Outcome.TIMED_OUT, 0)
+        route.next(Role.DECODE, Outcome.TIMED_OUT, 0)
     assert not route.may_move(0)
 
 
@@ -168,7 +171,7 @@ def test_who_is_told_to_move_is_moved_though_all_do_at_once() -> None:
     moving = [route for route in late if route.may_move(0)]
     assert len(moving) == 5
     assert all(route.may_move(0) for route in moving)  # asked again, it costs nothing more
-    decisions = [route.step(Role.DECODE, Outcome.TIMED_OUT, 0) for route in moving]
+    decisions = [route.next(Role.DECODE, Outcome.TIMED_OUT, 0) for route in moving]
     assert not any(isinstance(decision, Unserved) for decision in decisions)
     for route in late:
         route.close()

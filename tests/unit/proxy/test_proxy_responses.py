@@ -9,9 +9,9 @@ from aiohttp import web
 
 from services.proxy import responses
 from services.proxy.core import homes
-from services.proxy.core.fleet import Address, Role
+from services.proxy.core.engine import Address, Role
 from services.proxy.core.homes import Homes, response_followed, response_made
-from services.proxy.core.legs import fields_of
+from services.proxy.core.requests import fields_of
 
 
 def makes_responses(engine: Any, *, stored: dict[str, Any]) -> None:

@@ -7,20 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.proxy.core.fleet import FAILURES_MAX, Address, Fleet, Handover, Health, Probe, Role
-from services.proxy.core.routing import (
-    BUDGET_MAX,
-    RERUNS_MAX,
-    Decision,
-    Decode,
-    Finished,
-    Outcome,
-    Pair,
-    Prefill,
-    Route,
-    Router,
-    Unserved,
-)
+from services.proxy.core.engine import Address, Handover, Health, Probe, Role
+from services.proxy.core.fleet import FAILURES_MAX, Fleet
+from services.proxy.core.outcomes import Outcome
+from services.proxy.core.router import BUDGET_MAX, Router
+from services.proxy.core.routing import RERUNS_MAX, Decision, Decode, Finished, Pair, Prefill, Route, Unserved
 from services.proxy.core.scheduling import Ask, make_policy
 
 UNSEEN = [Outcome.UNREACHABLE, Outcome.UNCONNECTED, Outcome.BUSY]
@@ -65,12 +56,12 @@ def walk(
     routes: Router, *outcomes: Outcome | tuple[Role, Outcome], prefill: bool = True, repeatable: bool = True
 ) -> list[str]:
     """The decisions of one route. A pair's outcome names the leg."""
-    route = routes.begin(Ask(10), prefill=prefill, repeatable=repeatable)
-    decision = route.begin(0)
+    route = Route(routes, Ask(10), prefill=prefill, repeatable=repeatable)
+    decision = route.first(0)
     told = [said(decision)]
     for outcome in outcomes:
         role, what = outcome if isinstance(outcome, tuple) else (role_of(decision), outcome)
-        decision = route.step(role, what, 0)
+        decision = route.next(role, what, 0)
         told.append(said(decision))
         routes.fleet.check()
     route.close()
@@ -149,23 +140,23 @@ def test_the_turn_goes_on_behind_a_retry() -> None:
 
 def test_engines_may_come_and_go_under_way() -> None:
     routes = router(1, 1)
-    route = routes.begin(Ask(), prefill=True, repeatable=True)
-    assert said(route.begin(0)) == "p0"
+    route = Route(routes, Ask(), prefill=True, repeatable=True)
+    assert said(route.first(0)) == "p0"
     routes.fleet.remove(Role.DECODE, Address("d0"))
     routes.fleet.add(Role.DECODE, Address("d1"))
-    assert said(route.step(Role.PREFILL, DONE, 0)) == "d1<"
+    assert said(route.next(Role.PREFILL, DONE, 0)) == "d1<"
     routes.fleet.remove(Role.DECODE, Address("d1"))  # goes on
-    assert route.step(Role.DECODE, DONE, 0) == Finished()
+    assert route.next(Role.DECODE, DONE, 0) == Finished()
 
 
 def test_a_pair_is_done_with_its_decode() -> None:
     assert walk(pushing(1, 1), DONE) == ["p0+d0", "finished"]
     routes = pushing(1, 1)
-    route = routes.begin(Ask(), prefill=True, repeatable=True)
-    route.begin(0)
+    route = Route(routes, Ask(), prefill=True, repeatable=True)
+    route.first(0)
     route.prefilled()
     assert [engine.requests for role in Role for engine in routes.fleet.engines(role)] == [0, 1]
-    assert route.step(Role.DECODE, DONE, 0) == Finished()
+    assert route.next(Role.DECODE, DONE, 0) == Finished()
     routes.fleet.check()
 
 
@@ -193,7 +184,7 @@ def test_how_each_prefill_engine_hands_over_is_found_out() -> None:
     routes.fleet.learned(store, Handover.STORE)
     routes.fleet.learned(pull, Handover.PULL)
     routes.fleet.learned(push, Handover.PUSH, ("id",))
-    first = [routes.begin(Ask(), prefill=True, repeatable=True).begin(0) for _ in range(4)]
+    first = [Route(routes, Ask(), prefill=True, repeatable=True).first(0) for _ in range(4)]
     assert [decision.handover if isinstance(decision, Prefill) else "pair" for decision in first] == [
         None,
         None,  # asked again each time
@@ -213,8 +204,8 @@ def test_what_routes_tell_the_fleet() -> None:
     walk(routes, Outcome.DIED)
     assert first.health is Health.GONE
     for _ in range(FAILURES_MAX):
-        route = routes.begin(Ask(), prefill=False, repeatable=True)
-        route.begin(0)
+        route = Route(routes, Ask(), prefill=False, repeatable=True)
+        route.first(0)
         route.answered()
         assert second.health is Health.UP
         second.failures = FAILURES_MAX - 1
@@ -224,11 +215,11 @@ def test_what_routes_tell_the_fleet() -> None:
 
 
 def test_a_route_without_a_leg_takes_no_outcome() -> None:
-    route = router(0, 1).begin(Ask(), prefill=True, repeatable=True)
-    route.begin(0)
-    assert route.step(Role.DECODE, DONE, 0) == Finished()
+    route = Route(router(0, 1), Ask(), prefill=True, repeatable=True)
+    route.first(0)
+    assert route.next(Role.DECODE, DONE, 0) == Finished()
     with pytest.raises(KeyError):
-        route.step(Role.DECODE, DONE, 0)
+        route.next(Role.DECODE, DONE, 0)
 
 
 def legs_of(decision: Decision) -> list[str]:
@@ -252,8 +243,8 @@ def test_routes_that_interleave_all_end_and_never_ask_an_engine_twice(
 ) -> None:
     routes = pushing(prefills, decodes)
     routes.handover = handover
-    taken: list[Route] = [routes.begin(Ask(7), prefill=True, repeatable=repeatable) for _ in range(3)]
-    told: list[list[tuple[Decision, Role | None]]] = [[(route.begin(0), None)] for route in taken]
+    taken: list[Route] = [Route(routes, Ask(7), prefill=True, repeatable=repeatable) for _ in range(3)]
+    told: list[list[tuple[Decision, Role | None]]] = [[(route.first(0), None)] for route in taken]
     rest = itertools.cycle([(n, Role.PREFILL, Outcome.UNREACHABLE) for n in range(3)])
     for n, role, outcome in itertools.chain(schedule, itertools.islice(rest, 3 * (prefills + decodes + 1))):
         last = told[n][-1][0]
@@ -262,7 +253,7 @@ def test_routes_that_interleave_all_end_and_never_ask_an_engine_twice(
         decided = role if isinstance(last, Pair) else role_of(last)
         if isinstance(last, Pair) and outcome is DONE:
             decided = Role.DECODE  # a pair is done with its decode
-        told[n].append((taken[n].step(decided, outcome, 0), decided))
+        told[n].append((taken[n].next(decided, outcome, 0), decided))
         routes.fleet.check()
     for steps in told:
         assert isinstance(steps[-1][0], Finished | Unserved)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.proxy.core.fleet import Address, Engine, Role
+from services.proxy.core.engine import Address, Engine, Role
 from services.proxy.core.scheduling import BOUND, POLICIES, Ask, Policy, RoundRobin, make_policy
 
 

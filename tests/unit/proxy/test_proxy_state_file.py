@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry
 
 from services.proxy.app import Proxy
 from services.proxy.config import ProxySettings
-from services.proxy.core.fleet import Address, Fleet, Role
+from services.proxy.core.engine import Address, Role
+from services.proxy.core.fleet import Fleet
 from services.proxy.core.membership import AlreadyThere, Membership, NotThere, TooMany, Wish
 from services.proxy.engine_http.upstream import Upstream
 from services.proxy.state_file import StateFile, StateFileError

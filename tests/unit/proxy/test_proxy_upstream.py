@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from services.proxy.core.fleet import Address
-from services.proxy.core.routing import Outcome
+from services.proxy.core.engine import Address
+from services.proxy.core.outcomes import Outcome
 from services.proxy.engine_http.upstream import LegFailed, Upstream
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
