@@ -1,6 +1,6 @@
 """Where engines may be: how an operator names one, and the networks that --instance-allow opens.
 
-Only IP literals and `localhost` are taken: another name could point elsewhere after it was checked.
+Only IP literals and `localhost` are accepted: another name could point elsewhere after it was checked.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from services.proxy.core.endpoint import BadPort, endpoint_of
 from services.proxy.core.engine import Address, Role
 
 PRIVATE: Final = ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
-"""The default: this host and private networks. Not among them are link-local addresses, where clouds keep their
-credentials, and public ones."""
+"""The default: this host and private networks, but neither public nor link-local addresses, where clouds keep their
+credentials."""
 
 _RESOLVE_S: Final = 2.0
 
@@ -22,7 +22,7 @@ IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Refused(Exception):
-    """An operator's call is refused: HTTP status, and what FastAPI calls the detail."""
+    """An operator's call is refused, with an HTTP status and what FastAPI calls the detail."""
 
     def __init__(self, status: int, detail: object) -> None:
         super().__init__(detail)
@@ -31,9 +31,9 @@ class Refused(Exception):
 
 
 def parse_instance(body: bytes, is_expected: Callable[[Address], bool] = lambda _: False) -> tuple[Role, Address]:
-    """{"type": "prefill" | "decode", "instance": "HOST:PORT", or a URL}; the order of the complaints is vLLM's demo's.
+    """{"type": "prefill" | "decode", "instance": "HOST:PORT", or a URL}; complaints come in the order of vLLM's demo.
 
-    Engines of the command line, and those that were found, may be called by any name that was used there.
+    Engines of the command line, and those found, may be called by the name used there.
     """
     try:
         asked = json.loads(body)
@@ -61,7 +61,7 @@ class AllowList:
         self._networks = [ipaddress.ip_network(network) for network in networks]
 
     async def allows(self, address: Address) -> bool:
-        """Localhost is, if all that it stands for is; no other name."""
+        """localhost is allowed if all its addresses are; no other name is."""
         try:
             host = endpoint_of(address).name
         except ValueError:
@@ -74,7 +74,7 @@ class AllowList:
 
     def _holds(self, ip: IP) -> bool:
         if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped  # the system connects to that
+            ip = ip.ipv4_mapped  # where the system connects to
         return any(ip in network for network in self._networks)
 
 

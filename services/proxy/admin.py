@@ -1,8 +1,8 @@
 """What operators see and change: GET /status for everybody; /instances for those who know ADMIN_API_KEY.
 
 JSON, messages and status codes are those of vLLM's disagg_proxy_demo.py where it has them, so that its callers keep
-working. An engine is added only where --instance-allow lets it be, and after it has answered GET /v1/models as an
-engine that serves the model. Keys are compared in constant time and never logged.
+working. An engine is added only where --instance-allow permits, and once its answer to GET /v1/models shows that it
+serves the model. Keys are compared in constant time and never logged.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ class Admin:
         )
 
     async def check(self) -> None:
-        """Raises StateFileError if engines were added where none may be any more."""
+        """Raises StateFileError if engines were added where none are allowed any more."""
         await self._members.check(self._allowed)
 
     async def _get_status(self, _: web.Request) -> web.Response:
@@ -87,7 +87,7 @@ class Admin:
     # -- with the key
 
     async def _get_instances(self, _: web.Request) -> web.Response:
-        """As this worker sees them; what is under way, over all workers."""
+        """As this worker sees them, but with the load of all workers."""
         listed = self.instances()
         if self._siblings is None:
             return web.json_response({"instances": listed})
@@ -98,7 +98,7 @@ class Admin:
                 for name in ("legs", "prompt_tokens"):
                     own[name] += each[name]
         if heard.silent:
-            detail = f"{heard.silent} of {self._siblings.count} workers did not answer: their legs are not counted."
+            detail = f"{heard.silent} of {self._siblings.count} workers did not answer; their legs are not counted."
             return web.json_response({"detail": detail, "instances": listed}, status=503)
         return web.json_response({"instances": listed})
 
@@ -127,10 +127,10 @@ class Admin:
             raise Refused(_STATUS[type(reason)], str(reason)) from reason
         except StateFileError as reason:
             logger.error("not done: %s: %s", said, reason)
-            raise Refused(500, f"The change was not made, because it could not be kept: {reason}.") from reason
+            raise Refused(500, f"The change was not made because it could not be saved: {reason}.") from reason
         logger.info("%s", said)
         if silent:
-            logger.warning("%d workers were told and did not answer", silent)
+            logger.warning("%d workers were told but did not answer", silent)
             return web.json_response({"message": said, "silent_workers": silent}, status=202)
         return web.json_response({"message": said})
 
@@ -165,7 +165,7 @@ class Admin:
             raise Refused(403, "Forbidden: Invalid API Key.")
 
     def has_key(self, request: web.Request) -> bool:
-        """Whether it shows ADMIN_API_KEY."""
+        """Whether it presents ADMIN_API_KEY."""
         given = request.headers.get("X-API-Key")
         if given is None or self._key is None:
             return False
@@ -195,7 +195,7 @@ def _described(engine: Engine, now: float) -> dict[str, Any]:
         "health": engine.health.value,
         "breaker": engine.breaker(now).value,
         "draining": engine.draining,
-        "legs": engine.requests + engine.awaited,  # at 0 nobody needs it any more
+        "legs": engine.requests + engine.awaited,  # at 0 nothing needs it any more
         "prompt_tokens": engine.prompt_tokens,
         "models": None if engine.models is None else sorted(engine.models),
         "handover": None if engine.handover is None else engine.handover.value,

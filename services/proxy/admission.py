@@ -1,4 +1,4 @@
-"""How many requests are served at once, how many may wait for their turn, and how many bytes their bodies may take."""
+"""How many requests are served at once, how many may wait their turn, and how many bytes their bodies may take up."""
 
 import asyncio
 from typing import Final
@@ -7,7 +7,7 @@ BUFFERED_BYTES_MAX: Final = 1 << 30  # bodies of all requests together
 
 
 class Overloaded(Exception):
-    """There is no room for the request now; str() says of what."""
+    """There is no room for the request now; str() says room of which kind."""
 
 
 class Admission:
@@ -19,13 +19,13 @@ class Admission:
         self._buffered = 0
 
     def check(self) -> None:
-        """Raises Overloaded if enter() would, at once."""
+        """Raises Overloaded if enter() would do so at once."""
         if self.waiting >= self._waiting_max and self._slots.locked():
             raise Overloaded(f"{self._running_max} requests are being served and {self.waiting} wait; retry later")
 
     async def enter(self) -> None:
-        """Waits for a turn, first come, first served; leave() must follow. Raises Overloaded where the queue is full,
-        or too slow."""
+        """Waits for a turn, first come, first served; leave() must follow. Raises Overloaded if the queue is full or
+        too slow."""
         self.check()
         if self._slots.locked():
             await self._wait()
@@ -48,7 +48,7 @@ class Admission:
             self.waiting -= 1
 
     def buffer(self, size: int) -> None:
-        """Takes note of so many bytes held, or given back (below 0); raises Overloaded where they are too many."""
+        """Counts bytes that are held, or given back (below 0); raises Overloaded if they are too many."""
         if size > 0 and self._buffered + size > BUFFERED_BYTES_MAX:
             raise Overloaded("the requests under way hold too many bytes; retry later")
         self._buffered += size

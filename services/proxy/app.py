@@ -1,7 +1,8 @@
-"""The proxy's HTTP server: its routes, what it accepts, and what becomes of each request in numbers.
+"""The proxy's HTTP server: its parts, its routes, and the accounting of each request.
 
-A request is read and understood here, waits for its turn (admission), and goes its way (exchange). Failing engines
-never make it a `200`: every error has its status and, in OpenAI's shape, its reason. Keeps invariant 12 for its part.
+A request is read and understood (intake), waits for its turn (admission), and is carried out (exchange). No failure of
+engines is ever passed off as a `200`: every error has its status and, in OpenAI's form, its reason. Keeps invariant 12
+for its part.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from services.common.version import VERSION
 from services.proxy.admin import Admin
 from services.proxy.admission import Admission, Overloaded
+from services.proxy.broadcast import PATHS, Broadcast, engine_change
 from services.proxy.config import ProxySettings
 from services.proxy.core import paths
 from services.proxy.core.engine import Handover, Role
@@ -30,7 +32,6 @@ from services.proxy.discovery import Discovery
 from services.proxy.engine_http.heads import is_websocket
 from services.proxy.engine_http.upstream import Upstream
 from services.proxy.errors import error_response
-from services.proxy.everywhere import PATHS, Everywhere, engine_change
 from services.proxy.exchange import Exchange
 from services.proxy.health import HealthChecks
 from services.proxy.intake import Intake, request_id
@@ -46,12 +47,12 @@ logger = logging.getLogger(__name__)
 DRAIN_S: Final = 25.0
 _DOTS: Final = frozenset({".", ".."})
 OUTCOME: Final = web.RequestKey("outcome", str)
-"""What became of the request, where its handler knows more than the status says."""
+"""What became of a request, where its handler knows more than the status tells."""
 _METRICS_TYPE: Final = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 
 
 class Proxy:
-    """Holds the fleet and the way to it; make_app() gives the aiohttp application."""
+    """Holds the fleet and the way to it; make_app() makes the aiohttp application."""
 
     def __init__(
         self,
@@ -77,9 +78,9 @@ class Proxy:
         finds = bool(settings.discover) and (siblings is None or siblings.is_first)
         self._discovery = Discovery(settings.discover, self.members, registry) if finds else None
         self.responses = Responses(self.fleet, upstream, siblings)
-        self._everywhere = Everywhere(self.fleet, upstream, seconds=settings.request_timeout)
+        self._broadcast = Broadcast(self.fleet, upstream, seconds=settings.request_timeout)
         names = {Role.PREFILL: settings.prefill_scheduling, Role.DECODE: settings.decode_scheduling}
-        self._random = Random()  # noqa: S311 - spreads load, tells requests apart
+        self._random = Random()  # noqa: S311 - spreads load, and tells requests apart
         self.router = Router(
             self.fleet,
             {role: make_policy(name or settings.scheduling, self._random) for role, name in names.items()},
@@ -97,7 +98,7 @@ class Proxy:
         )
         gauges = {
             "in_flight": ("Requests being answered", lambda: self._in_flight),
-            "queue": ("Requests that wait for their turn", lambda: self._admission.waiting),
+            "queue": ("Requests waiting for their turn", lambda: self._admission.waiting),
         }
         for name, (text, value) in gauges.items():
             Gauge(f"larder_proxy_{name}", text, registry=registry).set_function(value)
@@ -120,7 +121,7 @@ class Proxy:
         )
         self.admin.add_routes(app)
         app.on_response_prepare.append(self._mark)
-        app.on_startup.append(self._begin)
+        app.on_startup.append(self._start)
         app.on_shutdown.append(self._drain)
         return app
 
@@ -128,14 +129,14 @@ class Proxy:
         if self._cors.preflight(request.method, request.headers) is None:
             self._cors.mark(request.headers.get("Origin"), response.headers)
 
-    async def _begin(self, _: web.Application) -> None:
+    async def _start(self, _: web.Application) -> None:
         if self._discovery is not None:
-            await self._discovery.begin()
+            await self._discovery.start()
         await self.admin.check()
-        await self.health.begin()  # so that the first requests know who is there
+        await self.health.start()  # so that the first requests know who is there
 
     async def _drain(self, _: web.Application) -> None:
-        """Waits for the requests under way; by now no new ones are taken."""
+        """Waits for the requests under way; by now no new ones are accepted."""
         try:
             async with asyncio.timeout(DRAIN_S):
                 await self._idle.wait()
@@ -183,7 +184,7 @@ class Proxy:
         return await self._serve(request, generates=True)
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
-        if not _DOTS.isdisjoint(re.split(r"[/\\]", request.path)):  # what stands before an engine may follow them
+        if not _DOTS.isdisjoint(re.split(r"[/\\]", request.path)):  # what stands in front of an engine may follow them
             raise BadRequest(400, "the path has a . or .. in it, which leads elsewhere")
         if engine_change(request.path) is not None:
             return await self._change_engines(request)
@@ -192,13 +193,13 @@ class Proxy:
     async def _change_engines(self, request: web.Request) -> web.StreamResponse:
         path = engine_change(request.path)
         if path is None or not self.admin.has_key(request):
-            raise BadRequest(403, f"{request.path} changes engines: it needs ADMIN_API_KEY as X-API-Key")
+            raise BadRequest(403, f"{request.path} changes engines: send ADMIN_API_KEY as X-API-Key")
         if request.method != "POST":
             raise web.HTTPMethodNotAllowed(request.method, ["POST"])
         _, lines = self._intake.headers(request, reads=True)
         body = await self._intake.body(request)
         try:
-            return await self._everywhere.send(path, request.rel_url.raw_query_string, lines, body)
+            return await self._broadcast.send(path, request.rel_url.raw_query_string, lines, body)
         finally:
             self._intake.let_go(body)
             self.health.list_soon()
@@ -230,7 +231,7 @@ class Proxy:
             if (preflight := self._cors.preflight(request.method, request.headers)) is not None:
                 return web.Response(status=preflight.status, text=preflight.text, headers=preflight.headers)
             if is_websocket(request.headers):
-                response = error_response(request, 501, "websockets are not passed on: ask an engine itself")
+                response = error_response(request, 501, "websockets are not passed on: connect to an engine itself")
                 response.force_close()  # the client goes on in another protocol
                 return response
             return await handler(request)
@@ -246,7 +247,7 @@ class Proxy:
         except ConnectionResetError:  # the client left while it was being written to
             raise asyncio.CancelledError from None
         except Exception:
-            logger.exception("request %s failed for a defect of the proxy", request[STORY].id)
+            logger.exception("request %s failed because of a defect in the proxy", request[STORY].id)
             request[OUTCOME] = "internal"
             return error_response(request, 500, "the proxy failed; the reason is in its log")
 

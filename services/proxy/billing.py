@@ -1,7 +1,7 @@
 """A decode engine's answer in which the numbers of cached tokens are the prefill's: see core/usage.
 
-A pair's prefill may have its answer a moment after decode's has begun, and then that is waited for; what it has not
-said by WAIT_S is left as decode says it.
+A pair's prefill may be answered a moment after decode's answer has begun, and is then waited for; what it has not said
+after WAIT_S is left as decode says it.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class BilledAnswer(Answer):
 
     @property
     def headers(self) -> CIMultiDict[str]:
-        """Ask for them once its first bytes were read: its length is known only if that was all."""
+        """To be asked for once its first bytes were read: its length is known only if that was all."""
         headers = super().headers
         if (length := headers.pop("Content-Length", None)) is not None and self.at_end:
             headers["Content-Length"] = str(int(length) + self._grown)

@@ -18,9 +18,9 @@ class Call:
     story: Story
     body: bytes
     headers: CIMultiDict[str]
-    lines: bytes  # the headers, as they are sent
+    lines: bytes  # the headers, as sent
     repeatable: bool  # a second engine may be asked even if a first one may have run it
-    asked: Fields | None = None  # None: it is passed on untouched
+    asked: Fields | None = None  # None: passed on untouched
     ask: Ask = field(default_factory=Ask)
     streamed: bool = False
     follows: str | None = None  # the id of the response that it is about

@@ -1,4 +1,4 @@
-"""What the `proxy` command can be told."""
+"""The settings of the `proxy` command."""
 
 import ipaddress
 import json
@@ -53,7 +53,7 @@ def _check_key(key: SecretStr) -> SecretStr:
 
 
 def _from_json(value: Any) -> Any:
-    """A JSON list, as vLLM's flags take it; or what Names takes."""
+    """A JSON list, as vLLM's flags take; or what Names takes."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or len(texts) != 1 or not str(texts[0]).lstrip().startswith("["):
         return value

@@ -1,7 +1,7 @@
-"""Cross-origin requests of browsers, as vLLM answers them (Starlette's CORSMiddleware), on every answer once: on those
-that the proxy makes itself, and on engines', whose own word about it is replaced. No I/O.
+"""Cross-origin requests of browsers, as vLLM answers them (Starlette's CORSMiddleware), once on every answer: on the
+proxy's own, and on engines', whose own CORS headers are replaced. No I/O.
 
-Without allowed origins, vLLM's default, nothing is done here, and what engines say of it passes.
+Without allowed origins, vLLM's default, nothing is done here, and engines' CORS headers pass.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class Cors:
         self._credentials = credentials
 
     def preflight(self, method: str, asked: Mapping[str, str]) -> Preflight | None:
-        """The answer to a browser that asks what it may do; None if this is no such request."""
+        """The answer to a browser that asks what it may do; None if this is not such a request."""
         origin, wanted = asked.get("Origin"), asked.get(f"{_ASKED}Method")
         if not self._origins or method != "OPTIONS" or origin is None or wanted is None:
             return None
@@ -57,7 +57,7 @@ class Cors:
         return Preflight(200, "OK", answer)
 
     def mark(self, origin: str | None, headers: CIMultiDict[str]) -> None:
-        """Says in an answer's headers who may read it."""
+        """Puts who may read the answer into its headers."""
         if not self._origins:
             return
         for name in [name for name in headers if name.lower().startswith("access-control-")]:

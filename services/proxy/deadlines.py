@@ -1,5 +1,5 @@
-"""Deadlines of everything that is under way, looked at by one timer: a request has several, and a timer or an
-asyncio.timeout for each took a tenth of its time. So what is late is noticed up to TICK_S later.
+"""Deadlines of everything under way, watched by one timer: a request has several, and a timer or an asyncio.timeout for
+each took a tenth of its time. So whatever is late is noticed up to TICK_S later.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ TICK_S: Final = 0.05
 
 
 class Watched(Protocol):
-    deadline: float | None  # by the loop's time; None: it has none at the moment
+    deadline: float | None  # by the loop's time; None: it has none for now
 
     def expire(self) -> None: ...
 
@@ -28,7 +28,7 @@ class Deadlines:
             self._ticking.cancel()
 
     def watch(self, watched: Watched) -> None:
-        """It is told, once or more often, when its deadline is over; until forget()."""
+        """It is told when its deadline has passed, once or more often, until forget()."""
         self._watched.add(watched)
         if self._ticking is None:
             self._ticking = self._loop.call_later(TICK_S, self._tick)
@@ -46,13 +46,13 @@ class Deadlines:
     def _tick(self) -> None:
         now = self._loop.time()
         for watched in [each for each in self._watched if each.deadline is not None and each.deadline <= now]:
-            if watched in self._watched:  # still: what expired before it may have ended it
+            if watched in self._watched:  # still: an earlier one may have ended it
                 watched.expire()
         self._ticking = self._loop.call_later(TICK_S, self._tick) if self._watched else None
 
 
 class Within:
-    """Cancels the task, and turns that into a TimeoutError, once the deadline is over."""
+    """Cancels the task, and turns that into a TimeoutError, once the deadline has passed."""
 
     __slots__ = ("_cancelling", "_deadlines", "_expired", "_task", "deadline")
 
@@ -67,8 +67,8 @@ class Within:
         self._deadlines.watch(self)
         return self
 
-    def begin_anew(self, seconds: float) -> None:
-        """From now on so many seconds are left, unless it is over."""
+    def restart(self, seconds: float) -> None:
+        """So many seconds are left from now on, unless it has expired."""
         if not self._expired:
             self.deadline = self._deadlines.time() + seconds
 

@@ -1,7 +1,7 @@
-"""Looks for engines while the proxy runs (--discover): asks each source again and again, and hands on what is found.
+"""Looks for engines while the proxy runs (--discover): asks each source again and again, and hands on what it finds.
 
-One worker of the proxy does it for all. A source that fails, or says nothing that can be believed, changes nothing: it
-is said once, counted, and asked again.
+One worker of the proxy does it for all. A source that fails, or whose answer is not credible, changes nothing: that is
+logged once, counted, and the source asked again.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from services.proxy.core.discovery import Dns, Tally, Unheard, changes, source_of
 from services.proxy.core.membership import Found
 from services.proxy.members import Members
-from services.proxy.sources import Listing, Records
+from services.proxy.sources import DnsSource, FileSource
 
 logger = logging.getLogger(__name__)
 
@@ -30,30 +30,31 @@ class Discovery:
         self._members = members
         parsed = {text: source_of(text) for text in sources}
         self._tally = Tally(parsed, members.found)
-        self._asking: dict[str, Listing | Records] = {
-            text: Records(source) if isinstance(source, Dns) else Listing(source) for text, source in parsed.items()
+        self._asking: dict[str, FileSource | DnsSource] = {
+            text: DnsSource(source) if isinstance(source, Dns) else FileSource(source)
+            for text, source in parsed.items()
         }
         self._taken: tuple[Found, bool] = (members.found, False)
         self._turn = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._up = Gauge(
-            "larder_proxy_discovery_up", "1: what the source said last is believed", ("source",), registry=registry
+            "larder_proxy_discovery_up", "1: the source's last answer was believed", ("source",), registry=registry
         )
         self._failures = Counter(
             "larder_proxy_discovery_failures",
-            "Answers of a source that failed or were not believed: its engines stay as they were",
+            "Answers that failed or were not believed: the source's engines stay as they were",
             ("source", "reason"),
             registry=registry,
         )
         self._changes = Counter(
             "larder_proxy_discovery_changes",
-            "Engines that were found, or not any more",
+            "Engines found, or no longer found",
             ("role", "change"),
             registry=registry,
         )
 
-    async def begin(self) -> None:
-        """Returns when each source was asked once."""
+    async def start(self) -> None:
+        """Returns when each source has been asked once."""
         await asyncio.gather(*(self._ask(text) for text in self._asking))
         self._tasks = [asyncio.create_task(self._watch(text)) for text in self._asking]
 
@@ -63,7 +64,7 @@ class Discovery:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _watch(self, text: str) -> None:
-        every_s = DNS_EVERY_S if isinstance(self._asking[text], Records) else FILE_EVERY_S
+        every_s = DNS_EVERY_S if isinstance(self._asking[text], DnsSource) else FILE_EVERY_S
         while True:
             await asyncio.sleep(every_s)
             await self._ask(text)
@@ -71,8 +72,8 @@ class Discovery:
     async def _ask(self, text: str) -> None:
         try:
             await self._take_up(text)
-        except Exception:  # else the source would be asked no more
-            logger.exception("looking for engines at %s failed for a defect of the proxy", text)
+        except Exception:  # or the source would never be asked again
+            logger.exception("looking for engines at %s failed because of a defect in the proxy", text)
 
     async def _take_up(self, text: str) -> None:
         trouble: Unheard | None = None
@@ -86,7 +87,7 @@ class Discovery:
             if trouble is None:
                 logger.info("engines are found again at %s", text)
             else:
-                logger.warning("no engines are found at %s: %s; those that are known stay", text, trouble)
+                logger.warning("no engines are found at %s: %s; the known ones stay", text, trouble)
         await self._hand_on()
 
     async def _hand_on(self) -> None:
@@ -101,10 +102,10 @@ class Discovery:
         try:
             silent = await self._members.find(found, is_complete=is_complete)
         except (LarderError, OSError) as error:
-            logger.error("engines that were found are not taken up yet: %s", error)
+            logger.error("the engines found are not taken up yet: %s", error)
             return
         if silent:
-            return  # they are told again
+            return  # they will be told again
         self._taken = found, is_complete
         for role, change, who in changes(before, found):
             self._changes.labels(role.value, change).inc(len(who))
@@ -112,4 +113,4 @@ class Discovery:
             logger.info("%s engines %s: %s%s", role.value, _SAID[change], ", ".join(who[:_SHOWN_MAX]), more)
 
 
-_SAID: Final = {"joined": "found", "left": "not found any more, which end what they have begun"}
+_SAID: Final = {"joined": "found", "left": "no longer found; they finish what they have begun"}

@@ -1,7 +1,7 @@
 """One request's legs: sends what its Route decides, and hands the decode engine's answer to the client's `reply`.
 
 Nothing reaches the client before the decode engine's first byte is there, or the first event of its stream was looked
-at: until then another engine can be asked. After it a failure is the client's to see (reply). Cancelling run(), when
+at: until then another engine can be asked. After that a failure is the client's to see (reply). Cancelling run(), when
 the client is gone, cancels the legs under way. Keeps invariant 16 for its part.
 """
 
@@ -55,14 +55,14 @@ class Exchange:
         pays = call.ask.has_media or call.ask.prompt_tokens >= settings.prefill_min_tokens
         prefill = call.asked is not None and pays
         self._route = Route(router, call.ask, prefill=prefill, repeatable=call.repeatable)
-        self._params: dict[str, Any] | None = None  # what the decode leg is told of where the KV lies
+        self._params: dict[str, Any] | None = None  # tell the decode leg where the KV lies
         self._bill: Bill | None = None  # None: no prefill was done for this request
         self._held: Held | None = None
-        self._refusals: dict[Address, tuple[LegNote, int]] = {}  # by prefill engines: whose fault is not known yet
+        self._refusals: dict[Address, tuple[LegNote, int]] = {}  # by prefill engines: it is not known yet whose fault
         self._decoding: Leg | None = None
-        self._is_prefilling = False  # beside the decode leg, which waits for it
-        self._is_refused = False  # decode's answer says that it is the client's fault
-        self._limit: Within  # of the wait for an answer, and then for each of its next bytes
+        self._is_prefilling = False  # in parallel with the decode leg, which waits for it
+        self._is_refused = False  # decode's answer puts the blame on the client
+        self._limit: Within  # of the wait for an answer, and then for each further piece of it
         self._alone = False
 
     async def run(self) -> Ending:
@@ -145,7 +145,7 @@ class Exchange:
         return outcome
 
     async def _pair(self, prefill: Booking, decode: Booking) -> tuple[Role, Outcome]:
-        """Both legs at once. A prefill that fails before decode's first byte takes the decode leg with it."""
+        """Both legs at once. A prefill that fails before decode's first byte takes the decode leg down with it."""
         id, engine_ids = uuid.uuid4(), prefill.engine.transfer_ids
         transfer_id, rank = f"xfer-{id.hex}", id.int % len(engine_ids)
         params = legs.pushed_params(
@@ -161,7 +161,7 @@ class Exchange:
         try:
             await asyncio.wait((decoding, prefilling), return_when=asyncio.FIRST_COMPLETED)
             if prefilling.done() and not self._reply.has_begun and prefilling.result() is not Outcome.DONE:
-                return Role.PREFILL, prefilling.result()  # whatever became of decode, which waited for it
+                return Role.PREFILL, prefilling.result()  # whatever became of decode, which was waiting for it
             if prefilling.done() and not decoding.done() and prefilling.result() is Outcome.DONE:
                 self._route.prefilled()
                 self._is_prefilling = False
@@ -212,12 +212,12 @@ class Exchange:
         return (is_lost or not self._is_prefilling) and self._route.may_move(time.monotonic())
 
     def _took(self) -> None:
-        """An engine took the request: what prefill engines refused was not the client's fault."""
+        """An engine accepted the request: that prefill engines refused it was not the client's fault."""
         said = self._route.took(time.monotonic())
         for note, status in self._refusals.values():
             self._metrics.retries.labels(note.role.value, note.to, note.outcome).inc()
             if note.to in said:
-                text = "prefill engine %s answered %d to what another engine took: has it other models, or another key?"
+                text = "prefill engine %s answered %d to what another engine accepted: other models, or another key?"
                 logger.warning(text, note.to, status)
         self._refusals.clear()
 
@@ -234,7 +234,7 @@ class Exchange:
         )
 
     async def _look(self, answer: Answer) -> bytes | _Failed:
-        """The answer's first bytes; or how it failed, where another engine may do better."""
+        """The answer's first bytes, or how it failed if another engine may do better."""
         if answer.status in outcomes.RETRIED:
             body = await answer.read_all(_HELD_BYTES_MAX)
             self._held = Held(answer.status, answer.reason, answer.headers, body)
@@ -271,7 +271,7 @@ class Exchange:
         return "decode_alone" if self._alone else "ok"
 
     async def _unserved(self, decision: Unserved) -> Ending:
-        if self._held is not None:  # an engine's own words say more than the proxy's
+        if self._held is not None:  # an engine's own words tell more than the proxy's
             return await self._reply.pass_held(self._held, self._outcome(self._held.status))
         if decision.may_have_run:
             message = "the decode engine broke off before it answered; the request may have run"

@@ -1,4 +1,4 @@
-"""Asks every engine for its health, and tells the fleet: what is lost is passed over, what is back is offered again.
+"""Probes every engine's health and tells the fleet: a lost engine is passed over, one that is back is offered again.
 
 It also finds out which prefill engines push their KV (MooncakeConnector), by the bootstrap server beside them.
 """
@@ -23,14 +23,14 @@ from services.proxy.models import list_models
 logger = logging.getLogger(__name__)
 
 UP_EVERY_S: Final = 1.0
-LOST_EVERY_S: Final = 0.5  # bounds how late an engine that is back is found
+LOST_EVERY_S: Final = 0.5  # bounds how late an engine that is back is noticed
 PROBE_S: Final = 2.0
-LIST_EVERY_S: Final = 5.0  # bounds how late a model or an adapter that an engine loads is found
+LIST_EVERY_S: Final = 5.0  # bounds how late a newly loaded model or adapter is noticed
 _ANSWER_BYTES_MAX: Final = 1 << 20
 
 
 class HealthChecks:
-    """One task for each engine, from begin() or follow() to its removal from the fleet."""
+    """One task for each engine, from start() or follow() to its removal from the fleet."""
 
     def __init__(self, settings: ProxySettings, upstream: Upstream, registry: CollectorRegistry) -> None:
         self.fleet = Fleet(self._changed)
@@ -38,21 +38,21 @@ class HealthChecks:
         self._upstream = upstream
         self._port = settings.mooncake_bootstrap_port
         self._pushes = settings.handover in ("auto", Handover.PUSH)
-        self._begun = False
+        self._started = False
         self._tasks: dict[Engine, asyncio.Task[None]] = {}
         self._soon: dict[Engine, asyncio.Event] = {}
         self._listed_at: dict[Engine, float] = {}
 
-    async def begin(self) -> None:
-        """Returns when each engine was asked once. Until it is called, nobody is."""
-        self._begun = True
+    async def start(self) -> None:
+        """Returns when each engine was asked once. Until then follow() asks nobody."""
+        self._started = True
         engines = [engine for role in Role for engine in self.fleet.engines(role)]
         await asyncio.gather(*(self._check(engine) for engine in engines))
         self.follow(asked=True)
 
     def follow(self, *, asked: bool = False) -> None:
-        """Begins with engines that are new in the fleet, and lets go of those that are not in it any more."""
-        if not self._begun:
+        """Starts watching engines that are new in the fleet, and stops for those that are no longer in it."""
+        if not self._started:
             return
         here = [engine for role in Role for engine in self.fleet.engines(role)]
         for engine in here:
@@ -66,7 +66,7 @@ class HealthChecks:
         self.metrics.keep_only({(engine.role, engine.address) for engine in here})
 
     def list_soon(self) -> None:
-        """Asks all engines for their models again: some have others now."""
+        """Asks all engines for their models again: some may have changed."""
         self._listed_at.clear()
         for soon in self._soon.values():
             soon.set()
@@ -90,28 +90,28 @@ class HealthChecks:
             if not asked:
                 try:
                     await self._check(engine)
-                except Exception:  # else nobody would look at the engine any more
-                    logger.exception("the probe of %s failed for a defect of the proxy", engine.address)
+                except Exception:  # or nobody would look at the engine any more
+                    logger.exception("the probe of %s failed because of a defect in the proxy", engine.address)
             asked = False
             soon.clear()
             with contextlib.suppress(TimeoutError):
                 is_well = engine.health is Health.UP and not engine.unanswered
                 async with asyncio.timeout(UP_EVERY_S if is_well else LOST_EVERY_S):
                     await soon.wait()
-                await asyncio.sleep(LOST_EVERY_S)  # a leg found it lost this moment
+                await asyncio.sleep(LOST_EVERY_S)  # a leg has found it lost this moment
 
     async def _check(self, engine: Engine) -> None:
-        """One probe. What an engine serves, and how it hands over, is known before it is offered."""
+        """One probe. What an engine serves and how it hands over are known before it is offered."""
         probe, ids = await asyncio.gather(self._probe(engine.address), self._transfer_ids(engine))
         if ids:
             self.fleet.learned(engine, Handover.PUSH, ids)
         if probe is Probe.OK and (models := await self._models(engine)):
             self.fleet.listed(engine, models)
         if probe is not None and self.fleet.probed(engine, probe):
-            self._upstream.cut(engine.address, silent_s=PROBE_S, why="it does not answer any more")
+            self._upstream.cut(engine.address, silent_s=PROBE_S, why="it no longer answers")
 
     async def _models(self, engine: Engine) -> frozenset[str]:
-        """What it lists, if that is to be asked now; empty if it does not say."""
+        """The models it lists, if it is time to ask; else, or if it does not say, none."""
         now = asyncio.get_running_loop().time()
         if engine.health is Health.UP and now - self._listed_at.get(engine, -LIST_EVERY_S) < LIST_EVERY_S:
             return frozenset()
@@ -120,7 +120,7 @@ class HealthChecks:
         return frozenset(model["id"] for model in listed or ())
 
     async def _probe(self, address: Address) -> Probe | None:
-        """Over a new connection, as what is asked next may need one. None: there was no way to ask."""
+        """Over a new connection, since the next leg may need one. None: there was no way to ask."""
         try:
             status, _ = await self._upstream.get(
                 address, "/health", seconds=PROBE_S, bytes_max=_ANSWER_BYTES_MAX, anew=True
@@ -132,7 +132,7 @@ class HealthChecks:
         return Probe.REFUSED if status >= 500 else Probe.OK  # vLLM says 503 when its core is dead
 
     async def _transfer_ids(self, engine: Engine) -> tuple[str, ...]:
-        """What the bootstrap server beside a prefill engine calls it, where that is not known; empty without one."""
+        """What the bootstrap server beside a prefill engine calls it, if that is not known yet; empty without one."""
         known = engine.handover is not None and engine.health is Health.UP
         if known or not self._pushes or engine.role is not Role.PREFILL:
             return ()
@@ -148,8 +148,8 @@ class HealthChecks:
 
 _PROBES: Final = {Outcome.UNREACHABLE: Probe.REFUSED, Outcome.BUSY: None}
 _SAID: Final = {
-    Change.LOST: "takes no new requests any more, or does not answer; it is passed over until it does",
+    Change.LOST: "takes no new requests, or does not answer; it is passed over until it does",
     Change.BACK: "answers",
-    Change.OPENED: "fails what it is sent; it is asked last for a while",
+    Change.OPENED: "fails the requests it is sent; it is asked last for a while",
     Change.CLOSED: "serves again",
 }

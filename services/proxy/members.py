@@ -1,7 +1,7 @@
-"""The one place where the fleet's engines change while the proxy runs: by the word of its operators, and by --discover.
+"""The one place where the fleet's engines change while the proxy runs: as operators say, and as --discover finds.
 
-With a state file the file is changed first, and then the fleet is made what the file says, in every worker: so that
-what was answered is kept, and the workers agree. What one worker found is told to the others the same way.
+With a state file, the file is changed first, and then every worker makes its fleet what the file says, so that what was
+answered is kept and the workers agree. What one worker finds reaches the others the same way.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from services.proxy.health import HealthChecks
 from services.proxy.siblings import Siblings
 from services.proxy.state_file import StateFile, StateFileError
 
-Change = Callable[[Membership], Membership]
-_LEAVING_S: Final = 1.0  # until it is looked at again whether anybody still needs those that leave
+Edit = Callable[[Membership], Membership]
+_LEAVING_S: Final = 1.0  # between looks at whether anybody still needs those that leave
 
 
 class Members:
@@ -38,11 +38,11 @@ class Members:
             self._membership = replace(self._membership, found=siblings.found())
         self._file = None if settings.state_file is None else StateFile(settings.state_file)
         if self._file is not None:
-            self._membership = self._file.begin(self._membership, forget=not settings.discover)
+            self._membership = self._file.open(self._membership, forget=not settings.discover)
         self._membership.bring(health.fleet)
         self._changing: set[asyncio.Task[int]] = set()
         self._finds = bool(settings.discover)
-        self._is_settled = False  # each source of --discover was heard
+        self._is_settled = False  # each source of --discover has been heard
         self._letting_go: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -59,35 +59,35 @@ class Members:
         return any(address in self._membership.expected(role) for role in Role)
 
     async def check(self, allowed: AllowList) -> None:
-        """Raises StateFileError if an engine was added where none may be any more. One that drains there is forgotten:
-        as a rule the command line gave it, and gives its successor now."""
+        """Raises StateFileError if an engine was added where none are allowed any more. One that drains there is
+        forgotten: as a rule the command line gave it, and gives its successor now."""
         for role in Role:
             for address, wish in self._membership.changes.get(role, {}).items():
                 expected = address in self._membership.expected(role)
                 if expected or wish is Wish.REMOVED or await allowed.allows(address):
                     continue
                 if wish is Wish.DRAINING and self._finds and not self._is_settled:
-                    continue  # it may be found yet: find() forgets it then
+                    continue  # it may still be found; if not, find() forgets it
                 if wish is not Wish.DRAINING:
                     raise StateFileError(
-                        f"the state file has the {role.value} engine {address}, which --instance-allow does not allow: "
+                        f"the state file has the {role.value} engine {address}, which --instance-allow forbids: "
                         "allow its network, or take it out of the file"
                     )
-                with contextlib.suppress(NotThere):  # another worker was faster
+                with contextlib.suppress(NotThere):  # another worker did it first
                     await self.change(partial(Membership.removed, role=role, address=address))
 
-    async def change(self, change: Change) -> int:
-        """Raises Unchanged if it cannot be made, StateFileError if it cannot be kept. Once it returns, no new leg goes
-        against it, but for those of so many workers that are silent: they follow when they come to themselves.
+    async def change(self, change: Edit) -> int:
+        """Raises Unchanged if it cannot be made, StateFileError if it cannot be saved. Once it returns, no new leg goes
+        against it, except from the workers that are silent, whose number is returned: they follow when they run again.
 
-        A caller that is cancelled does not stop it half-way.
+        A caller that is cancelled does not stop it halfway.
         """
         changing = asyncio.create_task(self._change(change))
         self._changing.add(changing)
         changing.add_done_callback(self._changing.discard)
         return await asyncio.shield(changing)
 
-    async def _change(self, change: Change) -> int:
+    async def _change(self, change: Edit) -> int:
         if self._file is None:
             self._take(change(self._membership))
             return 0
@@ -97,12 +97,12 @@ class Members:
         return await self._reload_all()
 
     async def find(self, found: Found, *, is_complete: bool) -> int:
-        """What --discover finds now; complete: each of its sources was heard. Returns how many workers are silent: they
-        follow later. Raises StateFileError."""
+        """What --discover finds now; complete: each of its sources has been heard. Returns how many workers are silent,
+        which follow later. Raises StateFileError."""
 
         def forget(changes: Changes) -> Changes:
             kept = without_left(replace(self._membership, changes=changes), found)
-            if is_complete and not self._is_settled:  # the file may speak of engines that left while nobody looked
+            if is_complete and not self._is_settled:  # the file may list engines that left while nobody looked
                 kept = without_stale(replace(self._membership, changes=kept, found=found), removals_only=False)
             return kept
 
@@ -123,7 +123,7 @@ class Members:
         return 0 if self._siblings is None else await self._siblings.reload()
 
     def reload(self) -> None:
-        """Makes the fleet what the state file says, and what was found; raises StateFileError."""
+        """Makes the fleet what the state file says and what was found. Raises StateFileError."""
         if self._file is not None:
             found = self._membership.found if self._siblings is None else self._siblings.found()
             self._take(self._membership.following(found, self._file.read()))

@@ -1,8 +1,8 @@
-"""The proxy's own metrics. Labels are bounded: routes of this proxy, HTTP codes, the engines, and these words.
+"""The proxy's own metrics. Labels are bounded: this proxy's routes, HTTP codes, the engines, and the words below.
 
 A request's outcome: ok · decode_alone (answered, but every prefill failed: the decode engine computed the prompt) ·
 engine_error (the engine's 4xx or 5xx, passed on) · refused (a 4xx of the proxy's own) · unserved (no decode engine
-answered) · timed_out · broken (failed after its first byte) · cancelled (the client left) · internal (a defect here).
+answered) · timed_out · broken (failed after its first byte) · cancelled (the client left) · internal (a defect).
 """
 
 import time
@@ -48,7 +48,7 @@ class Metrics:
         )
         self.added_seconds = Histogram(
             "larder_proxy_added_seconds",
-            "Of that time the proxy's own: neither an engine nor the rest of the request was waited for",
+            "The proxy's own part of that: not waiting for an engine or for the rest of the request",
             buckets=_ADDED_BUCKETS,
             registry=registry,
         )
@@ -83,15 +83,15 @@ class Metrics:
         found.inc()
 
     def leg(self, role: Role, address: Address, outcome: str) -> Histogram:
-        """Where the seconds of one leg go."""
+        """The histogram that the seconds of one leg go to."""
         key = (role, address, outcome)
-        found = self._legs.get(key)  # labels() takes as long as all the rest of it
+        found = self._legs.get(key)  # labels() takes as long as everything else here
         if found is None:
             found = self._legs[key] = self.leg_seconds[role].labels(address, outcome)
         return found
 
     def keep_only(self, known: set[tuple[Role, Address]]) -> None:
-        """The series of engines that are not known any more go: also those of legs that ended after a removal."""
+        """Drops the series of engines that are no longer known, also where a leg ended after the removal."""
         for metric in (*self.leg_seconds.values(), self.retries, self.changes):
             role = next((role for role in Role if metric is self.leg_seconds[role]), None)
             for values in list(metric._metrics):
@@ -102,7 +102,7 @@ class Metrics:
 
 
 class _FleetCollector(Collector):
-    """What the fleet is like at the moment of asking."""
+    """The state of the fleet at the moment of the scrape."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet

@@ -1,4 +1,4 @@
-"""GET /v1/models of the whole fleet: what any decode engine serves."""
+"""GET /v1/models for the whole fleet: what any decode engine serves."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ _BYTES_MAX: Final = 1 << 20
 
 
 class Refusal(NamedTuple):
-    """Why an engine does not list its models to this client."""
+    """An engine's answer to a client that may not see its models."""
 
     status: int
     body: bytes
@@ -22,7 +22,7 @@ class Refusal(NamedTuple):
 async def list_models(
     upstream: Upstream, engine: Address, headers: Mapping[str, str], *, seconds: float = _SECONDS
 ) -> list[dict[str, Any]] | None:
-    """What GET /v1/models of an engine lists; None if that is not an engine's answer."""
+    """What an engine's GET /v1/models lists; None if the answer is not an engine's."""
     listed = await _ask(upstream, engine, headers, seconds)
     return None if isinstance(listed, Refusal) else listed
 
@@ -30,7 +30,7 @@ async def list_models(
 async def merged_models(
     upstream: Upstream, engines: Sequence[Address], headers: Mapping[str, str]
 ) -> dict[str, Any] | Refusal | None:
-    """Each model once, as the first engine that serves it describes it. Where none does: how one refused it, if it is
+    """Each model once, as the first engine that serves it describes it. If none lists any: how one refused, if that is
     the client's fault; else None."""
     answers = await asyncio.gather(*(_ask(upstream, engine, headers, _SECONDS) for engine in engines))
     lists = [answer for answer in answers if isinstance(answer, list)]

@@ -1,8 +1,8 @@
 """What one request's client gets: an engine's answer, passed on, or the proxy's own word on why there is none.
 
-An answer that breaks off ends in a way that its client notices: a stream of events with an error in its protocol's
-form, or, where that is not known or the stream stands within an event, with an aborted connection; so does every other
-answer. No part is taken for the whole. Keeps invariant 12 for its part: a client that takes nothing is let go.
+An answer that breaks off ends so that its client notices: a stream of events with an error in its protocol's form;
+everything else, and a stream whose form is not known or that stands within an event, with an aborted connection. No
+part is ever taken for the whole. Keeps invariant 12 for its part: a client that takes nothing is let go.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _AT_ONCE: Final = struct.pack("ii", 1, 0)  # struct linger: the end is a reset
 
 
 class ClientGone(Exception):
-    """The client left, or takes nothing any more."""
+    """The client has left, or takes nothing any more."""
 
 
 class Ending(NamedTuple):
@@ -44,7 +44,7 @@ class Ending(NamedTuple):
 
 
 class Held(NamedTuple):
-    """An answer that says that the engine failed: the client's only if no other engine has a better one."""
+    """An answer that says that the engine failed. The client gets it only if no other engine has a better one."""
 
     status: int
     reason: str | None
@@ -68,20 +68,20 @@ class Reply:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the client got something: nothing else can be its answer any more."""
+        """Whether the client was sent something: it can get no other answer any more."""
         return self._response is not None
 
     @property
     def ending(self) -> Ending:
         if self._response is None:
-            raise RuntimeError("an answer ends that has not begun")
+            raise RuntimeError("an answer that has not begun cannot end")
         return Ending(self._response, self._outcome)
 
     async def pass_on(
         self, answer: Answer, first: bytes, leg: Leg, *, outcome: str, limit: Within, limit_s: float
     ) -> None:
-        """The engine's answer, from its first bytes to its end. Each next one may take limit_s. Raises LegFailed if the
-        answer broke off, ClientGone."""
+        """Passes on the engine's answer to its end. Each piece after the first may take limit_s. Raises LegFailed if
+        the answer breaks off, ClientGone."""
         call, story = self._call, self._call.story
         story.first_byte_at = time.monotonic()
         if call.streamed:
@@ -97,7 +97,7 @@ class Reply:
             if answer.at_end:
                 break
             await self._write(chunk)
-            limit.begin_anew(limit_s)
+            limit.restart(limit_s)
             chunk = await answer.read()
         if answer.ends_by_close and not self._is_whole_with(chunk):
             await self._write(chunk)
@@ -110,13 +110,13 @@ class Reply:
         return self.ending
 
     async def fail(self, status: int, message: str, *, outcome: str) -> Ending:
-        """An error before the first byte has its status; after it, it ends the stream or breaks the connection."""
+        """Before the first byte an error has its status; later, it ends the stream or breaks the connection."""
         request, response, events = self._request, self._response, self._events
         logger.warning("request %s: %s", self._call.story.id, message)
         if response is None:
             return Ending(error_response(request, status, message), outcome)
         form = form_of(request.path)
-        reads = not request.protocol.writing_paused  # a client that does not read has no need of an event
+        reads = not request.protocol.writing_paused  # a client that does not read needs no event
         if reads and form is not None and events is not None and not events.is_torn:
             with contextlib.suppress(TimeoutError, ConnectionError), self._within(_LAST_WORD_S):
                 await response.write(error_event(form, status, message, events.last))
@@ -130,7 +130,7 @@ class Reply:
         if transport is None:
             return
         if response is not None and _FRAMED.isdisjoint(response.headers):  # a plain end would look like the answer's
-            with contextlib.suppress(OSError):  # the client was faster
+            with contextlib.suppress(OSError):  # the client left first
                 transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         transport.abort()
 
@@ -146,7 +146,7 @@ class Reply:
             raise ClientGone from error
 
     async def _write(self, chunk: bytes) -> None:
-        """Returns when the client has taken so much that the rest fits in the kernel and a small buffer."""
+        """Returns when the client has taken so much that the rest fits into the kernel and a small buffer."""
         if self._events is not None and not (chunk := self._events.feed(chunk)):
             return
         try:
@@ -162,12 +162,12 @@ class Reply:
             raise ClientGone from error
 
     def _is_whole_with(self, last: bytes) -> bool:
-        """As far as the events themselves say so."""
+        """As far as the events themselves tell."""
         form, events = form_of(self._request.path), self._events
         return form is None or events is None or is_last(form, events.last + events.held + last)
 
     async def _end(self, last: bytes) -> None:
-        """In one packet with the last bytes. What the engine ends within an event is passed on as it is."""
+        """In one packet with the last bytes. A stream that the engine ends within an event is passed on as it is."""
         try:
             with self._within(self._slow_client_s):
                 await self.ending.response.write_eof(last if self._events is None else self._events.held + last)

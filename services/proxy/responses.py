@@ -1,6 +1,6 @@
-"""Where a response is: the engine that made it keeps it, in its memory, and no other can continue or tell of it.
+"""Where a response is: the engine that made it keeps it in memory, and no other can continue it or return it.
 
-What this worker saw itself it knows; else the other workers are asked, and then the engines.
+This worker remembers those it saw; for others it asks the other workers, and then the engines.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ class Responses:
         self._homes = Homes()
 
     def made(self, answer: bytes, by: Address) -> None:
-        """An engine's answer begins so."""
+        """An engine's answer begins with these bytes."""
         if (id := response_made(answer)) is not None:
             self._homes.note(id, by)
 

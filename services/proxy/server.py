@@ -16,7 +16,7 @@ from services.proxy.app import Proxy
 from services.proxy.client_limits import bounded_runner
 from services.proxy.config import ProxySettings
 from services.proxy.engine_http.upstream import Upstream
-from services.proxy.siblings import Place, Siblings
+from services.proxy.siblings import Siblings, WorkerSlot
 
 _LAST_BYTES_S: Final = 1.0
 _BACKLOG: Final = 1024
@@ -31,10 +31,10 @@ def tune() -> None:
 
 
 async def serve(
-    settings: ProxySettings, stop: asyncio.Event, ready: Callable[[str], None], place: Place | None = None
+    settings: ProxySettings, stop: asyncio.Event, ready: Callable[[str], None], slot: WorkerSlot | None = None
 ) -> None:
     """Until stop is set, and the requests under way are answered. Ready is told the line that says that it serves; a
-    place is that of one of several workers."""
+    slot is that of one of several workers."""
     key = settings.openai_api_key
     async with contextlib.AsyncExitStack() as ending:
         upstream = Upstream(
@@ -44,7 +44,7 @@ async def serve(
         )
         ending.push_async_callback(upstream.close)
         registry = CollectorRegistry()
-        siblings = None if place is None else Siblings(place, registry)
+        siblings = None if slot is None else Siblings(slot, registry)
         proxy = Proxy(settings, upstream, registry, accepting=lambda: not stop.is_set(), siblings=siblings)
         if siblings is not None:
             ending.push_async_callback(siblings.close)

@@ -38,7 +38,7 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WorkerSlot:
     """Worker `index` of `count`, and the directory they share."""
 
     directory: Path
@@ -47,10 +47,10 @@ class Place:
 
 
 class Siblings:
-    def __init__(self, place: Place, registry: CollectorRegistry) -> None:
-        self._directory = place.directory
-        self._index = place.index
-        self.count = place.count
+    def __init__(self, slot: WorkerSlot, registry: CollectorRegistry) -> None:
+        self._directory = slot.directory
+        self._index = slot.index
+        self.count = slot.count
         self._samples = Samples(registry, self._kept(self._index))
         self._runner: web.AppRunner | None = None
 

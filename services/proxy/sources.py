@@ -1,4 +1,5 @@
-"""Asks the sources of --discover what they name: name servers, by DNS, and files. What of it counts, the core decides.
+"""Asks the sources of --discover which engines they name: name servers, by DNS, and files. The core decides what of it
+counts.
 
 A name is looked up as this host's resolv.conf says, search domains and all; only the name server caches. Of an engine
 with addresses of both families the IPv4 one is taken: as two engines it would get twice its share.
@@ -27,15 +28,15 @@ from services.proxy.core.engine import Address, Role
 from services.proxy.core.membership import ENGINES_MAX
 
 LOOKUP_S: Final = 3.0
-_HUNG_S: Final = 1.0  # after that: then it is the system that does not come back
+_HUNG_S: Final = 1.0  # after that it is the system that does not come back
 FILE_BYTES_MAX: Final = 256 << 10
 
-make_resolver = dns.resolver.Resolver  # for each lookup anew: resolv.conf may change
+make_resolver = dns.resolver.Resolver  # a new one for each lookup: resolv.conf may change
 
 
-class _Apart:
-    """Does one thing in a thread of its own, for which nobody waits at the process's end: who reads a file of a server
-    that is gone may never come back. Until it does, it is not begun again."""
+class _InThread:
+    """Does one thing in a thread of its own, which the process does not wait for at its end: reading a file from a
+    server that is gone may never return. Until it does, it is not started again."""
 
     def __init__(self, do: Callable[[], frozenset[Member]]) -> None:
         self._do = do
@@ -53,23 +54,23 @@ class _Apart:
     def _run(self, doing: Future[frozenset[Member]]) -> None:
         try:
             doing.set_result(self._do())
-        except Exception as error:  # for the one who asked
+        except Exception as error:  # for whoever asked
             doing.set_exception(error)
 
 
-class Records:
-    """A name's addresses; the engines there are called by these."""
+class DnsSource:
+    """A name's addresses, by which the engines there are called."""
 
     def __init__(self, source: Dns) -> None:
         self._source = source
-        self._apart = _Apart(self._look_up)  # dnspython's own coroutines swallow cancellations
+        self._thread = _InThread(self._look_up)  # dnspython's own coroutines swallow cancellations
 
     async def ask(self) -> frozenset[Member]:
         """Raises Unheard, within seconds."""
         try:
-            return await self._apart.result()
+            return await self._thread.result()
         except TimeoutError as error:
-            raise Unheard(Reason.UNANSWERED, "this system does not come back from looking it up") from error
+            raise Unheard(Reason.UNANSWERED, "looking it up does not return on this system") from error
 
     def _look_up(self) -> frozenset[Member]:
         try:
@@ -92,7 +93,7 @@ class Records:
 
 
 class _Lookup:
-    """What is asked for one answer, all of it within LOOKUP_S."""
+    """All queries for one answer, within LOOKUP_S altogether."""
 
     def __init__(self) -> None:
         self._resolver = make_resolver()
@@ -109,7 +110,7 @@ class _Lookup:
         return [address for record in records if _can_be_reached(address := str(record.address))]
 
     def addresses_if_any(self, name: str) -> list[str]:
-        """Records may outlive the hosts that they name."""
+        """SRV records may outlive the hosts they name."""
         try:
             return self.addresses(name)
         except dns.resolver.NXDOMAIN:
@@ -117,7 +118,7 @@ class _Lookup:
 
 
 def _can_be_reached(address: str) -> bool:
-    ip = ip_of(address)  # what blocks names answers 0.0.0.0
+    ip = ip_of(address)  # what name blockers answer is 0.0.0.0
     return ip is not None and not (ip.is_unspecified or ip.is_multicast)
 
 
@@ -128,25 +129,25 @@ class _Listed(BaseModel):
     decode: list[Annotated[str, AfterValidator(canonical)]] = []
 
 
-class Listing:
-    """A file, read anew each time: one that is replaced, or behind links that are, is seen whatever its time says."""
+class FileSource:
+    """A file, read afresh each time: one that is replaced, or behind links that are, is noticed whatever its mtime."""
 
     def __init__(self, source: File) -> None:
         self._path = Path(source.path)
-        self._apart = _Apart(self._read)
+        self._thread = _InThread(self._read)
         self._seen: bytes | None = None
         self._members: frozenset[Member] | Unheard = frozenset()
 
     async def ask(self) -> frozenset[Member]:
         """Raises Unheard, within seconds."""
         try:
-            return await self._apart.result()
+            return await self._thread.result()
         except TimeoutError as error:
             raise Unheard(Reason.UNREADABLE, "its file system does not answer") from error
 
     def _read(self) -> frozenset[Member]:
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not hold it up
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block
             with open(descriptor, "rb") as file:
                 content = file.read(FILE_BYTES_MAX + 1)
         except OSError as error:

@@ -47,7 +47,7 @@ class StateFile:
         self._path = Path(os.path.realpath(path))  # a link to it stays one
         self._lock = self._path.with_name(f".{self._path.name}.lock")
 
-    def begin(self, given: Membership, *, forget: bool = True) -> Membership:
+    def open(self, given: Membership, *, forget: bool = True) -> Membership:
         """What it says over the engines given, at the proxy's start; makes it where there is none. Forget: what it says
         of engines that are not given."""
         with self._locked():

@@ -11,7 +11,7 @@ from typing import Any
 from services.common.service import announce, run
 from services.proxy.config import ProxySettings
 from services.proxy.server import serve, tune
-from services.proxy.siblings import Place
+from services.proxy.siblings import WorkerSlot
 
 
 def main() -> int:
@@ -41,7 +41,7 @@ async def _work(settings: ProxySettings, told: dict[str, Any], stop: asyncio.Eve
         stop.set()
 
     loop.add_reader(sys.stdin, parent_gone)  # nothing more is written to it
-    await serve(settings, stop, announce, Place(Path(told["directory"]), told["index"], told["count"]))
+    await serve(settings, stop, announce, WorkerSlot(Path(told["directory"]), told["index"], told["count"]))
 
 
 if __name__ == "__main__":

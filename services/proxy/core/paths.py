@@ -1,5 +1,5 @@
 """Which paths of engines clients may reach through the proxy besides /v1, as vLLM serves them, and which requests may
-run twice. Not among them is what changes an engine, or tells of it alone: that is its operators' affair (everywhere).
+run twice. Not among them is what changes an engine, or tells of it alone: that is its operators' affair (broadcast).
 """
 
 from typing import Final

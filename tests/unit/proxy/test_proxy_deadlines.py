@@ -66,7 +66,7 @@ async def test_what_passes_by_itself_is_not_cancelled_later() -> None:
     await asyncio.sleep(2 * TICK_S)
 
 
-async def test_a_deadline_may_begin_anew_until_it_is_over() -> None:
+async def test_a_deadline_may_restart_until_it_is_over() -> None:
     deadlines = Deadlines()
     began = time.monotonic()
     limit = deadlines.within(0.2)
@@ -74,11 +74,11 @@ async def test_a_deadline_may_begin_anew_until_it_is_over() -> None:
     async def renew() -> None:
         for _ in range(4):
             await asyncio.sleep(0.1)
-            limit.begin_anew(0.2)
+            limit.restart(0.2)
         await asyncio.sleep(10)
 
     with pytest.raises(TimeoutError), limit:
         await renew()
     assert 0.59 <= time.monotonic() - began < 0.6 + TICK_S + 1
-    limit.begin_anew(10)
+    limit.restart(10)
     assert limit.deadline is None

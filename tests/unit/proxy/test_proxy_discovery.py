@@ -119,7 +119,7 @@ async def test_no_answer_and_an_empty_one_take_nobody_away(
     assert cluster.metric("discovery_up") == 0
     assert addresses(cluster) == [engines[0].address]
     assert (await cluster.complete())[0] == 200
-    said = [record for record in caplog.records if "those that are known stay" in record.getMessage()]
+    said = [record for record in caplog.records if "the known ones stay" in record.getMessage()]
     assert len(said) == 1
     names.is_silent, names.rcode = False, dns.rcode.NOERROR
     serve(names, "127.0.0.1")

@@ -97,14 +97,14 @@ async def test_a_file_that_is_bad_or_half_written_changes_nothing_and_is_told_of
         await until(lambda: cluster.metric("discovery_failures_total", reason=reason) >= 3)
     assert addresses(cluster) == ["127.0.0.1:1"]
     assert cluster.metric("discovery_up") == 0
-    assert len([each for each in caplog.records if "those that are known stay" in each.getMessage()]) == 1
+    assert len([each for each in caplog.records if "the known ones stay" in each.getMessage()]) == 1
 
 
 async def test_a_file_system_that_hangs_holds_neither_the_start_nor_the_end_up(tmp_path: Path) -> None:
     """A real process: at its end nobody may wait for the thread."""
     hung = (
         "import time\nfrom services.proxy import cli, sources\nsources.LOOKUP_S = sources._HUNG_S = 0.2\n"
-        "sources.Listing._read = lambda self: time.sleep(60)\ncli.main()"
+        "sources.FileSource._read = lambda self: time.sleep(60)\ncli.main()"
     )
     argv = [sys.executable, "-c", hung, "--port", "0", "--discover", f"file://{tmp_path}/engines.yaml"]
     process = await asyncio.create_subprocess_exec(*argv, stdout=PIPE, stderr=PIPE)
@@ -121,7 +121,7 @@ async def test_a_file_system_that_hangs_holds_neither_the_start_nor_the_end_up(t
             process.kill()
             await process.communicate()
     assert process.returncode == 0
-    assert log.count(b"its file system does not answer; those that are known stay") == 1
+    assert log.count(b"its file system does not answer; the known ones stay") == 1
 
 
 # -- with operators

@@ -12,10 +12,10 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
+from services.proxy.broadcast import PATHS
 from services.proxy.core.engine import Address, Role
 from services.proxy.core.homes import response_followed
 from services.proxy.core.requests import fields_of, model_of
-from services.proxy.everywhere import PATHS
 
 JSON = {"Content-Type": "application/json"}
 KEY = {"X-API-Key": "sesame"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from services.proxy import everywhere
+from services.proxy import broadcast
 from services.proxy.core.paths import PASSED
 
 POSTED = [path for path, method in PASSED.items() if method == "POST"]
@@ -51,7 +51,7 @@ async def test_another_engine_is_asked_where_one_fails(start_cluster: Any, path:
 async def test_what_changes_an_engine_or_tells_of_it_alone_does_not(cluster: Any, path: str) -> None:
     for method in ("GET", "POST"):
         async with cluster.client.request(method, path) as response:
-            assert response.status == (403 if path in everywhere.PATHS else 404)
+            assert response.status == (403 if path in broadcast.PATHS else 404)
     assert cluster.legs == []
 
 

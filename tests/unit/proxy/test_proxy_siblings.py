@@ -8,11 +8,11 @@ from pathlib import Path
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from services.proxy.siblings import Place, Siblings
+from services.proxy.siblings import Siblings, WorkerSlot
 
 
 def worker(directory: Path, index: int) -> Siblings:
-    return Siblings(Place(directory, index, 2), CollectorRegistry())
+    return Siblings(WorkerSlot(directory, index, 2), CollectorRegistry())
 
 
 @contextmanager

@@ -117,7 +117,7 @@ async def test_a_stream_that_falls_silent_is_ended_with_an_error(start_cluster: 
         assert await response.content.readexactly(len(events[0])) == events[0]
         engine.frozen = True
         rest = await asyncio.wait_for(response.read(), 5)
-    assert "does not answer any more" in json.loads(rest.strip().removeprefix(b"data: "))["error"]["message"]
+    assert "it no longer answers" in json.loads(rest.strip().removeprefix(b"data: "))["error"]["message"]
     assert cluster.metric("requests_total", code="200", outcome="broken") == 1
 
 

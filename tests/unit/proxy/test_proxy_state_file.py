@@ -75,20 +75,20 @@ def test_the_fleet_becomes_what_it_should_be_and_keeps_what_it_knows() -> None:
 
 def test_changes_survive(tmp_path: Path) -> None:
     file = StateFile(tmp_path / "state.json")
-    assert file.begin(GIVEN).engines(Role.DECODE) == {B: Wish.ACTIVE}
+    assert file.open(GIVEN).engines(Role.DECODE) == {B: Wish.ACTIVE}
     file.update(lambda changes: Membership(GIVEN.given, changes).added(Role.DECODE, C).drained(Role.DECODE, B).changes)
-    again = StateFile(tmp_path / "state.json").begin(GIVEN)
+    again = StateFile(tmp_path / "state.json").open(GIVEN)
     assert again.engines(Role.DECODE) == {B: Wish.DRAINING, C: Wish.ACTIVE}
     assert sorted(path.name for path in tmp_path.iterdir()) == [".state.json.lock", "state.json"]
 
 
 def test_a_removal_is_forgotten_once_the_engine_is_not_given_any_more(tmp_path: Path) -> None:
     file = StateFile(tmp_path / "state.json")
-    file.begin(GIVEN)
+    file.open(GIVEN)
     file.update(lambda changes: Membership(GIVEN.given, changes).removed(Role.DECODE, B).changes)
-    assert file.begin(GIVEN).engines(Role.DECODE) == {}
-    file.begin(Membership({Role.PREFILL: (A,), Role.DECODE: (C,)}))
-    assert file.begin(GIVEN).engines(Role.DECODE) == {B: Wish.ACTIVE}
+    assert file.open(GIVEN).engines(Role.DECODE) == {}
+    file.open(Membership({Role.PREFILL: (A,), Role.DECODE: (C,)}))
+    assert file.open(GIVEN).engines(Role.DECODE) == {B: Wish.ACTIVE}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_what_is_no_state_file_is_refused_and_left_as_it_is(tmp_path: Path, text
     path = tmp_path / "state.json"
     path.write_text(text)
     with pytest.raises(StateFileError) as refused:
-        StateFile(path).begin(GIVEN)
+        StateFile(path).open(GIVEN)
     assert reason in str(refused.value)
     assert str(path) in str(refused.value)
     assert path.read_text() == text
@@ -121,15 +121,15 @@ def test_what_is_no_state_file_is_refused_and_left_as_it_is(tmp_path: Path, text
 
 def test_a_place_that_cannot_be_written_to_is_found_out_at_once(tmp_path: Path) -> None:
     with pytest.raises(StateFileError, match=r"cannot write the state file .*No such file or directory"):
-        StateFile(tmp_path / "missing" / "state.json").begin(GIVEN)
+        StateFile(tmp_path / "missing" / "state.json").open(GIVEN)
     (tmp_path / "folder").mkdir()
     with pytest.raises(StateFileError, match=r"cannot read the state file .*Is a directory"):
-        StateFile(tmp_path / "folder").begin(GIVEN)
+        StateFile(tmp_path / "folder").open(GIVEN)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = StateFile(tmp_path / "state.json")
-    file.begin(GIVEN.removed(Role.DECODE, B))
+    file.open(GIVEN.removed(Role.DECODE, B))
     before = (tmp_path / "state.json").read_text()
 
     def full(_: int) -> None:
@@ -145,7 +145,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 def test_it_is_replaced_whole_once_the_new_one_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state.json"
     file = StateFile(path)
-    file.begin(GIVEN)
+    file.open(GIVEN)
     before = path.read_text()
     is_old = []
     monkeypatch.setattr(os, "fsync", lambda _: is_old.append(path.read_text() == before))
@@ -156,7 +156,7 @@ def test_it_is_replaced_whole_once_the_new_one_is_on_the_disk(tmp_path: Path, mo
 
 
 def test_changes_made_at_once_are_all_kept(tmp_path: Path) -> None:
-    StateFile(tmp_path / "state.json").begin(GIVEN)
+    StateFile(tmp_path / "state.json").open(GIVEN)
 
     def add(first: int) -> None:
         file = StateFile(tmp_path / "state.json")  # as another process would
@@ -169,7 +169,7 @@ def test_changes_made_at_once_are_all_kept(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(StateFile(tmp_path / "state.json").begin(GIVEN).engines(Role.DECODE)) == 41
+    assert len(StateFile(tmp_path / "state.json").open(GIVEN).engines(Role.DECODE)) == 41
 
 
 # -- the proxy
@@ -201,7 +201,7 @@ async def test_a_change_that_cannot_be_kept_is_not_made(start_cluster: Any, tmp_
     (folder / "state.json").unlink()
     status, answer = await tell(cluster, "remove", cluster.decodes[0].address)
     assert status == 500
-    assert answer["detail"].startswith("The change was not made, because it could not be kept: cannot read")
+    assert answer["detail"].startswith("The change was not made because it could not be saved: cannot read")
     assert (await cluster.complete())[0] == 200
 
 

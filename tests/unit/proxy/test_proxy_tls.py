@@ -65,7 +65,7 @@ class Front:
     port: int = 0
     names: list[str | None] = field(default_factory=list)  # those that clients asked for (SNI)
 
-    async def begin(self, stack: AsyncExitStack, context: ssl.SSLContext) -> "Front":
+    async def start(self, stack: AsyncExitStack, context: ssl.SSLContext) -> "Front":
         context.sni_callback = lambda _, name, __: self.names.append(name)
         app = web.Application(client_max_size=64 << 20)
         app.router.add_route("*", "/base/{tail:.*}", self._handle)
@@ -98,7 +98,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     context = make_authority(tmp_path, "ours")
     async with AsyncExitStack() as stack:
         fronts = [
-            await Front(Engine(name)).begin(stack, context("localhost", "127.0.0.1"))
+            await Front(Engine(name)).start(stack, context("localhost", "127.0.0.1"))
             for name in ("prefill0", "decode0")
         ]
         yield Site(*fronts, tmp_path / "ours.pem", tmp_path)
@@ -148,7 +148,7 @@ async def test_who_cannot_prove_itself_is_told_nothing(
         if wrong == "name":  # another host, with a certificate that is good for this one only
             context = make_authority(site.directory, "both")("localhost")
             settings["engine_ca_file"] = site.directory / "both.pem"
-            port = (await Front(site.decode.engine).begin(stack, context)).port
+            port = (await Front(site.decode.engine).start(stack, context)).port
             settings |= {"decode": (f"https://127.0.0.1:{port}/base",), "prefill": ()}
         cluster = await start_cluster(0, 0, **settings)
         assert (await cluster.complete())[0] == 503

@@ -1,7 +1,7 @@
-"""Requests that change engines: they go to all of them, and each one's answer is told.
+"""Requests that change engines: they go to all of them, and every engine's answer is reported.
 
-An adapter that one engine alone has loaded fails every other request for it. What changes more than a reload can mend
-(weights, code, scale) has no way through the proxy.
+An adapter that only one engine has loaded fails every other request for it. Changes that a reload cannot undo (weights,
+code, scale) do not go through the proxy.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ _ANSWER_BYTES_MAX: Final = 64 << 10
 
 
 def engine_change(path: str) -> str | None:
-    """Which of PATHS engines, or what stands before them, may take it for."""
+    """The one of PATHS that engines, or what stands in front of them, may take it for."""
     plain = "/" + "/".join(part for part in path.split("/") if part)
     return plain if plain in PATHS else None
 
 
-class Everywhere:
+class Broadcast:
     def __init__(self, fleet: Fleet, upstream: Upstream, *, seconds: float) -> None:
         self._fleet = fleet
         self._upstream = upstream
@@ -41,8 +41,8 @@ class Everywhere:
         self._sending: set[asyncio.Task[web.Response]] = set()
 
     async def send(self, path: str, query: str, lines: bytes, body: bytes) -> web.Response:
-        """200 if every engine did it; what they all say, if they say the same; else 502. A caller that is cancelled
-        does not stop it half-way."""
+        """200 if every engine did it; their status, if it is the same; else 502. A caller that is cancelled does not
+        stop it halfway."""
         sending = asyncio.create_task(self._send_all(path, query, lines, body))
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
@@ -65,7 +65,7 @@ class Everywhere:
         return web.json_response({"results": results}, status=status or 502)
 
     async def _send(self, to: Address, target: str, lines: bytes, body: bytes) -> tuple[int | None, str]:
-        """Its status, None without one, and its words."""
+        """Its status, None if there is none, and its words."""
         try:
             with self._upstream.leg(to, self._seconds) as leg:
                 answer = await leg.send(method="POST", target=target, lines=lines, body=body, repeatable=False)
