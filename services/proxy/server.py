@@ -1,4 +1,4 @@
-"""One process of the proxy: its parts put together, the sockets it listens on, its end. What it answers is app's."""
+"""One process of the proxy: its parts put together, the sockets it listens on, its end. What it answers is in `app`."""
 
 import asyncio
 import contextlib
@@ -27,14 +27,14 @@ def tune() -> None:
     _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     gc.freeze()
-    gc.set_threshold(50_000)  # requests leave hardly any cycles behind: look for them every few hundred
+    gc.set_threshold(50_000)  # requests leave hardly any cycles behind: looking every few hundred is enough
 
 
 async def serve(
     settings: ProxySettings, stop: asyncio.Event, ready: Callable[[str], None], slot: WorkerSlot | None = None
 ) -> None:
-    """Until stop is set, and the requests under way are answered. Ready is told the line that says that it serves; a
-    slot is that of one of several workers."""
+    """Until stop is set and the requests under way are answered. Ready is told the line that announces it; slot: it is
+    one of several workers."""
     key = settings.openai_api_key
     async with contextlib.AsyncExitStack() as ending:
         upstream = Upstream(
@@ -51,7 +51,7 @@ async def serve(
             await siblings.serve(
                 reload=proxy.members.reload, instances=proxy.admin.instances, home=proxy.responses.known
             )
-            proxy.members.reload()  # what was changed while nobody could say so
+            proxy.members.reload()  # what was changed while nobody could be told
         runner = make_runner(proxy)
         ending.push_async_callback(runner.cleanup)
         port = await listen(runner, settings.host, settings.port, shared=siblings is not None)
@@ -74,7 +74,7 @@ def make_runner(proxy: Proxy) -> web.AppRunner:
 
 
 async def listen(runner: web.AppRunner, host: str, port: int, *, shared: bool = False) -> int:
-    """Returns the port it listens on; raises OSError when it cannot, before the app is started.
+    """Returns the port it listens on; raises OSError if it cannot, before the app is started.
 
     Shared: with other processes of this proxy, among which the system spreads the connections.
     """
@@ -100,7 +100,7 @@ async def _serve(runner: web.AppRunner, each: socket.socket) -> None:
 
 
 async def bind(host: str, port: int, *, shared: bool = False) -> list[socket.socket]:
-    """One socket for each address of the host, all on one port; raises OSError where it is taken."""
+    """One socket for each address of the host, all on one port; raises OSError if it is taken."""
     sockets: list[socket.socket] = []
     with contextlib.ExitStack() as undo:
         try:

@@ -1,7 +1,7 @@
 """What the workers of one proxy tell each other, by HTTP over Unix sockets in a directory of their own (mode 0700).
 
 A worker that is not there is passed over: it reads the state file when it starts. One that is there and does not answer
-in time is counted as silent: it will do what it was told when it can, and until then its part is not known.
+in time counts as silent: it will do as told when it can, and until then its share is unknown.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _FOUND: Final = "found.json"
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What siblings answered, by their index; None: silent."""
+    """What the siblings answered, by index; None: silent."""
 
     answers: dict[int, Any]
 
@@ -61,7 +61,7 @@ class Siblings:
         instances: Callable[[], list[dict[str, Any]]],
         home: Callable[[str], str | None],
     ) -> None:
-        """Answers the others from now on."""
+        """From now on the others are answered."""
 
         async def post_reload(_: web.Request) -> web.Response:
             reload()
@@ -95,17 +95,17 @@ class Siblings:
 
     @property
     def is_first(self) -> bool:
-        """The first finds engines for all."""
+        """The first one finds engines for all."""
         return self._index == 0
 
     def find(self, found: Found) -> None:
-        """For reload() to take up. It outlives this worker."""
+        """Leaves it for reload() to take up. It outlives this worker."""
         new = self._directory / "found.new"
         new.write_text(json.dumps(found))
         new.replace(self._directory / _FOUND)
 
     def found(self) -> Found:
-        """What the first of them found last."""
+        """What the first worker found last."""
         try:
             content = json.loads((self._directory / _FOUND).read_text())
         except FileNotFoundError:
@@ -113,19 +113,19 @@ class Siblings:
         return {Role(role): tuple(addresses) for role, addresses in content.items()}
 
     async def reload(self) -> int:
-        """Has the others take up the state file, and what was found; returns how many were silent."""
+        """Has the others take up the state file and what was found; returns how many were silent."""
         return (await self._ask_all("POST", "/reload")).silent
 
     async def instances(self) -> Heard:
         return await self._ask_all("GET", "/instances")
 
     async def home(self, id: str) -> str | None:
-        """The engine that made the response of that id, as far as one of them knows."""
+        """The engine that made the response of that id, if one of them knows."""
         heard = await self._ask_all("GET", f"/home?id={quote(id, safe='')}")
         return next((answer for answer in heard.answers.values() if isinstance(answer, str)), None)
 
     async def metrics(self) -> bytes:
-        """Those of all workers together, in Prometheus's text format; of who is silent, what was last shown."""
+        """Those of all workers together, in Prometheus's text format; of silent workers, what they last showed."""
         heard = await self._ask_all("GET", "/samples")
         samples = [[_WORKERS, {}, 1 + len(heard.answers) - heard.silent]]
         workers = [_WORKERS, "gauge", "Workers that answered; gauges of others are missing", samples]
@@ -153,7 +153,7 @@ async def is_alive(directory: Path, index: int) -> bool:
 
 
 async def _ask(socket: Path, method: str, path: str) -> tuple[bool, Any]:
-    """Whether anybody is there, and the answer, None where there is none."""
+    """Whether a worker is there, and its answer; None if it gives none."""
     try:
         async with (
             asyncio.timeout(ANSWER_S),
@@ -161,7 +161,7 @@ async def _ask(socket: Path, method: str, path: str) -> tuple[bool, Any]:
             session.request(method, f"http://worker{path}") as response,
         ):
             return True, await response.json() if response.status == 200 else None
-    except aiohttp.ClientConnectorError as error:  # else it is there, and has no room for us, or we have none
+    except aiohttp.ClientConnectorError as error:  # else it is there, and has no room for us, or we have none ourselves
         return error.os_error.errno not in (errno.ENOENT, errno.ECONNREFUSED), None
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
         return True, None

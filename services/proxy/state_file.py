@@ -1,8 +1,8 @@
-"""The file in which operators' changes survive the proxy: --state-file. All that is done to it blocks.
+"""The file in which operators' changes survive the proxy: --state-file. Every call here blocks.
 
 It says what was changed, not what there is: engines of the command line are in it only if they were drained or removed.
 It is replaced whole, by a rename after an fsync, so that a crash leaves the old one or the new one; and only under a
-lock, so that workers do not overwrite each other's changes. What is not such a file, whole, is never taken for one.
+lock, so that workers do not overwrite each other's changes. A damaged or foreign file is never taken for one.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _LOCK_S: Final = 2.0
 
 
 class StateFileError(LarderError):
-    """The file cannot be read, or not be written; str() says why and how to mend it."""
+    """The file cannot be read or written; str() says why, and how to mend it."""
 
 
 _Engine = Annotated[str, AfterValidator(canonical)]
@@ -44,17 +44,17 @@ class _Content(BaseModel):
 
 class StateFile:
     def __init__(self, path: Path) -> None:
-        self._path = Path(os.path.realpath(path))  # a link to it stays one
+        self._path = Path(os.path.realpath(path))  # a link to it remains a link
         self._lock = self._path.with_name(f".{self._path.name}.lock")
 
     def open(self, given: Membership, *, forget: bool = True) -> Membership:
-        """What it says over the engines given, at the proxy's start; makes it where there is none. Forget: what it says
+        """Applies it to the given engines when the proxy starts; creates it if there is none. Forget: drop what it says
         of engines that are not given."""
         with self._locked():
             membership = replace(given, changes=self.read() if self._path.exists() else {})
             if forget:
                 membership = replace(membership, changes=without_stale(membership))
-            self._write(membership.changes)  # so that a place that cannot be written to is found out now
+            self._write(membership.changes)  # so that an unwritable place is noticed now
             return membership
 
     def update(self, update: Callable[[Changes], Changes]) -> None:
@@ -77,7 +77,7 @@ class StateFile:
             reason = "it is not JSON" if not isinstance(error, ValidationError) else _reason(error)
             raise StateFileError(
                 f"{self._path} is not a state file of this proxy, or it is damaged: {reason}; "
-                "give another --state-file, or move this one away to begin with the command line's engines"
+                "give another --state-file, or move this one away to start with the command line's engines"
             ) from error
         return {
             Role.PREFILL: {Address(address): wish for address, wish in state.prefill.items()},
@@ -118,7 +118,7 @@ class StateFile:
                     break
                 except BlockingIOError:
                     if time.monotonic() > end:
-                        raise StateFileError(f"{self._lock} is held by another process for {_LOCK_S:g} s") from None
+                        raise StateFileError(f"{self._lock} was held by another process for {_LOCK_S:g} s") from None
                     time.sleep(0.01)
             yield
         finally:
@@ -126,8 +126,8 @@ class StateFile:
 
     def _unwritable(self, error: OSError) -> StateFileError:
         return StateFileError(
-            f"cannot write the state file {self._path}: {error.strerror}; its directory must be one that the proxy "
-            "can make files in"
+            f"cannot write the state file {self._path}: {error.strerror}; the proxy must be able to create files "
+            "in its directory"
         )
 
 

@@ -1,4 +1,4 @@
-"""The metrics of several workers as those of one proxy: counters and histograms are added up, gauges by their names.
+"""The metrics of several workers as those of one proxy: counters and histograms are added up, gauges as each needs.
 
 A worker's counters outlive it: whatever was shown of them is kept beside the worker's socket and added to what its
 successor counts, so that a restart does not look like a reset of the whole proxy.
@@ -29,10 +29,10 @@ _BY_MAX: Final = frozenset(
         "process_start_time_seconds",
     }
 )
-"""Gauges of which the workers' greatest value is the proxy's; the others are added up."""
+"""Gauges whose greatest value among the workers is the proxy's; the others are added up."""
 
 Family = list[Any]
-"""[name, type, help, [[sample's name, {label: value}, value], …]], as it goes through JSON."""
+"""[name, type, help, [[sample's name, {label: value}, value], …]], as JSON carries it."""
 
 
 class Samples:
@@ -44,7 +44,7 @@ class Samples:
         self._former = kept(path)
 
     def take(self) -> list[Family]:
-        """What is there now; it is kept before it is shown."""
+        """The present values, kept before they are shown."""
         taken = [_family_of(metric) for metric in self._registry.collect()]
         new = self._path.with_suffix(".new")
         lasting = [family for family in merged([taken, self._former]) if family[1] in _LASTING]
@@ -57,7 +57,7 @@ class Samples:
 
 
 def kept(path: Path) -> list[Family]:
-    """What was last shown of a worker's counters and histograms."""
+    """A worker's counters and histograms, as last shown."""
     try:
         families: list[Family] = json.loads(path.read_text())
     except FileNotFoundError:
@@ -106,6 +106,6 @@ def _family_of(metric: Metric) -> Family:
     samples = [
         [sample.name, sample.labels, sample.value]
         for sample in metric.samples
-        if not sample.name.endswith("_created")  # when a worker began to count says nothing of the proxy
+        if not sample.name.endswith("_created")  # when a worker started counting says nothing of the proxy
     ]
     return [metric.name, metric.type, metric.documentation, samples]

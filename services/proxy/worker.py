@@ -1,5 +1,5 @@
-"""One of several workers, as its parent (workers.py) starts it: the first line of its stdin tells it what to do, the
-end of that ends it. It says on stdout when it serves."""
+"""One of several workers, as its parent (workers.py) starts it: the first line of its stdin tells it what to do, and
+the end of stdin to end. It says on stdout when it serves."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from services.proxy.siblings import WorkerSlot
 def main() -> int:
     line = sys.stdin.buffer.readline()
     if not line:
-        return 1  # its parent has gone already
+        return 1  # its parent is gone already
     told = json.loads(line)
     settings = ProxySettings(**told["settings"])
     tune()

@@ -1,9 +1,9 @@
-"""The parent of --workers processes that serve on one port: starts them, starts again what dies, ends them together.
+"""The parent of --workers processes that serve on one port: starts them, restarts those that die, ends them together.
 
 Each worker is a fresh process with its own sockets on the port (SO_REUSEPORT), among which the system spreads the
 connections; one that dies takes its connections with it, and new ones go to the others. The parent serves nothing. It
-keeps the port, the workers' private directory, and a pipe to each: at the pipe's end a worker knows that it is alone,
-and ends too.
+keeps the port, the workers' private directory, and a pipe to each: when the pipe closes a worker knows that its parent
+is gone, and ends too.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ from services.proxy.siblings import is_alive
 logger = logging.getLogger(__name__)
 
 _START_S: Final = 60.0
-_PAUSE_S: Final = 0.1  # before a worker that died is started again; twice as long each time, up to
+_PAUSE_S: Final = 0.1  # before a dead worker is restarted; twice as long each time, up to
 _PAUSE_MAX_S: Final = 10.0
-_STEADY_S: Final = 30.0  # a life so long, and the pause is the first one again
-_ASK_EVERY_S: Final = 2.0  # each answer is waited for 1 s
+_STEADY_S: Final = 30.0  # after a life this long the pause is the first one again
+_ASK_EVERY_S: Final = 2.0  # it waits 1 s for each answer
 _MISSES_MAX: Final = 7  # in a row, until a worker counts as hung: about 20 s
 _END_S: Final = DRAIN_S + 5.0
 
@@ -41,8 +41,8 @@ class WorkerFailed(LarderError):
 
 
 async def supervise(settings: ProxySettings, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
-    """Until stop is set, and the workers have drained. Ready is told the line that says that all of them serve."""
-    for each in await bind(settings.host, settings.port):  # else the port of another proxy would be shared
+    """Until stop is set and the workers have drained. Ready is told the line that announces that all of them serve."""
+    for each in await bind(settings.host, settings.port):  # or it would share another proxy's port
         each.close()
     with contextlib.ExitStack() as undo:
         for each in await bind(settings.host, settings.port, shared=True):
@@ -78,7 +78,7 @@ class _Workers:
         self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self, stop: asyncio.Event) -> bool:
-        """Returns when all of them serve; False if it was stopped before. Raises WorkerFailed."""
+        """Returns True when all of them serve, False if it was stopped before. Raises WorkerFailed."""
         starting = asyncio.create_task(self._start_all())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -91,7 +91,7 @@ class _Workers:
         return False
 
     async def end(self) -> None:
-        """SIGTERM to all, time to drain, SIGKILL to what remains."""
+        """SIGTERM to all, time to drain, SIGKILL to those that remain."""
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
@@ -109,7 +109,7 @@ class _Workers:
                     await process.wait()
 
     async def _start_all(self) -> None:
-        await self._start_first(0)  # alone, so that what is wrong with the settings is said once
+        await self._start_first(0)  # alone, so that wrong settings are reported once
         await asyncio.gather(*(self._start_first(index) for index in range(1, self._count)))
         self._keepers = [asyncio.create_task(self._keep(index)) for index in range(self._count)]
 
@@ -118,7 +118,7 @@ class _Workers:
             raise WorkerFailed(f"worker {index} did not start")
 
     async def _start(self, index: int) -> bool:
-        """Whether it serves; it has ended, or is killed, if not."""
+        """Whether it serves; if not, it has ended or is killed."""
         process = self._processes[index] = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "services.proxy.worker"),
             stdin=asyncio.subprocess.PIPE,
@@ -143,7 +143,7 @@ class _Workers:
         return False
 
     async def _until_end(self, index: int) -> int:
-        """Its exit status. A worker that hangs is killed: it would keep its share of the clients."""
+        """Its exit status. A worker that hangs is killed, since it would keep its share of the clients."""
         process, misses = self._processes[index], 0
         while True:
             try:
@@ -162,7 +162,7 @@ class _Workers:
             status = await self._until_end(index)
             if time.monotonic() - began > _STEADY_S:
                 pause_s = _PAUSE_S
-            logger.error("worker %d ended with status %d; it is started again in %g s", index, status, pause_s)
+            logger.error("worker %d ended with status %d; it is restarted in %g s", index, status, pause_s)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
             try:

@@ -1,7 +1,7 @@
-"""JSON, read and written by the fastest library there is: prompts of a hundred kilobytes must not hold up the others.
+"""JSON, read and written by the fastest library there is: prompts of a hundred kilobytes must not hold up others.
 
-Where that is stricter than the standard library (NaN, half a surrogate pair), the standard library has the last word,
-so that no client is refused what engines take. NaN and infinities are written as null.
+Where it is stricter than the standard library (NaN, half a surrogate pair), the standard library has the last word, so
+that no client is refused what engines accept. NaN and infinities are written as null.
 """
 
 import json
@@ -12,10 +12,10 @@ from typing import Any, Final
 import msgspec
 
 Raw = msgspec.Raw
-"""A value as it was written: a part of the body, not a copy of it."""
+"""A value as it was written: a view into the body, not a copy."""
 
 LENIENT_BYTES_MAX: Final = 1 << 20
-FIELDS_MAX: Final = 1 << 18  # wherever they stand: those of one object are 2 us each
+FIELDS_MAX: Final = 1 << 18  # wherever they stand; at the top, each takes 2 us
 _FIELD: Final = re.compile(rb'"\s*:')
 _fields: Final = msgspec.json.Decoder(dict[str, Raw])
 
@@ -29,7 +29,7 @@ class TooManyFields(ValueError):
 
 
 def decode(content: bytes) -> Any:
-    """Raises ValueError or RecursionError, with a message that says where."""
+    """Raises ValueError or RecursionError; the message says where."""
     try:
         return msgspec.json.decode(content)
     except ValueError:
@@ -39,8 +39,8 @@ def decode(content: bytes) -> Any:
 def decode_fields(content: bytes) -> dict[str, Raw]:
     """The fields of an object, their values unread: 60 MB of `[],[],` would be 1.3 GB of lists, and seconds of work.
 
-    Raises NotAnObject, TooManyFields, another ValueError or RecursionError. What the standard library must read is
-    bounded.
+    Raises NotAnObject, TooManyFields, another ValueError, or RecursionError. What the standard library may have to read
+    is bounded.
     """
     if content.count(b":") > FIELDS_MAX and next(islice(_FIELD.finditer(content), FIELDS_MAX, None), None) is not None:
         raise TooManyFields(f"over {FIELDS_MAX} fields")
@@ -58,7 +58,7 @@ def decode_fields(content: bytes) -> dict[str, Raw]:
 
 
 def decode_text(value: Raw | None) -> str | None:
-    """The string that a field is; None if it is anything else, which is not read."""
+    """A field's value if it is a string; None if it is anything else, which is not read."""
     if value is None or bytes(memoryview(value)[:1]) != b'"':
         return None
     read = decode(bytes(value))

@@ -1,7 +1,7 @@
 """Which engines --discover finds: what its sources are, and how much of what they say counts. Decides; asks nobody.
 
-An engine joins with the first answer that names it. It leaves when ABSENCES answers in a row do not: so that part of an
-answer, or half of a file, takes nobody away. No answer at all takes nobody away either, nor does one without engines.
+An engine joins with the first answer that names it. It leaves when ABSENCES answers in a row do not, so that a partial
+answer, or half a file, removes none. Nor does the lack of an answer, or an answer without engines.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,9 +20,9 @@ Member = tuple[Role, Address]
 
 
 class Reason(StrEnum):
-    """Why an answer was not believed, or that there was none."""
+    """Why an answer was not believed, or why there was none."""
 
-    UNANSWERED = "unanswered"  # no name server did, in time
+    UNANSWERED = "unanswered"  # by any name server in time
     UNREADABLE = "unreadable"  # the file
     INVALID = "invalid"
     EMPTY = "empty"
@@ -30,7 +30,7 @@ class Reason(StrEnum):
 
 
 class Unheard(Exception):
-    """What a source names stays as it was; str() says why."""
+    """What a source names stays as it was. str() says why."""
 
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)
@@ -39,7 +39,7 @@ class Unheard(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Dns:
-    """All addresses of a name; without a port, the SRV records of that name, which say it."""
+    """All addresses of a name; without a port, its SRV records, which tell the port."""
 
     role: Role
     name: str
@@ -52,7 +52,7 @@ class File:
 
 
 def source_of(text: str) -> Dns | File:
-    """As --discover takes it; raises ValueError, which says what is wrong."""
+    """As --discover takes it. Raises ValueError, which says what is wrong."""
     role, separator, url = text.partition("=") if "=" in text.partition("://")[0] else ("", "", text)
     scheme, _, rest = url.partition("://")
     if scheme == "file" and not separator:
@@ -78,16 +78,16 @@ def source_of(text: str) -> Dns | File:
 
 @dataclass(slots=True)
 class _Source:
-    roles: frozenset[Role]  # of which it may name engines
+    roles: frozenset[Role]  # that it may name engines of
     never_empty: Role
-    members: dict[Member, int] = field(default_factory=dict)  # and in how many answers in a row each was missing
-    is_known: bool = False  # it was heard at least once
+    members: dict[Member, int] = field(default_factory=dict)  # -> in how many answers in a row each was missing
+    is_known: bool = False  # it answered at least once
     trouble: Reason | None = None
     said_at: float | None = None
 
 
 class Tally:
-    """Inherited: what a predecessor found; engines of a role hold until all sources of that role were heard."""
+    """Inherited: what a predecessor found. It holds for a role until all sources of that role have answered."""
 
     def __init__(self, sources: Mapping[str, Dns | File], inherited: Found) -> None:
         self._sources = {
@@ -113,7 +113,7 @@ class Tally:
             yield from self._inherited.get(role, ())
 
     def heard(self, source: str, named: Iterable[Member]) -> None:
-        """Takes an answer up; raises Unheard, and changes nothing, where it is not to be believed."""
+        """Takes up an answer; raises Unheard, and changes nothing, if it is not credible."""
         of, named = self._sources[source], frozenset(named)
         if not named:
             raise Unheard(Reason.EMPTY, "it names no engine")
@@ -133,7 +133,7 @@ class Tally:
         of.members, of.is_known = members, True
 
     def is_news(self, source: str, trouble: Reason | None, now: float) -> bool:
-        """Whether to say what became of the source's last answer: where that changed, once in a while."""
+        """Whether to report what became of the source's last answer: if that changed, and not too often."""
         of = self._sources[source]
         if trouble is of.trouble or (of.said_at is not None and now - of.said_at < SAY_EVERY_S):
             return False
@@ -142,7 +142,7 @@ class Tally:
 
 
 def changes(before: Found, after: Found) -> Sequence[tuple[Role, str, tuple[Address, ...]]]:
-    """What to tell of: (role, "joined" or "left", who), without those of which nobody did."""
+    """(role, "joined" or "left", who), for each that has any."""
     told = []
     for role in Role:
         was, now = before.get(role, ()), after.get(role, ())

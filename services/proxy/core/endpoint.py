@@ -1,6 +1,6 @@
 """What an engine's address says: whether it speaks TLS, where it listens, and under which path its API lies.
 
-An Address is written in one way only: HOST:PORT for plain HTTP, or https://HOST:PORT; with /BASE behind it, if need be.
+There is one way to write an Address: HOST:PORT for plain HTTP, or https://HOST:PORT, with /BASE behind it if need be.
 """
 
 import re
@@ -18,13 +18,13 @@ class BadPort(ValueError):
 
 class Endpoint(NamedTuple):
     is_tls: bool
-    name: str  # the host as it is written: IPv6 in brackets
+    name: str  # the host as written: IPv6 in brackets
     port: int
     base: str  # before every path: /BASE, or empty
 
     @property
     def host(self) -> str:
-        """As it is connected to."""
+        """As one connects to it."""
         return self.name.strip("[]")
 
     @property
@@ -32,7 +32,7 @@ class Endpoint(NamedTuple):
         return self.beside(self.port)
 
     def beside(self, port: int) -> str:
-        """What listens on another port of the same host, by plain HTTP."""
+        """Another port of the same host, for plain HTTP."""
         return f"{self.name}:{port}"
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Endpoint(NamedTuple):
 
 
 def canonical(address: str) -> str:
-    """The one way in which the same engine is always written; raises ValueError, which names it."""
+    """The one way to write this engine's address. Raises ValueError, which quotes it."""
     try:
         return str(endpoint_of(address))
     except ValueError as error:
@@ -49,7 +49,7 @@ def canonical(address: str) -> str:
 
 @lru_cache(maxsize=4096)
 def endpoint_of(address: str) -> Endpoint:
-    """Of an address, in whatever way a user writes it; raises BadPort or another ValueError, without saying of what."""
+    """Of an address, however a user writes it. Raises BadPort or another ValueError, which do not quote it."""
     match = _ADDRESS.fullmatch(address)
     scheme = match[1].lower() if match is not None and match[1] else ""
     if match is None or not (match[3] or scheme):

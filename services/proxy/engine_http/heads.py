@@ -1,6 +1,6 @@
-"""Heads of requests and answers: which headers go on, and the bytes that they are sent as. No I/O.
+"""Heads of requests and answers: which headers are passed on, and the bytes they are sent as. No I/O.
 
-A header's value is text in which bytes that are no UTF-8 are lone surrogates, so that they leave as they came.
+A header's value is text in which bytes that are not UTF-8 are lone surrogates, so that they leave as they came.
 """
 
 import re
@@ -18,14 +18,14 @@ _HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "te", "trailer", "tr
     "proxy-connection",
 }
 _CONTENT: Final = frozenset({"content-type", "content-encoding", "content-language", "content-disposition"})
-"""They say how a body is to be read: no Connection header takes them from it (RFC 9110, 7.6.1)."""
+"""They say how to read a body: no Connection header may take them away from it (RFC 9110, 7.6.1)."""
 _PLACES: Final = frozenset({"location", "content-location", "refresh"})
 _AUTHORITY: Final = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//[^/?#\s\"'<>,;]*", re.I)
 _WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
 def end_to_end(headers: MultiMapping[str]) -> CIMultiDict[str]:
-    """The headers without those that speak of one connection only (RFC 9110, 7.6.1)."""
+    """The headers without those that concern one connection only (RFC 9110, 7.6.1)."""
     kept = CIMultiDict(headers)
     for listed in headers.getall("Connection", ()):
         for name in listed.split(","):
@@ -37,13 +37,13 @@ def end_to_end(headers: MultiMapping[str]) -> CIMultiDict[str]:
 
 
 def is_websocket(headers: MultiMapping[str]) -> bool:
-    """Whether a client wants to go on with WebSocket; other upgrades are passed over, as they may be (h2c)."""
+    """Whether a client wants to switch to WebSocket; other upgrades are ignored, as they may be (h2c)."""
     listed = ",".join(headers.getall("Connection", ())).lower().split(",")
     return "upgrade" in map(str.strip, listed) and headers.get("Upgrade", "").strip().lower() == "websocket"
 
 
 def for_engine(headers: MultiMapping[str], dropped: Iterable[str]) -> CIMultiDict[str]:
-    """A client's headers, without those that are made anew for each engine."""
+    """A client's headers, without those that are made for each engine anew."""
     kept = end_to_end(headers)
     for name in ("Host", "Content-Length", "Expect", *dropped):
         kept.popall(name, None)
@@ -51,7 +51,7 @@ def for_engine(headers: MultiMapping[str], dropped: Iterable[str]) -> CIMultiDic
 
 
 def for_client(headers: MultiMapping[str], to: Address) -> CIMultiDict[str]:
-    """An engine's headers without its address: places are named as the client reaches them, through the proxy."""
+    """An engine's headers without its address: locations are as the client reaches them, through the proxy."""
     kept = end_to_end(headers)
     kept.popall("Alt-Svc", None)  # where else it listens
     engine = endpoint_of(to)
@@ -75,15 +75,15 @@ def _here(value: str, engine: Endpoint) -> str:
 
 
 def header_lines(headers: Mapping[str, str]) -> bytes:
-    """As they are sent, bytes that are no UTF-8 as they came. Raises ValueError where one would be read as more than
-    itself."""
+    """The headers as sent, with bytes that are not UTF-8 as they came. Raises ValueError if one would be read as more
+    than itself."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     _check_lines(lines, len(headers))
     return lines.encode(errors="surrogateescape")
 
 
 def request_head(method: str, target: str, host: str, lines: bytes, body_bytes: int) -> bytes:
-    """Lines: of its other headers. Raises as header_lines() does."""
+    """Lines: its other headers. Raises as header_lines() does."""
     first = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n"
     _check_lines(first, 2)
     if first.count(" ") != 3:

@@ -1,5 +1,4 @@
-"""Requests to engines: what of them the proxy sees. With wire and pool, all that speaks HTTP as a client; it decides
-nothing.
+"""Requests to engines: what the rest of the proxy sees of HTTP to them. Decides nothing.
 
 A Leg is one request to one engine: what is done within it is cut off at the leg's deadline, and when the engine is
 found to be lost (cut). Nothing is rewritten on the way: no redirects followed, no cookies kept, no bodies decompressed.
@@ -30,15 +29,15 @@ from services.proxy.engine_http.errors import (
 from services.proxy.engine_http.heads import for_client, header_lines, request_head
 from services.proxy.engine_http.response import Response
 
-_STALE_S: Final = 0.5  # an idle connection that was closed is found out within a round trip
-_STALE_MAX: Final = 3  # in a row; more are the engine's doing
+_STALE_S: Final = 0.5  # a closed idle connection is noticed within a round trip
+_STALE_MAX: Final = 3  # in a row; more of them are the engine's doing
 _WAIT_ON_S: Final = 0.5
 _EVENT_BYTES_MAX: Final = 64 << 10
 _REASON_MAX: Final = 300  # characters
 
 
 class LegFailed(Exception):
-    """No (whole) answer came; outcome says how, str() says why. Is mute: it took a connection, and said nothing."""
+    """No whole answer came: outcome says how, str() why. Is mute: the engine took a connection and said nothing."""
 
     def __init__(self, outcome: Outcome, reason: str, *, is_mute: bool = False) -> None:
         super().__init__(reason)
@@ -47,7 +46,7 @@ class LegFailed(Exception):
 
 
 class Answer:
-    """An engine's answer, from its status line on."""
+    """An engine's answer, once its head is there."""
 
     def __init__(self, response: Response, to: Address) -> None:
         self.response = response
@@ -57,7 +56,7 @@ class Answer:
 
     @property
     def headers(self) -> CIMultiDict[str]:
-        """Those that are the client's, too."""
+        """Those that the client gets, too."""
         return for_client(self.response.headers, self.to)
 
     @property
@@ -70,12 +69,12 @@ class Answer:
 
     @property
     def at_end(self) -> bool:
-        """Whether everything was read."""
+        """Whether all of it was read."""
         return self.response.at_end
 
     @property
     def ends_by_close(self) -> bool:
-        """Whether nothing but the connection's end says that this was all."""
+        """Whether only the connection's end says that this was all."""
         return self.response.ends_by_close
 
     def read(self) -> Coroutine[Any, Any, bytes]:
@@ -83,7 +82,7 @@ class Answer:
         return self.response.read()
 
     async def read_event(self) -> bytes:
-        """The bytes up to the end of the first SSE event that has data at least, or to the end of the answer."""
+        """Bytes at least up to the end of the first SSE event that has data, or all of the answer."""
         content = await self.read()
         while first_event(content) is None and len(content) < _EVENT_BYTES_MAX:
             if not (more := await self.read()):
@@ -103,8 +102,9 @@ class Answer:
 
 class Leg:
     """One request to an engine, as a context. What fails within it comes out as LegFailed; leaving it before the
-    answer's end cancels the request. Its deadline is for everything of the engine's, until limit() moves it. Late: is
-    asked when it is over or the engine is lost, and from then on, whether the leg is to be given up; until settle()."""
+    answer's end cancels the request. Its deadline covers whatever the engine does, until limit() moves it. Late: once
+    the deadline has passed or the engine is lost, it is asked again and again whether to give the leg up, until
+    settle()."""
 
     def __init__(
         self, upstream: "Upstream", to: Address, seconds: float | None, late: Callable[[], bool] | None = None
@@ -143,7 +143,7 @@ class Leg:
         self, *, method: str, target: str, lines: bytes, body: bytes, repeatable: bool, anew: bool = False
     ) -> Answer:
         """The answer, once its status line and headers are there. Lines: the headers, as header_lines makes them.
-        Anew: over a new connection, as what is sent only once always is: the engine may be closing an idle one."""
+        Anew: over a new connection, as everything unrepeatable is: the engine may be closing an idle one."""
         engine = endpoint_of(self.to)
         head = request_head(method, engine.base + target, engine.authority, lines, len(body))
         stale, anew = 0, anew or not repeatable
@@ -157,10 +157,10 @@ class Leg:
                 if stale and isinstance(error, Refused):
                     raise LegFailed(Outcome.DIED, str(error)) from error
                 raise _leg_failed(error, is_mute=isinstance(error, ConnectTimeout) and response.is_taken) from error
-            except ValueError as error:  # a host name that cannot be one
+            except ValueError as error:  # an impossible host name
                 raise LegFailed(Outcome.UNREACHABLE, str(error)) from error
             except Disconnected:
-                # An idle connection that the engine closed says nothing about the engine. Each turn uses up one.
+                # That an engine closed an idle connection says nothing about it. Each turn uses up one.
                 stale += 1
                 is_old = self._loop.time() - started > _STALE_S
                 if response.is_new or response.is_heard or not repeatable or is_old or stale > _STALE_MAX:
@@ -169,12 +169,12 @@ class Leg:
         raise self._failed
 
     def limit(self, seconds: float, why: str = "no answer in time") -> None:
-        """From now on so many seconds are left."""
+        """So many seconds are left from now on."""
         self._why = why
         self.deadline = self._loop.time() + seconds
 
     def settle(self) -> None:
-        """Its answer is the client's: it takes as long as it takes, and goes nowhere else."""
+        """Its answer goes to the client: it may take its time, and no other engine is asked."""
         self.deadline = self._late = None
 
     def lose(self, why: str) -> None:
@@ -207,7 +207,7 @@ class Leg:
         return heard_at is None or self._loop.time() - heard_at >= seconds
 
     def heard(self) -> float:
-        """Notes that bytes came; returns the seconds since the last ones, 0 at first."""
+        """Notes that bytes came; returns the seconds since the previous ones, 0 for the first."""
         now = self._loop.time()
         gap = 0.0 if self.heard_at is None else now - self.heard_at
         self.heard_at = now
@@ -232,14 +232,14 @@ class Upstream:
         return Leg(self, to, seconds, late)
 
     def cut(self, to: Address, *, silent_s: float, why: str) -> None:
-        """Ends the legs to an engine that is lost, but for those that it told something in the last silent_s, and those
-        that are better off where they are."""
+        """Ends the legs to a lost engine, except those that heard from it within the last silent_s, and those that are
+        better off where they are."""
         for leg in tuple(self.legs.get(to, ())):
             if leg.is_silent_for(silent_s):
                 leg.lose(why)
 
     def authorize(self, headers: CIMultiDict[str]) -> None:
-        """Puts the engines' own key in, if the proxy has it."""
+        """Puts in the engines' own key, if the proxy has it."""
         if self._authorization is not None:
             headers["Authorization"] = self._authorization
 
@@ -254,8 +254,8 @@ class Upstream:
         with_key: bool = True,
         anew: bool = False,
     ) -> tuple[int, bytes]:
-        """Status and body of a GET of the proxy's own; raises LegFailed. With key: only where an engine listens. Anew:
-        over a new connection."""
+        """Status and body of a GET of the proxy's own; raises LegFailed. With key: only for an engine. Anew: over a new
+        connection."""
         sent = CIMultiDict(headers)
         if with_key:
             self.authorize(sent)

@@ -211,7 +211,7 @@ async def test_what_was_added_where_none_may_be_any_more_stops_the_start(
 ) -> None:
     path = tmp_path / "state.json"
     path.write_text(content(decode={address: "active"}))
-    with pytest.raises(StateFileError, match=f"{address}, which --instance-allow does not allow"):
+    with pytest.raises(StateFileError, match=f"{address}, which --instance-allow forbids"):
         await start_cluster(state_file=path, instance_allow=("127.0.0.0/8",))
 
 
@@ -225,7 +225,7 @@ async def test_nobody_is_called_before_it_is_known_that_it_may_be(tmp_path: Path
         proxy = Proxy(settings, upstream, CollectorRegistry(), accepting=lambda: True)
         proxy.members.reload()
         await asyncio.sleep(0.2)
-        with pytest.raises(StateFileError, match="does not allow"):
+        with pytest.raises(StateFileError, match="--instance-allow forbids"):
             await proxy.admin.check()
         assert engine.probes == 0
         await proxy.health.close()
