@@ -9,7 +9,7 @@ from larder.v1 import node_pb2, types_pb2
 from larder.wire import pack_keys, unpack_keys
 
 from services.master.core import messages as m
-from services.master.core.runs import PackedKeys
+from services.master.core.packed import PackedKeys
 from services.master.core.tables import Departed, Node
 from services.master.driver import Told
 

@@ -9,7 +9,8 @@ import itertools
 from services.master.core import messages as m
 from services.master.core.check import check
 from services.master.core.master import Master
-from services.master.core.tables import Config, Object
+from services.master.core.objects import Object
+from services.master.core.tables import Config
 from services.storage_node.core.index import Copy, Outcome, Place, SegmentNumber
 from tests.model.parts import Grant, Node, Put, Spot, content
 

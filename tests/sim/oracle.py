@@ -13,7 +13,8 @@ from services.master.core import messages as m
 from services.master.core.check import check
 from services.master.core.master import Master
 from services.master.core.messages import Pin, Result
-from services.master.core.tables import Copy, Object, Phase
+from services.master.core.objects import Copy, Object
+from services.master.core.tables import Phase
 from tests.sim.loop import Violation
 from tests.sim.memory import Pool
 from tests.sim.repairs import watch_displacing

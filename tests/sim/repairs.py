@@ -10,7 +10,8 @@ from typing import Any
 from services.master.core.allocator import Allocator, aligned
 from services.master.core.master import Master
 from services.master.core.messages import Pin
-from services.master.core.tables import Object, Segment, Slice
+from services.master.core.objects import Object, Slice
+from services.master.core.tables import Segment
 from tests.sim.loop import Violation
 
 

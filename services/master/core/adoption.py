@@ -13,8 +13,9 @@ from itertools import islice
 from services.master.core.absences import Away
 from services.master.core.allocator import ALIGN_BYTES, Allocator, aligned
 from services.master.core.messages import HeldCopy, Pin
+from services.master.core.objects import Copy, Object, Slice
 from services.master.core.space import Space
-from services.master.core.tables import Copy, Node, Object, Segment, Slice, State
+from services.master.core.tables import Node, Segment, State
 
 Claims = dict[int, HeldCopy]  # by offset
 Extent = tuple[int, int]  # offset and size

@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from services.master.core.messages import Answer, PutAborted, PutEnded, PutStarted, Rejected, Removed, Reply
+from services.master.core.packed import PackedKeys
 from services.master.core.pending import PendingRemove
-from services.master.core.runs import PackedKeys
 from services.master.core.tables import State
 
 REQUEST_ID_BYTES = 16

@@ -5,8 +5,9 @@ from collections import Counter
 from services.master.core.allocator import aligned
 from services.master.core.master import Master
 from services.master.core.messages import Pin
-from services.master.core.runs import Run
-from services.master.core.tables import Copy, Object, Phase, Segment, Slice
+from services.master.core.objects import Copy, Object, Slice
+from services.master.core.packed import Run
+from services.master.core.tables import Phase, Segment
 
 
 def check(master: Master) -> None:
@@ -32,7 +33,7 @@ def check(master: Master) -> None:
             assert state.nodes[segment.node.node_id] is segment.node
     assert state.draining == sum(node.draining for node in state.nodes.values())
     for node in state.nodes.values():
-        assert node.adoption is None or node.phase is Phase.ATTACHING
+        assert node not in master.nodes.adoptions or node.phase is Phase.ATTACHING
         assert (node.stream is None) <= (node.phase is Phase.SUSPECT)
         assert all(segment.live == (node.phase is Phase.LIVE) for segment in node.segments)
         assert node.stream is None or state.streams[node.stream] is node
@@ -143,7 +144,7 @@ def _check_extents(master: Master, segment: Segment) -> None:
     assert sum(size for _, size in quarantined) == segment.quarantined_bytes
     assert sum(size for _, size in free) == segment.allocator.free_bytes
     assert len(live) == segment.copies
-    adoption = segment.node.adoption
+    adoption = master.nodes.adoptions.get(segment.node)
     unclaimed = () if adoption is None else adoption.unclaimed.get(segment.number, ())
     position = 0
     for offset, size in sorted([*live, *reserved, *quarantined, *free, *unclaimed]):

@@ -9,13 +9,10 @@ next to nothing and every look is paid for by a use. No clock: time is counted i
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
 from zlib import crc32
 
 from services.master.core.answers import Pin
-
-if TYPE_CHECKING:
-    from services.master.core.tables import Object
+from services.master.core.objects import Object
 
 Worth = tuple[int, float]
 """How firmly an object is pinned, then its last use, put later for each time it came back: for comparing."""
@@ -50,10 +47,10 @@ class Residents:
         wanted_bytes: int,
         *,
         count_max: int,
-        size_of: Callable[["Object"], int],
-        held: Callable[["Object"], bool],
+        size_of: Callable[[Object], int],
+        held: Callable[[Object], bool],
         below: Worth | None = None,
-    ) -> tuple[list["Object"], bool]:
+    ) -> tuple[list[Object], bool]:
         """Objects of about `wanted_bytes` to evict, first ones first, and whether another call now may find more.
 
         They are not residents any longer: the caller discards them. Those `held` back keep their place, unless they are
@@ -119,43 +116,43 @@ class Residents:
         returns = self._next_row()
         return None if returns is None else self._first_worth(returns)
 
-    def is_first(self, obj: "Object") -> bool:
+    def is_first(self, obj: Object) -> bool:
         """Whether the object would be the first to be evicted."""
         returns = self._next_row()
         return returns is not None and next(iter(self._rows[returns])) is obj
 
-    def worth(self, obj: "Object") -> Worth:
+    def worth(self, obj: Object) -> Worth:
         """Of a resident."""
         bonus = 0.0 if obj.pin else self._traffic.bonus * (self.returns(obj) or 0)
         return obj.pin, obj.used + bonus
 
-    def add(self, obj: "Object", returns: int) -> None:
+    def add(self, obj: Object, returns: int) -> None:
         """An object that is not among them, which came back `returns` times so far."""
         if obj.pin == _HARD:
             self._pinned[obj] = None
         else:
             self._rows[SOFT_ROW if obj.pin else min(returns, RETURNS_MAX)][obj] = obj.used
 
-    def discard(self, obj: "Object") -> None:
+    def discard(self, obj: Object) -> None:
         if obj.pin == Pin.HARD:
             self._pinned.pop(obj, None)
         for row in self._rows:
             if row.pop(obj, None) is not None:
                 return
 
-    def returns(self, obj: "Object") -> int | None:
+    def returns(self, obj: Object) -> int | None:
         """How often a resident was seen to come back."""
         return next((returns for returns, row in enumerate(self._rows) if obj in row), None)
 
-    def put_last(self, obj: "Object") -> None:
+    def put_last(self, obj: Object) -> None:
         """Among those that were not seen to come back; nothing where it is not one of them."""
         if obj in self._rows[0]:
             self._rows[0].move_to_end(obj)
 
-    def __contains__(self, obj: "Object") -> bool:
+    def __contains__(self, obj: Object) -> bool:
         return obj in self._pinned or self.returns(obj) is not None
 
-    def __iter__(self) -> Iterator["Object"]:
+    def __iter__(self) -> Iterator[Object]:
         return chain(*self._rows, self._pinned)
 
     def __len__(self) -> int:
@@ -168,7 +165,7 @@ class Traffic:
     Sampled where objects are looked at for eviction and where evicted ones are put again; means of the recent past.
     """
 
-    def __init__(self, objects: dict[bytes, "Object"]) -> None:
+    def __init__(self, objects: dict[bytes, Object]) -> None:
         self.uses = 0  # so far: objects found by lookups, put, or offered again
         self._objects = objects
         self._distance = 0.0  # uses between two uses of an object that came back: the median
@@ -188,7 +185,7 @@ class Traffic:
         self.uses += count
         return self.uses
 
-    def put(self, obj: "Object") -> int:
+    def put(self, obj: Object) -> int:
         """Stamp a new object; how often it came back, if it was here not long ago."""
         self.uses += 1
         obj.used = self.uses
@@ -213,7 +210,7 @@ class Traffic:
         self._stay += weight * (stay - self._stay)
         self._returns += weight * (returns - self._returns)
 
-    def evicted(self, obj: "Object", returns: int) -> None:
+    def evicted(self, obj: Object, returns: int) -> None:
         if not self._ghosts or len(self._ghosts[0].returns) >= self._sample // 2:
             self._ghosts.appendleft(_Generation())
         self._ghosts[0].remember(obj, returns)
@@ -239,6 +236,6 @@ class _Generation:
         self.returns: dict[int, int] = {}  # by the key's hash: small, and two that share it do no harm
         self.used = [0] * (RETURNS_MAX + 1)  # last use of the first one evicted, by returns
 
-    def remember(self, obj: "Object", returns: int) -> None:
+    def remember(self, obj: Object, returns: int) -> None:
         self.used[returns] = self.used[returns] or obj.used
         self.returns[crc32(obj.key)] = returns

@@ -8,7 +8,8 @@ the long side alone: a lease that nobody gives back, or that is not remembered a
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from services.master.core.tables import Object, State
+from services.master.core.objects import Object
+from services.master.core.tables import State
 
 
 class Leases:

@@ -12,10 +12,11 @@ from services.master.core import messages as m
 from services.master.core.adoption import Adoption
 from services.master.core.allocator import ALIGN_BYTES
 from services.master.core.drain import Drains
+from services.master.core.objects import Object
 from services.master.core.puts import Puts
 from services.master.core.repair import Repair
 from services.master.core.space import Space
-from services.master.core.tables import Departed, Node, Object, Phase, Segment, State
+from services.master.core.tables import Departed, Node, Phase, Segment, State
 
 DEPARTED_MAX = 4_096  # segments remembered: no answer to a retry is older
 SWEEP_PER_STEP = 1_024  # objects of a lost segment that one step sees to: a step must stay short
@@ -28,6 +29,7 @@ class Nodes:
         self.puts = puts
         self.repair = repair
         self.drains = drains
+        self.adoptions: dict[Node, Adoption] = {}  # of inventories that are complete
         self.sweeping: deque[Segment] = deque()
         self.claims: dict[int, m.Hello] = {}  # by stream: who waits for a word of a node whose id it wants
 
@@ -144,20 +146,20 @@ class Nodes:
 
     def inventory_end(self, command: m.InventoryEnd) -> None:
         node = self._speaker(command.stream)
-        if node is None or node.phase is not Phase.ATTACHING or node.adoption is not None:
+        if node is None or node.phase is not Phase.ATTACHING or node in self.adoptions:
             return
         claims, node.inventory = node.inventory, []
         away = self.state.absences.of(node.node_id, node.incarnation)
-        node.adoption = Adoption(self.state, self.space, node, away, claims, self.repair.want)
-        self._adopt(node, node.adoption)
+        adoption = self.adoptions[node] = Adoption(self.state, self.space, node, away, claims, self.repair.want)
+        self._adopt(node, adoption)
 
     def _adopt(self, node: Node, adoption: Adoption) -> None:
-        if node.adoption is not adoption:
+        if self.adoptions.get(node) is not adoption:
             return  # its stream has ended meanwhile
         if not adoption.advance(self.state.config.adopted_per_step_max):
             self.state.at(self.state.now, lambda: self._adopt(node, adoption))
             return
-        node.adoption = None
+        del self.adoptions[node]
         self.state.absences.end(node.node_id)
         self._live(node)
 
@@ -316,9 +318,9 @@ class Nodes:
 
     def _suspect(self, node: Node) -> None:
         node.probed_at = None
-        if node.adoption is not None:
-            node.adoption.end()
-            node.adoption = None
+        adoption = self.adoptions.pop(node, None)
+        if adoption is not None:
+            adoption.end()
         if node.phase is not Phase.SUSPECT:
             node.phase = Phase.SUSPECT
             node.suspect_since = self.state.now

@@ -1,12 +1,8 @@
 """Calls whose answer waits: a PutStart for room, a PutEnd for the holders, a Remove until the nodes have forgotten."""
 
-from typing import TYPE_CHECKING
-
 from services.master.core import messages as m
 from services.master.core.messages import Result
-
-if TYPE_CHECKING:
-    from services.master.core.tables import Object, Terms
+from services.master.core.objects import Object, Slice, Terms
 
 
 class PendingStart:
@@ -14,7 +10,7 @@ class PendingStart:
 
     __slots__ = ("asked_at", "command", "deadline", "next", "results", "terms", "waited", "write_ids")
 
-    def __init__(self, command: m.PutStart, terms: "Terms", asked_at: int, deadline: int) -> None:
+    def __init__(self, command: m.PutStart, terms: Terms, asked_at: int, deadline: int) -> None:
         self.command = command
         self.asked_at = asked_at
         self.terms = terms
@@ -57,3 +53,21 @@ class PendingRemove:
         self.request_id = request_id
         self.results: list[Result] = []
         self.remaining = 1  # one for the step itself
+
+
+class Write:
+    """A put between its start and its end: its extents are reserved, its bytes promise nothing."""
+
+    __slots__ = ("awaiting", "depth", "end", "end_index", "ended_at", "key", "size", "slices", "terms", "write_id")
+
+    def __init__(self, write_id: int, key: bytes, size: int, depth: int, slices: list[Slice], terms: Terms) -> None:
+        self.write_id = write_id
+        self.key = key
+        self.size = size
+        self.depth = depth
+        self.slices = slices
+        self.terms = terms
+        self.ended_at = 0
+        self.end: PendingEnd | None = None  # set once the client has ended it: then nodes are recording it
+        self.end_index = 0
+        self.awaiting = 0  # records not acknowledged yet

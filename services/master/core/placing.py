@@ -9,7 +9,8 @@ from itertools import chain
 
 from services.master.core import messages as m
 from services.master.core.allocator import aligned
-from services.master.core.tables import Copy, Near, Node, Segment, Slice, State
+from services.master.core.objects import Copy, Near, Slice
+from services.master.core.tables import Node, Segment, State
 
 PinRoom = dict[int, int]  # by segment, the bytes that may yet be pinned hard there
 

@@ -13,14 +13,15 @@ from services.master.core.allocator import aligned
 from services.master.core.calls import Calls, Overloaded
 from services.master.core.grants import Grants
 from services.master.core.messages import HeldCopy, Pin, Result
-from services.master.core.pending import PendingEnd, PendingStart
+from services.master.core.objects import Copy, Near, Object, Slice, Terms
+from services.master.core.pending import PendingEnd, PendingStart, Write
 from services.master.core.placing import make_places
 from services.master.core.put_checks import check_end, check_start
 from services.master.core.repair import Repair
-from services.master.core.rest import Shortage, shortage
 from services.master.core.runs import link
+from services.master.core.shortage import Shortage, shortage
 from services.master.core.space import Space
-from services.master.core.tables import Copy, Near, Node, Object, Slice, State, Terms, Write
+from services.master.core.tables import Node, State
 
 WAITING_POLL_MS = 20  # how often a put that waits for room looks whether leases have ended
 _OK, _EXISTS, _HARD = Result.OK, Result.EXISTS, Pin.HARD  # members of an enum are slow to look up

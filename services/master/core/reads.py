@@ -12,12 +12,14 @@ from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
 from services.master.core.leases import Leases
 from services.master.core.messages import Fault, Result
+from services.master.core.objects import Copy, Object, Slice
+from services.master.core.packed import PackedKeys
 from services.master.core.pending import PendingRemove
 from services.master.core.placing import make_places
 from services.master.core.repair import Repair
-from services.master.core.runs import PackedKeys, leading
+from services.master.core.runs import leading
 from services.master.core.space import Space
-from services.master.core.tables import Copy, Object, Slice, State
+from services.master.core.tables import State
 
 _OK, _MISS = Result.OK, Result.MISS  # members of an enum are slow to look up
 LIST_LIMIT_DEFAULT = 1_000

@@ -13,8 +13,9 @@ from itertools import islice
 
 from services.master.core.allocator import aligned
 from services.master.core.episodes import Episode
+from services.master.core.objects import Copy, Object, Slice
 from services.master.core.space import Prospects, Space
-from services.master.core.tables import Copy, Node, Object, Phase, Segment, Slice, State
+from services.master.core.tables import Node, Phase, Segment, State
 from services.master.core.transfers import Transfers
 
 REVIEWS_PER_STEP = 1_024  # objects looked at, and as many begun, in one step: a step must stay short

@@ -11,9 +11,10 @@ from services.master.core.allocator import aligned
 from services.master.core.calls import Calls
 from services.master.core.eviction import Worth
 from services.master.core.messages import Forget, Pin
+from services.master.core.objects import Copy, Object, Slice
 from services.master.core.placing import Placing
 from services.master.core.runs import unlink
-from services.master.core.tables import Copy, Node, Object, Phase, Quarantined, Segment, Slice, State
+from services.master.core.tables import Node, Phase, Quarantined, Segment, State
 
 _HARD = Pin.HARD  # members of an enum are slow to look up
 HIGHEST: Worth = (Pin.HARD, float("inf"))  # there is nothing that could go

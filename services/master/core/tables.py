@@ -1,14 +1,11 @@
-"""The core's data: configuration, nodes, segments, objects, writes, and the clock of the step. No decisions here.
-
-Objects are lean on purpose (slots, tuples, one list a slice): a master holds millions of them.
-"""
+"""The core's data: configuration, nodes, segments, all that is known, and the clock of the step. No decisions here."""
 
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from sortedcontainers import SortedDict, SortedList
 
@@ -16,12 +13,9 @@ from services.master.core.absences import Absences
 from services.master.core.allocator import Allocator
 from services.master.core.eviction import Residents, Traffic
 from services.master.core.messages import Effect, HeldCopy, Hello, Note, SegmentInfo
-from services.master.core.pending import PendingEnd, PendingRemove
+from services.master.core.objects import Copy, Object, Slice
+from services.master.core.pending import PendingRemove, Write
 from services.master.core.rest import Rest
-from services.master.core.runs import Run
-
-if TYPE_CHECKING:
-    from services.master.core.adoption import Adoption
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,90 +53,6 @@ class Config:
     remembered_max: int = 1 << 18  # keys in the answers kept for retries
     evictions_per_step_max: int = 512
     adopted_per_step_max: int = 512  # bits of work on an inventory, two or three a copy
-
-
-class Near(NamedTuple):
-    """Where a caller is. Empty: not said, or of no account."""
-
-    host_id: str = ""
-    zone: str = ""
-
-
-class Copy(NamedTuple):
-    segment: int
-    offset: int
-
-
-class Slice:
-    __slots__ = ("checksum", "copies", "length")
-
-    def __init__(self, length: int, checksum: int, copies: list[Copy]) -> None:
-        self.length = length
-        self.checksum = checksum  # xxh3-64; 0: none recorded
-        self.copies = copies
-
-
-class Object:
-    """Bytes under a key: readable when every slice has a copy on a live node."""
-
-    __slots__ = (
-        "depth", "expires_at", "held_until", "key", "lease_until", "pin", "place", "readers", "run", "size", "slices",
-        "used", "wanted", "write_id",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        key: bytes,
-        write_id: int,
-        size: int,
-        depth: int,
-        slices: list[Slice],
-        lease_until: int,
-        wanted: int,
-        expires_at: int = 0,
-        pin: int = 0,
-    ) -> None:
-        self.key = key
-        self.write_id = write_id
-        self.size = size
-        self.depth = depth
-        self.slices = slices
-        self.lease_until = lease_until  # the last of all leases and holds
-        self.held_until = lease_until  # before that no lease ends early
-        self.readers = 0  # leases that were not given back, since the object was last without any
-        self.used = 0  # last, by the count of `Traffic`
-        self.wanted = wanted  # copies
-        self.expires_at = expires_at  # 0: never
-        self.pin = pin
-        self.run: Run | None = None  # of what was put with it
-        self.place = 0  # there
-
-
-class Terms(NamedTuple):
-    """What a put asks for beside its bytes: one value for all its objects."""
-
-    wanted: int  # copies
-    ttl_ms: int  # from when it is ended; 0: no end
-    pin: int
-    client: str
-
-
-class Write:
-    """A put between its start and its end: its extents are reserved, its bytes promise nothing."""
-
-    __slots__ = ("awaiting", "depth", "end", "end_index", "ended_at", "key", "size", "slices", "terms", "write_id")
-
-    def __init__(self, write_id: int, key: bytes, size: int, depth: int, slices: list[Slice], terms: Terms) -> None:
-        self.write_id = write_id
-        self.key = key
-        self.size = size
-        self.depth = depth
-        self.slices = slices
-        self.terms = terms
-        self.ended_at = 0
-        self.end: PendingEnd | None = None  # set once the client has ended it: then nodes are recording it
-        self.end_index = 0
-        self.awaiting = 0  # records not acknowledged yet
 
 
 class Transfer:
@@ -259,7 +169,6 @@ class Node:
         self.suspect_since = 0
         self.segments: list[Segment] = []
         self.inventory: list[HeldCopy] = []
-        self.adoption: Adoption | None = None  # of an inventory that is complete
         self.recording: dict[int, list[Write]] = {}  # command id -> writes, not acknowledged
         self.copying: dict[int, Transfer] = {}  # command id -> copy being fetched, not acknowledged
         self.forgetting: dict[int, list[Quarantined]] = {}  # command id -> extents, not acknowledged

@@ -6,8 +6,9 @@ read, a target is nobody else's) and 12 (bounded in number and in bytes a second
 
 from services.master.core import messages as m
 from services.master.core.links import Links
+from services.master.core.objects import Copy, Object, Slice
 from services.master.core.space import Space
-from services.master.core.tables import Copy, Node, Object, Slice, State, Transfer
+from services.master.core.tables import Node, State, Transfer
 
 TRANSFERS_MAX = 64  # under way at once, in all
 

@@ -6,7 +6,7 @@ import pytest
 
 from services.master.core import eviction
 from services.master.core.eviction import GENERATIONS, HELD_SKIPPED_MAX, SAMPLE_MIN, Residents, Traffic
-from services.master.core.tables import Object
+from services.master.core.objects import Object
 
 
 class Pool:

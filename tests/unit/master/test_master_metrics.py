@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from services.master.core import messages as m
-from services.master.core.runs import PackedKeys
+from services.master.core.packed import PackedKeys
 from services.master.metrics import CoreCollector
 from tests.unit.master.transcript import CONFIG, KIB, Cluster
 

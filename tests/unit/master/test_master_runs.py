@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from services.master.core import messages as m
 from services.master.core.check import check
-from services.master.core.runs import RUN_MAX, PackedKeys, leading, link, unlink
-from services.master.core.tables import Object
+from services.master.core.objects import Object
+from services.master.core.packed import PackedKeys
+from services.master.core.runs import RUN_MAX, leading, link, unlink
 from tests.unit.master.transcript import KIB, Cluster
 
 NAMES = [b"a", b"b", b"c", b"d", b"ab", b"cd", b"bc", b"da"]  # of two lengths, which look alike end to end

@@ -1,0 +1,74 @@
+"""Objects and what they are made of: slices, and where copies of each lie. No decisions here.
+
+Lean on purpose (slots, tuples, one list a slice): a master holds millions of them.
+"""
+
+from typing import NamedTuple
+
+from services.master.core.packed import Run
+
+
+class Near(NamedTuple):
+    """Where a caller is. Empty: not said, or of no account."""
+
+    host_id: str = ""
+    zone: str = ""
+
+
+class Copy(NamedTuple):
+    segment: int
+    offset: int
+
+
+class Slice:
+    __slots__ = ("checksum", "copies", "length")
+
+    def __init__(self, length: int, checksum: int, copies: list[Copy]) -> None:
+        self.length = length
+        self.checksum = checksum  # xxh3-64; 0: none recorded
+        self.copies = copies
+
+
+class Object:
+    """Bytes under a key: readable when every slice has a copy on a live node."""
+
+    __slots__ = (
+        "depth", "expires_at", "held_until", "key", "lease_until", "pin", "place", "readers", "run", "size", "slices",
+        "used", "wanted", "write_id",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        key: bytes,
+        write_id: int,
+        size: int,
+        depth: int,
+        slices: list[Slice],
+        lease_until: int,
+        wanted: int,
+        expires_at: int = 0,
+        pin: int = 0,
+    ) -> None:
+        self.key = key
+        self.write_id = write_id
+        self.size = size
+        self.depth = depth
+        self.slices = slices
+        self.lease_until = lease_until  # the last of all leases and holds
+        self.held_until = lease_until  # before that no lease ends early
+        self.readers = 0  # leases that were not given back, since the object was last without any
+        self.used = 0  # last, by the count of `Traffic`
+        self.wanted = wanted  # copies
+        self.expires_at = expires_at  # 0: never
+        self.pin = pin
+        self.run: Run | None = None  # of what was put with it
+        self.place = 0  # there
+
+
+class Terms(NamedTuple):
+    """What a put asks for beside its bytes: one value for all its objects."""
+
+    wanted: int  # copies
+    ttl_ms: int  # from when it is ended; 0: no end
+    pin: int
+    client: str
