@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 
 from services.common.version import VERSION
 from services.master.core import messages as m
-from services.master.core.tables import Node, Phase, State
+from services.master.core.cluster import Node, Phase
+from services.master.core.tables import State
 from services.master.driver import Driver, Told
 
 TICK_S: Final = 1.0

@@ -9,8 +9,9 @@ from larder.v1 import node_pb2, types_pb2
 from larder.wire import pack_keys, unpack_keys
 
 from services.master.core import messages as m
+from services.master.core.cluster import Node
 from services.master.core.packed import PackedKeys
-from services.master.core.tables import Departed, Node
+from services.master.core.tables import Departed
 from services.master.driver import Told
 
 CLIENT_ID_BYTES_MAX = 64

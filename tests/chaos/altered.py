@@ -10,7 +10,7 @@ import sys
 from functools import partial
 
 from services.master import cli as master_cli
-from services.master.core.space import Space
+from services.master.core.extents import Extents
 from services.master.core.tables import Config
 from services.storage_node.pool import Pool
 
@@ -24,12 +24,12 @@ def short_writes() -> None:
 
 def no_quarantine() -> None:
     """Space comes back at once."""
-    original = Space.quarantine
+    original = Extents.quarantine
 
-    def quarantine(self: Space, *args: object, **kwargs: object) -> object:
+    def quarantine(self: Extents, *args: object, **kwargs: object) -> object:
         return original(self, *args, **{**kwargs, "not_before": 0})  # type: ignore[arg-type]
 
-    Space.quarantine = quarantine  # type: ignore[method-assign,assignment]
+    Extents.quarantine = quarantine  # type: ignore[method-assign,assignment]
 
 
 def blind_node() -> None:

@@ -9,11 +9,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from services.master.core import messages as m
 from services.master.core.allocator import Allocator
+from services.master.core.cluster import Node, Quarantined
 from services.master.core.expiry import Expiry
+from services.master.core.extents import Extents
 from services.master.core.nodes import Nodes
 from services.master.core.repair import Repair
-from services.master.core.space import Space
-from services.master.core.tables import Node, Quarantined, State
+from services.master.core.tables import State
 from tests.model.parts import Grant, content
 from tests.model.world import CONFIG, World
 from tests.sim.repairs import unrepaired
@@ -231,7 +232,7 @@ class MasterMachine(RuleBasedStateMachine):
             held = [obj for segment in node.segments for obj in segment.residents]
             assert held, "an empty node was not let go"
             for obj in held:
-                is_too_large = any(not world.core.space._takers(part) for part in obj.slices)
+                is_too_large = any(not world.core.room.takers(part) for part in obj.slices)
                 assert is_too_large or obj.pin == m.Pin.HARD, "a drain is stuck"
             world.step(m.Drain(world.call(), node.node_id, cancel=True))
         world.run(1000)
@@ -295,21 +296,21 @@ def test_the_core_keeps_its_invariants() -> None:
 
 
 def skip_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Space.quarantine
+    original = Extents.quarantine
 
-    def quarantine(self: Space, *args: object, **kwargs: object) -> object:
+    def quarantine(self: Extents, *args: object, **kwargs: object) -> object:
         return original(self, *args, **{**kwargs, "not_before": 0})  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Space, "quarantine", quarantine)
+    monkeypatch.setattr(Extents, "quarantine", quarantine)
 
 
 def never_look_for_writers(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Space._tell
+    original = Extents._tell
 
-    def tell(self: Space, node: Node, entries: list[Quarantined], strays: list[Any], lengths: list[int]) -> None:
+    def tell(self: Extents, node: Node, entries: list[Quarantined], strays: list[Any], lengths: list[int]) -> None:
         original(self, node, entries, strays, [])
 
-    monkeypatch.setattr(Space, "_tell", tell)
+    monkeypatch.setattr(Extents, "_tell", tell)
 
 
 def overlap_extents(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +327,7 @@ def offer_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_to_forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Space, "flush_forgets", lambda self: None)
+    monkeypatch.setattr(Extents, "flush_forgets", lambda self: None)
 
 
 def never_repair(monkeypatch: pytest.MonkeyPatch) -> None:

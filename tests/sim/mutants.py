@@ -19,14 +19,17 @@ from larder.transports import Move
 from services.master.core.adoption import Adoption
 from services.master.core.allocator import Allocator
 from services.master.core.calls import Calls
+from services.master.core.catalogue import Catalogue
 from services.master.core.eviction import SOFT_ROW, Residents
 from services.master.core.expiry import Expiry
+from services.master.core.extents import Extents
 from services.master.core.leases import Leases
 from services.master.core.messages import Pin
+from services.master.core.placing import Placing
 from services.master.core.puts import Puts
 from services.master.core.reads import Reads
 from services.master.core.repair import Repair
-from services.master.core.space import Space
+from services.master.core.room import Room
 from services.master.core.tables import State
 from services.storage_node import fetcher
 from services.storage_node.agent import _Attachment
@@ -60,8 +63,8 @@ def applied(name: str | None) -> Iterator[None]:
 
 @breaks("7")
 def skip_quarantine(put: Put) -> None:
-    original = Space.quarantine
-    put(Space, "quarantine", lambda self, *args, **kwargs: original(self, *args, **{**kwargs, "not_before": 0}))
+    original = Extents.quarantine
+    put(Extents, "quarantine", lambda self, *args, **kwargs: original(self, *args, **{**kwargs, "not_before": 0}))
 
 
 @breaks("7")
@@ -71,13 +74,13 @@ def no_late_write_margin(put: Put) -> None:
 
 @breaks("7")
 def ignore_leases_in_reuse(put: Put) -> None:
-    original = Space.drop_copy
+    original = Catalogue.drop_copy
 
-    def drop_copy(self: Space, obj: Any, *args: Any) -> Any:
+    def drop_copy(self: Catalogue, obj: Any, *args: Any) -> Any:
         obj.lease_until = 0
         return original(self, obj, *args)
 
-    put(Space, "drop_copy", drop_copy)
+    put(Catalogue, "drop_copy", drop_copy)
 
 
 @breaks("7")
@@ -112,13 +115,13 @@ def overlap_extents(put: Put) -> None:
 
 @breaks("4")
 def copies_on_one_node(put: Put) -> None:
-    original = Space._place_slice
+    original = Placing._place_slice
 
-    def place(self: Space, length: int, copies: int, *args: Any, **kwargs: Any) -> Any:
+    def place(self: Placing, length: int, copies: int, *args: Any, **kwargs: Any) -> Any:
         placed = [original(self, length, 1, *args, **kwargs) for _ in range(copies)]
         return [copy for one in placed for copy in one]
 
-    put(Space, "_place_slice", place)
+    put(Placing, "_place_slice", place)
 
 
 @breaks("9")
@@ -129,7 +132,7 @@ def offer_the_dead(put: Put) -> None:
 
 @breaks("9, 11")
 def forget_to_forget(put: Put) -> None:
-    put(Space, "flush_forgets", lambda self: None)
+    put(Extents, "flush_forgets", lambda self: None)
 
 
 @breaks("5")
@@ -176,12 +179,12 @@ def keep_surplus(put: Put) -> None:
 
 @breaks("2, 11")
 def repair_into_free_space_only(put: Put) -> None:
-    put(Space, "displace", lambda self, obj, part, prospects, can_take: False)
+    put(Room, "displace", lambda self, obj, part, prospects, can_take: False)
 
 
 @breaks("2, 11")
 def displace_what_is_wanted_more(put: Put) -> None:
-    put(Space, "_worth", lambda self, obj: (Pin.HARD, 0.0))
+    put(Room, "_worth", lambda self, obj: (Pin.HARD, 0.0))
 
 
 @breaks("2, 12")

@@ -11,10 +11,10 @@ from larder.copying import checksum_of
 
 from services.master.core import messages as m
 from services.master.core.check import check
+from services.master.core.cluster import Phase
 from services.master.core.master import Master
 from services.master.core.messages import Pin, Result
-from services.master.core.objects import Copy, Object
-from services.master.core.tables import Phase
+from services.master.core.objects import Copy, Object, Slice
 from tests.sim.loop import Violation
 from tests.sim.memory import Pool
 from tests.sim.repairs import watch_displacing
@@ -61,8 +61,8 @@ class Oracle:
 
     def watch(self, core: Master) -> None:
         """Checks every step of a core, and learns why it lets go of what it had."""
-        step, evict = core.step, core.space.evict
-        discard, quarantine, settle = core.space.discard, core.space.quarantine, core.space.settle
+        step, evict, quarantine = core.step, core.room.evict, core.extents.quarantine
+        discard, add_copy = core.catalogue.discard, core.catalogue.add_copy
         commands: dict[int, m.ClientCommand] = {}
         answers: dict[tuple[type, bytes], m.Answer] = {}
 
@@ -100,15 +100,15 @@ class Oracle:
                 self.released.add((segment.info.shm_token, offset, write_id))
             return quarantine(segment, offset, length, write_id, not_before=not_before, recorded=recorded)
 
-        def watched_settle(copy: Copy, length: int) -> None:
+        def watched_add_copy(obj: Object, part: Slice, copy: Copy) -> None:
             self.made_at[core.state.segments[copy.segment].info.shm_token, copy.offset] = self.world.now
-            settle(copy, length)
+            add_copy(obj, part, copy)
 
         core.step = watched_step  # type: ignore[method-assign]
-        core.space.evict = watched_evict  # type: ignore[method-assign]
-        core.space.discard = watched_discard  # type: ignore[method-assign]
-        core.space.quarantine = watched_quarantine  # type: ignore[method-assign]
-        core.space.settle = watched_settle  # type: ignore[method-assign]
+        core.room.evict = watched_evict  # type: ignore[method-assign]
+        core.catalogue.discard = watched_discard  # type: ignore[method-assign]
+        core.extents.quarantine = watched_quarantine  # type: ignore[method-assign]
+        core.catalogue.add_copy = watched_add_copy  # type: ignore[method-assign]
         watch_displacing(core)
 
     def _before(self, commands: dict[int, m.ClientCommand], command: m.Command) -> None:
@@ -309,7 +309,7 @@ class Oracle:
             self.world.counts["soft pins evicted"] += 1
             holders = {copy.segment for part in obj.slices for copy in part.copies}
             residents = [core.state.segments[number].residents for number in holders]
-            if all(any(not other.pin and not core.space.is_read(other) for other in each) for each in residents):
+            if all(any(not other.pin and not core.room.is_read(other) for other in each) for each in residents):
                 raise Violation(f"{obj.key!r} is evicted before what is not pinned")
 
     # ---- memory ----------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from services.master.core.allocator import Allocator, aligned
+from services.master.core.cluster import Segment
 from services.master.core.master import Master
 from services.master.core.messages import Pin
 from services.master.core.objects import Object, Slice
-from services.master.core.tables import Segment
 from tests.sim.loop import Violation
 
 
@@ -26,9 +26,9 @@ def unrepaired(core: Master) -> str | None:
             others = [segment for segment in state.segments.values() if segment.node not in holders]
             if len(part.copies) >= obj.wanted:
                 continue
-            copy = core.space.place_copy(part, lambda _: True)
+            copy = core.placing.place_copy(part, lambda _: True)
             if copy is not None:
-                core.space._unreserve([copy], part.length)
+                core.placing.unreserve([copy], part.length)
                 return f"{obj.key!r} has {len(part.copies)} copies of {obj.wanted}, and there is room"
             if any(_could_take(core, segment, obj, part) for segment in others):
                 return f"{obj.key!r} has {len(part.copies)} copies of {obj.wanted}, and others are worth less"
@@ -69,7 +69,7 @@ def _would_go(core: Master, segment: Segment, below: tuple[int, float]) -> set[O
 
 def watch_displacing(core: Master) -> None:
     """Nothing goes for a copy of what is worth no more."""
-    displace, evict = core.space.displace, core.space.evict
+    displace, evict = core.room.displace, core.room.evict
     spared: list[tuple[float, dict[Object, tuple[int, float]]]] = []
 
     def watched_displace(obj: Object, part: Slice, prospects: Any, can_take: Any) -> bool:
@@ -85,7 +85,7 @@ def watch_displacing(core: Master) -> None:
             raise Violation(f"{obj.key!r} goes for a copy of what is worth no more")
         evict(obj)
 
-    replace: Callable[[str, Any], None] = core.space.__setattr__
+    replace: Callable[[str, Any], None] = core.room.__setattr__
     replace("displace", watched_displace)
     replace("evict", watched_evict)
 

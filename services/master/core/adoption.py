@@ -12,10 +12,13 @@ from itertools import islice
 
 from services.master.core.absences import Away
 from services.master.core.allocator import ALIGN_BYTES, Allocator, aligned
+from services.master.core.catalogue import Catalogue
+from services.master.core.cluster import Node, Segment
+from services.master.core.extents import Extents
 from services.master.core.messages import HeldCopy, Pin
 from services.master.core.objects import Copy, Object, Slice
-from services.master.core.space import Space
-from services.master.core.tables import Node, Segment, State
+from services.master.core.quarantine import UNACKNOWLEDGED, Hold
+from services.master.core.tables import State
 
 Claims = dict[int, HeldCopy]  # by offset
 Extent = tuple[int, int]  # offset and size
@@ -30,7 +33,8 @@ class Adoption:
     def __init__(
         self,
         state: State,
-        space: Space,
+        extents: Extents,
+        catalogue: Catalogue,
         node: Node,
         away: Away | None,
         inventory: list[HeldCopy],
@@ -38,7 +42,8 @@ class Adoption:
     ) -> None:
         """`away`: what the node missed, where it had been given up. `lacking`: hears of what has lost a copy here."""
         self.state = state
-        self.space = space
+        self.extents = extents
+        self.catalogue = catalogue
         self.lacking = lacking
         self.node = node
         self.away = away
@@ -108,16 +113,16 @@ class Adoption:
 
     def _settle_quarantine(self, segment: Segment, claims: Claims) -> None:
         for entry in list(segment.quarantine.values()):
-            if not entry.forgetting:
+            if entry.hold not in UNACKNOWLEDGED:
                 continue
             claim = claims.get(entry.offset)
             if claim is not None and claim.write_id == entry.write_id:
                 del claims[entry.offset]
                 self.node.to_forget.append(entry)
-            elif entry.watched:
+            elif entry.hold is Hold.WATCHED:
                 self.node.to_forget.append(entry)  # the node was asked, and has not said that nobody writes there
             else:
-                self.space.forgotten(entry)
+                self.extents.forgotten(entry)
 
     def _agree(self, obj: Object, segment: Segment, claims: Claims) -> None:
         """Strike out the claims to an object that the master knows of; drop copies the node no longer has."""
@@ -131,10 +136,10 @@ class Adoption:
                     del claims[copy.offset]
                     continue
                 state.counters.lost_copies += 1
-                self.space.drop_copy(obj, part, copy)
+                self.catalogue.drop_copy(obj, part, copy)
         if not all(part.copies for part in obj.slices) and obj.key not in state.partial:
             state.counters.lost_objects += 1
-            self.space.discard(obj)
+            self.catalogue.discard(obj)
         else:
             self.lacking(obj)
 
@@ -177,7 +182,7 @@ class Adoption:
             if length < size:
                 extents.appendleft((begin + length, size - length))
             if segment.fenced:
-                self.space.quarantine(segment, begin, length, 0, not_before=self._rest_until, recorded=False)
+                self.extents.quarantine(segment, begin, length, 0, not_before=self._rest_until, recorded=False)
             else:
                 segment.allocator.free(begin, length)
             yield
@@ -200,7 +205,7 @@ class Adoption:
             self._drop(segment, claim)
             return None
         if obj is not None and obj.write_id < claim.write_id and state.partial.get(claim.key) is obj:
-            self.space.discard(obj)  # of an older put, and not readable
+            self.catalogue.discard(obj)  # of an older put, and not readable
             obj = None
         is_new = obj is None
         if obj is None:
@@ -219,21 +224,20 @@ class Adoption:
         part.copies.append(Copy(segment.number, claim.offset))
         obj.lease_until = max(obj.lease_until, self.leases_end)
         obj.held_until = max(obj.held_until, self.leases_end)  # readers of the former reign
-        segment.live_bytes += aligned(claim.length)
-        segment.copies += 1
-        self.space.house(obj, segment, claim.length)
+        segment.adopt(claim.length, obj.pin)
+        self.catalogue.house(obj, segment)
         state.counters.adopted_copies += 1
         is_whole = all([each.copies for each in obj.slices])
         if is_new and not is_whole:
             state.partial[obj.key] = obj
             state.at(state.now + state.config.partial_ms, lambda: self._give_up(obj))
         elif is_new or (is_whole and state.partial.pop(obj.key, None) is not None):
-            self.space.show(obj)
+            self.catalogue.show(obj)
         return obj
 
     def _drop(self, segment: Segment, claim: HeldCopy) -> None:
         self.state.counters.dropped_claims += 1
-        self.space.quarantine(
+        self.extents.quarantine(
             segment, claim.offset, claim.length, claim.write_id, not_before=self.leases_end, recorded=True
         )
 
@@ -249,7 +253,7 @@ class Adoption:
 
     def _give_up(self, obj: Object) -> None:
         if self.state.partial.get(obj.key) is obj:
-            self.space.discard(obj)
+            self.catalogue.discard(obj)
 
 
 def _put_order(obj: Object) -> tuple[int, int]:

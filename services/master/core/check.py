@@ -3,11 +3,11 @@
 from collections import Counter
 
 from services.master.core.allocator import aligned
+from services.master.core.cluster import Phase, Segment
 from services.master.core.master import Master
 from services.master.core.messages import Pin
 from services.master.core.objects import Copy, Object, Slice
 from services.master.core.packed import Run
-from services.master.core.tables import Phase, Segment
 
 
 def check(master: Master) -> None:

@@ -6,8 +6,10 @@ ended). The node itself remembers that it is to go, so that a new master learns 
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
+from services.master.core.cluster import Node, Phase
+from services.master.core.quarantine import OF_COPIES
 from services.master.core.repair import Repair
-from services.master.core.tables import Node, Phase, State
+from services.master.core.tables import State
 
 
 class Drains:
@@ -42,7 +44,9 @@ class Drains:
     def is_empty(self, node: Node) -> bool:
         """Whether nothing is there, nothing is on its way there, and nobody may be reading what was there."""
         return node.phase is Phase.LIVE and not any(
-            segment.residents or segment.reserved_bytes or any(entry.recorded for entry in segment.quarantine.values())
+            segment.residents
+            or segment.reserved_bytes
+            or any(entry.hold in OF_COPIES for entry in segment.quarantine.values())
             for segment in node.segments
         )
 

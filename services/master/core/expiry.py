@@ -4,16 +4,16 @@ Runs before the step's command, so that no call meets what has expired. Bounded 
 no longer readable either (`State.overdue`). Durations only: nodes keep what is left of them (invariant 14).
 """
 
-from services.master.core.space import Space
+from services.master.core.catalogue import Catalogue
 from services.master.core.tables import State
 
 EXPIRIES_PER_STEP = 1_024  # a step must stay short
 
 
 class Expiry:
-    def __init__(self, state: State, space: Space) -> None:
+    def __init__(self, state: State, catalogue: Catalogue) -> None:
         self.state = state
-        self.space = space
+        self.catalogue = catalogue
 
     def run(self) -> None:
         state = self.state
@@ -23,7 +23,7 @@ class Expiry:
                 break
             _, obj = state.expiring.peekitem(0)
             state.counters.expired_objects += 1
-            self.space.discard(obj)
+            self.catalogue.discard(obj)
         due = self.next_ms()
         state.overdue = due is not None and due <= state.now
 

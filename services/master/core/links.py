@@ -8,7 +8,8 @@ which says nothing of a firewall between them. A pair that has rested gets one c
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from services.master.core.tables import Node, State
+from services.master.core.cluster import Node
+from services.master.core.tables import State
 
 FIRST_MS = 500  # of rest after the first failure: doubled with each
 LONGEST_MS = 60_000

@@ -8,15 +8,19 @@ import heapq
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid, Overloaded
+from services.master.core.catalogue import Catalogue
 from services.master.core.drain import Drains
 from services.master.core.expiry import Expiry
+from services.master.core.extents import Extents
 from services.master.core.facts import Facts
 from services.master.core.nodes import Nodes
+from services.master.core.placing import Placing
 from services.master.core.puts import Puts
 from services.master.core.reads import Reads
 from services.master.core.repair import Repair
-from services.master.core.space import Space
+from services.master.core.room import Room
 from services.master.core.tables import Config, State
+from services.master.core.transfers import Transfers
 
 ROUNDS_MAX = 64  # of consequences in one step; what is left runs in the next
 
@@ -32,14 +36,18 @@ class Master:
         """
         self.state = State(config, epoch, now, salt)
         self.calls = Calls(self.state)
-        self.space = Space(self.state, self.calls)
-        self.expiry = Expiry(self.state, self.space)
-        self.repair = Repair(self.state, self.space)
-        self.puts = Puts(self.state, self.space, self.calls, self.repair)
+        self.extents = Extents(self.state, self.calls)
+        self.catalogue = Catalogue(self.state, self.extents)
+        self.placing = Placing(self.state)
+        self.room = Room(self.state, self.catalogue)
+        self.expiry = Expiry(self.state, self.catalogue)
+        transfers = Transfers(self.state, self.extents)
+        self.repair = Repair(self.state, self.placing, self.room, self.catalogue, transfers)
+        self.puts = Puts(self.state, self.calls, self.extents, self.catalogue, self.placing, self.room, self.repair)
         self.drains = Drains(self.state, self.calls, self.repair)
-        self.reads = Reads(self.state, self.space, self.calls, self.repair)
+        self.reads = Reads(self.state, self.catalogue, self.calls, self.repair)
         self.facts = Facts(self.state, self.calls, self.reads.leases, self.repair, self.puts, self.drains)
-        self.nodes = Nodes(self.state, self.space, self.puts, self.repair, self.drains)
+        self.nodes = Nodes(self.state, self.extents, self.catalogue, self.puts, self.repair, self.drains)
         self._handlers = {
             m.PutStart: self.puts.start,
             m.PutEnd: self.puts.end,
@@ -110,8 +118,8 @@ class Master:
                 self.puts.retry()
             if state.ended_keys:
                 self.reads.writes_ended()
-            self.space.evict_pressed()
+            self.room.evict_pressed()
             if not state.space_freed and not state.ended_keys:
                 break
         self.repair.pump()
-        self.space.flush_forgets()
+        self.extents.flush_forgets()

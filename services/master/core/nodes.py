@@ -11,21 +11,27 @@ from itertools import zip_longest
 from services.master.core import messages as m
 from services.master.core.adoption import Adoption
 from services.master.core.allocator import ALIGN_BYTES
+from services.master.core.catalogue import Catalogue
+from services.master.core.cluster import Node, Phase, Segment
 from services.master.core.drain import Drains
+from services.master.core.extents import Extents
 from services.master.core.objects import Object
 from services.master.core.puts import Puts
+from services.master.core.quarantine import UNACKNOWLEDGED
 from services.master.core.repair import Repair
-from services.master.core.space import Space
-from services.master.core.tables import Departed, Node, Phase, Segment, State
+from services.master.core.tables import Departed, State
 
 DEPARTED_MAX = 4_096  # segments remembered: no answer to a retry is older
 SWEEP_PER_STEP = 1_024  # objects of a lost segment that one step sees to: a step must stay short
 
 
 class Nodes:
-    def __init__(self, state: State, space: Space, puts: Puts, repair: Repair, drains: Drains) -> None:
+    def __init__(
+        self, state: State, extents: Extents, catalogue: Catalogue, puts: Puts, repair: Repair, drains: Drains
+    ) -> None:
         self.state = state
-        self.space = space
+        self.extents = extents
+        self.catalogue = catalogue
         self.puts = puts
         self.repair = repair
         self.drains = drains
@@ -82,7 +88,7 @@ class Nodes:
         node = Node(command.node_id, command.incarnation, command.host_id, command.stream, self.state.now)
         self.state.nodes[command.node_id] = node
         for info in command.segments:
-            segment = Segment(self.state.number(), node, info, self.state.traffic)
+            segment = Segment(self.state.number(), node, info, self.state.traffic, self.state.config.high_watermark)
             self.state.segments[segment.number] = segment
             node.segments.append(segment)
             # Under an earlier master, or before it was given up, writes may have begun there that nobody here knows of.
@@ -150,7 +156,9 @@ class Nodes:
             return
         claims, node.inventory = node.inventory, []
         away = self.state.absences.of(node.node_id, node.incarnation)
-        adoption = self.adoptions[node] = Adoption(self.state, self.space, node, away, claims, self.repair.want)
+        adoption = self.adoptions[node] = Adoption(
+            self.state, self.extents, self.catalogue, node, away, claims, self.repair.want
+        )
         self._adopt(node, adoption)
 
     def _adopt(self, node: Node, adoption: Adoption) -> None:
@@ -180,7 +188,7 @@ class Nodes:
             self.puts.recorded(node, command_id)
             self.repair.done(node, command_id)
             for entry in node.forgetting.pop(command_id, ()):
-                self.space.forgotten(entry)
+                self.extents.forgotten(entry)
 
     def leave(self, command: m.Leave) -> None:
         node = self._speaker(command.stream)
@@ -282,7 +290,7 @@ class Nodes:
                         self.state.effects.append(m.Close(node.stream, "silent for too long"))
                         self._detach(node)
                     entries = [entry for segment in node.segments for entry in segment.quarantine.values()]
-                    unforgotten = [entry.write_id for entry in entries if entry.forgetting]
+                    unforgotten = [entry.write_id for entry in entries if entry.hold in UNACKNOWLEDGED]
                     self.state.absences.begin(node.node_id, node.incarnation, unforgotten)
                     copies = sum(segment.copies for segment in node.segments)
                     away_s = (self.state.now - node.suspect_since) / 1000
@@ -328,7 +336,7 @@ class Nodes:
         for segment in node.segments:
             segment.live = False
             for entry in segment.quarantine.values():
-                self.space.settle_remove(entry)
+                self.extents.settle_remove(entry)
         self.puts.not_recorded(node, list(node.recording))
         self.repair.node_is_away(node)
         self.repair.look_again()
@@ -374,9 +382,9 @@ class Nodes:
         for part in obj.slices:
             for copy in [copy for copy in part.copies if copy.segment == segment.number]:
                 self.state.counters.lost_copies += 1
-                self.space.drop_copy(obj, part, copy)
+                self.catalogue.drop_copy(obj, part, copy)
         if all(part.copies for part in obj.slices):
             self.repair.want(obj)
         else:
             self.state.counters.lost_objects += 1
-            self.space.discard(obj)
+            self.catalogue.discard(obj)

@@ -4,13 +4,14 @@ Keeps invariants 3 (extents disjoint) and 4 (copies on distinct nodes; in distin
 there are). Whether to wait or to evict where there is no room is decided elsewhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
 from services.master.core import messages as m
 from services.master.core.allocator import aligned
+from services.master.core.cluster import Node, Segment
 from services.master.core.objects import Copy, Near, Slice
-from services.master.core.tables import Node, Segment, State
+from services.master.core.tables import State
 
 PinRoom = dict[int, int]  # by segment, the bytes that may yet be pinned hard there
 
@@ -18,7 +19,6 @@ PinRoom = dict[int, int]  # by segment, the bytes that may yet be pinned hard th
 class Placing:
     def __init__(self, state: State) -> None:
         self.state = state
-        self.pressed: dict[int, Segment] = {}  # segments to look at for eviction at the end of the step
 
     def slice_lengths(self, size: int) -> list[int]:
         limit = self.state.config.slice_bytes
@@ -27,7 +27,7 @@ class Placing:
 
     def could_ever_fit(self, size: int) -> bool:
         """Whether one copy of an object of `size` bytes would fit into the open segments if they were empty."""
-        segments = self._open()
+        segments = self.state.open_segments()
         if not segments:
             return True  # nobody knows yet
         full, rest = divmod(size, self.state.config.slice_bytes)
@@ -40,7 +40,8 @@ class Placing:
     def pin_room(self) -> PinRoom:
         """How much more may be pinned hard."""
         share = self.state.config.pin_share
-        room = {segment.number: int(share * segment.capacity) - segment.pinned_bytes for segment in self._open()}
+        open_segments = self.state.open_segments()
+        room = {segment.number: int(share * segment.capacity) - segment.pinned_bytes for segment in open_segments}
         for write in self.state.pinned_writes.values():
             for part in write.slices:
                 for number, _ in part.copies:
@@ -51,10 +52,10 @@ class Placing:
     def could_pin(self, size: int, copies: int, room: PinRoom) -> bool:
         """Whether so much may be pinned, on as many nodes as there should be copies."""
         largest = aligned(min(size, self.state.config.slice_bytes))
-        nodes = {segment.node.node_id for segment in self._open()}
-        pinnable = [segment for segment in self._open() if room[segment.number] >= largest]
-        wanted = min(copies, len(nodes))
-        spread = len({segment.node.node_id for segment in pinnable}) >= wanted
+        segments = self.state.open_segments()
+        pinnable = [segment for segment in segments if room[segment.number] >= largest]
+        wanted = min(copies, _count_nodes(segments))
+        spread = _count_nodes(pinnable) >= wanted
         return spread and sum(room[segment.number] for segment in pinnable) >= size * wanted
 
     def place(
@@ -72,7 +73,7 @@ class Placing:
             placed = self._place_slice(length, copies, near, degraded=degraded, room=room)
             if not placed:
                 for done in slices:
-                    self._unreserve(done.copies, done.length, room)
+                    self.unreserve(done.copies, done.length, room)
                 return None
             slices.append(Slice(length, 0, placed))
         return slices
@@ -87,27 +88,12 @@ class Placing:
         each = aligned(size)
         if count > 1:
             whole = self._place_slice(count * each, copies, near, degraded=False, room=room)
-            if whole and len(whole) == min(copies, len({segment.node.node_id for segment in self._open()})):
+            if whole and len(whole) == min(copies, _count_nodes(self.state.open_segments())):
                 columns = [[Copy(number, start) for start in range(o, o + count * each, each)] for number, o in whole]
                 return [[Slice(size, 0, list(copies))] for copies in zip(*columns, strict=True)]
-            self._unreserve(whole, count * each, room)
+            self.unreserve(whole, count * each, room)
         slices = self.place(size, copies, near, degraded=degraded, room=room)
         return [slices] if slices else []
-
-    def _could_hold(self, segment: Segment, size: int) -> bool:
-        """Whether eviction could make room here. What is reserved or in long quarantine is not worth waiting for."""
-        return segment.allocator.free_bytes + segment.soon_bytes + segment.live_bytes - segment.pinned_bytes >= size
-
-    def _limit(self, segment: Segment) -> int:
-        return int(self.state.config.high_watermark * segment.capacity)
-
-    def _excess(self, segment: Segment, size: int) -> int:
-        """Bytes above the watermark, with `size` more; below it less than 0."""
-        return segment.live_bytes + segment.reserved_bytes + size - self._limit(segment)
-
-    def _open(self) -> list[Segment]:
-        """Where copies may be placed."""
-        return [segment for segment in self.state.segments.values() if segment.live and not segment.node.draining]
 
     def _place_slice(
         self,
@@ -126,17 +112,17 @@ class Placing:
         """
         size = aligned(length)
         nodes = list(holders)  # with a copy
-        segments = [s for s in (self._open() if among is None else among) if self._could_hold(s, size)]
+        segments = [s for s in (self.state.open_segments() if among is None else among) if s.could_hold(size)]
         if room is not None:
             segments = [segment for segment in segments if room[segment.number] >= size]
-        wanted = min(copies, len({segment.node.node_id for segment in segments}))
+        wanted = min(copies, _count_nodes(segments))
         placed: list[Copy] = []
 
         def rank(segment: Segment) -> tuple[bool, bool, bool, bool, bool, bool, float, int]:
             node, used = segment.node, segment.live_bytes + segment.reserved_bytes + size
             return (
                 node.probed_at is not None,  # somebody could not reach it
-                used > self.state.config.high_watermark * segment.capacity,  # rather elsewhere than by eviction
+                used > segment.limit_bytes,  # rather elsewhere than by eviction
                 any(other.zone == node.zone for other in nodes),
                 any(other.host_id == node.host_id for other in nodes),
                 bool(near.host_id) and not nodes and node.host_id != near.host_id,
@@ -147,18 +133,17 @@ class Placing:
 
         while len(placed) < wanted:
             for segment in sorted((s for s in segments if s.node not in nodes), key=rank):
-                offset = segment.allocator.allocate(length)
+                offset = segment.reserve(length)
                 if offset is not None:
                     break
             else:
                 if degraded:
                     break
-                self._unreserve(placed, length, room)
+                self.unreserve(placed, length, room)
                 return []
-            segment.reserved_bytes += size
             if room is not None:
                 room[segment.number] -= size
-            self.pressed[segment.number] = segment
+            self.state.pressed[segment.number] = segment
             nodes.append(segment.node)
             placed.append(Copy(segment.number, offset))
         assert len({self.state.segments[copy.segment].node.node_id for copy in placed}) == len(placed)
@@ -167,34 +152,32 @@ class Placing:
     def place_copy(self, part: Slice, can_take: Callable[[Node], bool]) -> Copy | None:
         """Reserve an extent for one more copy of a slice, on a node that has none; None where there is no room now.
 
-        It takes no segment above the watermark: what should go for it is decided elsewhere (`Space.displace`).
+        It takes no segment above the watermark: what should go for it is decided elsewhere (`Room.displace`).
         """
         among = [segment for segment in self.roomy(part) if can_take(segment.node)]
-        holders = self.holders(part)
+        holders = self.state.holders(part)
         placed = self._place_slice(part.length, 1, Near(), degraded=False, holders=holders, among=among)
         return placed[0] if placed else None
 
     def roomy(self, part: Slice) -> list[Segment]:
         """Where one more copy of a slice could be as things are, as far as bytes tell."""
-        size, holders = aligned(part.length), self.holders(part)
+        size, holders = aligned(part.length), self.state.holders(part)
         return [
             segment
-            for segment in self._open()
-            if self._excess(segment, size) <= 0 and segment.node not in holders and segment.node.probed_at is None
+            for segment in self.state.open_segments()
+            if segment.excess(size) <= 0 and segment.node not in holders and segment.node.probed_at is None
         ]
 
-    def holders(self, part: Slice) -> list[Node]:
-        segments = self.state.segments
-        return [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
-
-    def _unreserve(self, copies: Sequence[Copy], length: int, room: PinRoom | None = None) -> None:
+    def unreserve(self, copies: Sequence[Copy], length: int, room: PinRoom | None = None) -> None:
         """Take back what nobody has been told of yet."""
         for number, offset in copies:
-            segment = self.state.segments[number]
-            segment.reserved_bytes -= aligned(length)
-            segment.allocator.free(offset, length)
+            self.state.segments[number].unreserve(offset, length)
             if room is not None:
                 room[number] += aligned(length)
+
+
+def _count_nodes(segments: Iterable[Segment]) -> int:
+    return len({segment.node.node_id for segment in segments})
 
 
 def make_places(slice_counts: list[int], parts: Sequence[Slice], held: Sequence[Sequence[Copy]]) -> m.Places:

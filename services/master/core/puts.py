@@ -11,27 +11,42 @@ from itertools import accumulate, chain
 from services.master.core import messages as m
 from services.master.core.allocator import aligned
 from services.master.core.calls import Calls, Overloaded
+from services.master.core.catalogue import Catalogue
+from services.master.core.cluster import Node
+from services.master.core.extents import Extents
 from services.master.core.grants import Grants
 from services.master.core.messages import HeldCopy, Pin, Result
 from services.master.core.objects import Copy, Near, Object, Slice, Terms
 from services.master.core.pending import PendingEnd, PendingStart, Write
-from services.master.core.placing import make_places
+from services.master.core.placing import Placing, make_places
 from services.master.core.put_checks import check_end, check_start
 from services.master.core.repair import Repair
+from services.master.core.room import Room
 from services.master.core.runs import link
 from services.master.core.shortage import Shortage, shortage
-from services.master.core.space import Space
-from services.master.core.tables import Node, State
+from services.master.core.tables import State
 
 WAITING_POLL_MS = 20  # how often a put that waits for room looks whether leases have ended
 _OK, _EXISTS, _HARD = Result.OK, Result.EXISTS, Pin.HARD  # members of an enum are slow to look up
 
 
 class Puts:
-    def __init__(self, state: State, space: Space, calls: Calls, repair: Repair) -> None:
+    def __init__(
+        self,
+        state: State,
+        calls: Calls,
+        extents: Extents,
+        catalogue: Catalogue,
+        placing: Placing,
+        room: Room,
+        repair: Repair,
+    ) -> None:
         self.state = state
-        self.space = space
         self.calls = calls
+        self.extents = extents
+        self.catalogue = catalogue
+        self.placing = placing
+        self.room = room
         self.repair = repair
         self.grants = Grants(state.config)
         self.waiting: deque[PendingStart] = deque()  # first come, first served
@@ -67,23 +82,23 @@ class Puts:
         """Decide the keys that can be decided now, in order; True when none is left."""
         command = pending.command
         near = Near(command.host_id, command.zone)
-        room = self.space.pin_room() if command.pin == _HARD else None
+        room = self.placing.pin_room() if command.pin == _HARD else None
         fits: dict[int, bool] = {}  # by size
         while pending.next < len(command.keys):
             size = pending.size
             if size not in fits:
-                fits[size] = self.space.could_ever_fit(size)
+                fits[size] = self.placing.could_ever_fit(size)
             if self._exists(command.keys[pending.next]):
                 self.state.objects[command.keys[pending.next]].used = self.state.traffic.use()
                 pending.decide(_EXISTS)
             elif not fits[size]:
                 pending.decide(Result.TOO_LARGE)
-            elif room is not None and not self.space.could_pin(size, pending.terms.wanted, room):
+            elif room is not None and not self.placing.could_pin(size, pending.terms.wanted, room):
                 self.state.counters.refused_pins += 1
                 pending.decide(Result.PIN_REFUSED)
             else:
                 run = self._run_length(pending)
-                objects = self.space.place_run(size, run, pending.terms.wanted, near, degraded=degraded, room=room)
+                objects = self.placing.place_run(size, run, pending.terms.wanted, near, degraded=degraded, room=room)
                 if not objects:
                     return False
                 self._open(pending, size, objects)
@@ -159,7 +174,7 @@ class Puts:
         while self.waiting and self._advance(self.waiting[0]):
             self.waiting.popleft()
         if wanted := self.waiting[0].size if self.waiting else min(wanted, self.state.config.slice_bytes):
-            self.space.make_room(wanted)
+            self.room.make_room(wanted)
 
     def next_poll_ms(self) -> int | None:
         if not self.waiting:
@@ -215,7 +230,7 @@ class Puts:
                 self.state.unreached.append(segment.number)
             # What failed for the client may still land; what a node cannot record was written, and is still.
             not_before = self.state.now + (self.state.config.late_write_ms if bad else 0)
-            self.space.release(copy, part.length, write.write_id, not_before=not_before, recorded=False)
+            self.extents.release(copy, part.length, write.write_id, not_before=not_before, recorded=False)
         part.copies = kept
 
     def _record(self, write: Write, records: dict[Node, tuple[list[Write], list[HeldCopy]]]) -> None:
@@ -257,7 +272,9 @@ class Puts:
                 for part in write.slices:
                     for copy in [c for c in part.copies if self._is_on(c, node)]:
                         part.copies.remove(copy)
-                        self.space.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
+                        self.extents.release(
+                            copy, part.length, write.write_id, not_before=self.state.now, recorded=True
+                        )
                 self._acknowledged(write)
 
     def given_up(self, node: Node) -> None:
@@ -298,7 +315,7 @@ class Puts:
             return
         for part in write.slices:
             for copy in part.copies:
-                self.space.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
+                self.extents.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
         self._close(write)
         self._resolve(pending, index, _EXISTS if self._exists(write.key) else Result.LOST, 0)
 
@@ -319,14 +336,13 @@ class Puts:
         key = write.key
         for table in (self.state.objects, self.state.partial):
             if key in table:
-                self.space.discard(table[key])
+                self.catalogue.discard(table[key])
         wanted, ttl_ms, pin, _ = write.terms
         expires_at = write.ended_at + ttl_ms if ttl_ms else 0
         obj = Object(key, write.write_id, write.size, write.depth, write.slices, 0, wanted, expires_at, pin)
         self.state.counters.put_objects += 1
         self.state.counters.put_bytes += obj.size
-        self.space.settle_all(obj)
-        self.space.show(obj)
+        self.catalogue.enter(obj)
         return obj
 
     def _close(self, write: Write) -> None:
@@ -369,7 +385,7 @@ class Puts:
         not_before = self.state.now + self.state.config.late_write_ms
         for part in write.slices:
             for copy in part.copies:
-                self.space.release(copy, part.length, write_id, not_before=not_before, recorded=False)
+                self.extents.release(copy, part.length, write_id, not_before=not_before, recorded=False)
         self._close(write)
         return True
 

@@ -10,6 +10,7 @@ from itertools import chain, repeat
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
+from services.master.core.catalogue import Catalogue
 from services.master.core.leases import Leases
 from services.master.core.messages import Fault, Result
 from services.master.core.objects import Copy, Object, Slice
@@ -18,7 +19,6 @@ from services.master.core.pending import PendingRemove
 from services.master.core.placing import make_places
 from services.master.core.repair import Repair
 from services.master.core.runs import leading
-from services.master.core.space import Space
 from services.master.core.tables import State
 
 _OK, _MISS = Result.OK, Result.MISS  # members of an enum are slow to look up
@@ -44,12 +44,12 @@ class Reads:
     def __init__(
         self,
         state: State,
-        space: Space,
+        catalogue: Catalogue,
         calls: Calls,
         repair: Repair,
     ) -> None:
         self.state = state
-        self.space = space
+        self.catalogue = catalogue
         self.calls = calls
         self.repair = repair
         self.leases = Leases(state)
@@ -193,7 +193,7 @@ class Reads:
             if obj is not None and 0 < obj.expires_at <= self.state.now:
                 obj = None
             pending.results.append(Result.MISS if obj is None else Result.OK)
-            for entry in self.space.discard(obj) if obj is not None else ():
+            for entry in self.catalogue.discard(obj) if obj is not None else ():
                 if entry.segment.live:  # a suspect node is told when it is back; nobody waits for that
                     entry.remove = pending
                     pending.remaining += 1

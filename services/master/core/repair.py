@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from services.master.core.allocator import aligned
+from services.master.core.catalogue import Catalogue
+from services.master.core.cluster import Node, Phase, Segment
 from services.master.core.episodes import Episode
 from services.master.core.objects import Copy, Object, Slice
-from services.master.core.space import Prospects, Space
-from services.master.core.tables import Node, Phase, Segment, State
+from services.master.core.placing import Placing
+from services.master.core.room import Prospects, Room
+from services.master.core.tables import State
 from services.master.core.transfers import Transfers
 
 REVIEWS_PER_STEP = 1_024  # objects looked at, and as many begun, in one step: a step must stay short
@@ -27,9 +30,12 @@ ROOMS_MAX = 25  # so often room is made for one object before it is the turn of 
 
 
 class Repair:
-    def __init__(self, state: State, space: Space) -> None:
+    def __init__(self, state: State, placing: Placing, room: Room, catalogue: Catalogue, transfers: Transfers) -> None:
         self.state = state
-        self.space = space
+        self.placing = placing
+        self.room = room
+        self.catalogue = catalogue
+        self.transfers = transfers
         # (no put waits for it, copies left, -last use, number, object)
         self._queue: list[tuple[bool, int, int, int, Object]] = []
         self._queued: dict[Object, None] = {}
@@ -38,7 +44,6 @@ class Repair:
         self._promises: dict[Object, Callable[[], None]] = {}  # puts to be answered when the copies are there
         self._reviews: OrderedDict[Object, None] = OrderedDict()
         self._listed: dict[Segment, Iterator[Object]] = {}  # of these all objects, or those that are left
-        self.transfers = Transfers(state, space)
         self._episode = Episode(state)
         self._pumping_at: int | None = None
         self._room_at = 0  # room is being made until then
@@ -157,18 +162,18 @@ class Repair:
             del self._listed[segment]
 
     def _begin_some(self) -> None:
-        self.space.displaceable = self.state.config.evictions_per_step_max
-        prospects, short = self.space.prospects(), len(self._short)
+        self.room.displaceable = self.state.config.evictions_per_step_max
+        prospects, short = self.room.prospects(), len(self._short)
         for _ in range(REVIEWS_PER_STEP):
             if not self._queue or not self.transfers.may_begin:
                 break
-            if self.space.displaceable <= 0 or self.state.now < self._room_at or len(self._short) > short + VAIN_MAX:
+            if self.room.displaceable <= 0 or self.state.now < self._room_at or len(self._short) > short + VAIN_MAX:
                 break
             *_, obj = heapq.heappop(self._queue)
             del self._queued[obj]
             if not self._is_there(obj):
                 self._keep_promise(obj)
-            elif self.state.draining or not self.space.is_hopeless(obj, prospects):
+            elif self.state.draining or not self.room.is_hopeless(obj, prospects):
                 self._begin(obj, prospects)
             else:
                 self._find_no_room(obj)
@@ -207,10 +212,10 @@ class Repair:
         def can_take(node: Node) -> bool:
             return links.leads_to(givers, node)
 
-        target = self.space.place_copy(part, can_take)
+        target = self.placing.place_copy(part, can_take)
         may_displace = target is None and self._is_lost(obj, part) and not self._awaits_link(part, givers)
-        if may_displace and self.space.displace(obj, part, prospects, can_take):
-            target = self.space.place_copy(part, can_take)
+        if may_displace and self.room.displace(obj, part, prospects, can_take):
+            target = self.placing.place_copy(part, can_take)
             if target is None:
                 self._await_room(obj)
                 return False
@@ -228,12 +233,12 @@ class Repair:
 
     def _awaits_link(self, part: Slice, givers: list[Node]) -> bool:
         """Whether there is room on a node to which no copy got, so that it is tried again soon: nothing goes for it."""
-        links, nodes = self.transfers.links, [segment.node for segment in self.space.roomy(part)]
+        links, nodes = self.transfers.links, [segment.node for segment in self.placing.roomy(part)]
         return any(not links.leads_to(givers, node) and not links.is_given_up(givers, node) for node in nodes)
 
     def _is_lost(self, obj: Object, part: Slice) -> bool:
         """Whether copies are missing for good: a silent node may bring its own back."""
-        return sum(not node.draining for node in self.space.holders(part)) < obj.wanted
+        return sum(not node.draining for node in self.state.holders(part)) < obj.wanted
 
     def _await_room(self, obj: Object) -> None:
         """Something was evicted: its node has to forget it first, or more has to go."""
@@ -260,13 +265,13 @@ class Repair:
         is_calm = all(node.phase is Phase.LIVE and node.probed_at is None for node in state.nodes.values())
         is_calm = is_calm and not state.rest.left_ms(state.now)
         live, staying = self._live(part), self._staying(part)
-        if not is_calm or len(staying) == len(live) or not self.space.is_worth_least(obj, part):
+        if not is_calm or len(staying) == len(live) or not self.room.is_worth_least(obj, part):
             return False
         if staying:
             self._drop_going(obj, part, live, staying)
-        elif not self.space.is_read(obj):
-            self.space.evict(obj)
-            self.space.displaceable -= 1
+        elif not self.room.is_read(obj):
+            self.room.evict(obj)
+            self.room.displaceable -= 1
             self._keep_promise(obj)
             return True
         return False
@@ -303,9 +308,7 @@ class Repair:
             self.transfers.give_back(transfer)
             self._keep_promise(obj)
             return
-        self.space.settle(transfer.target, transfer.length)
-        part.copies.append(transfer.target)
-        self.space.house(obj, self.state.segments[transfer.target.segment], transfer.length)
+        self.catalogue.add_copy(obj, part, transfer.target)
         self.state.counters.repaired_copies += 1
         self.want(obj)
         self._trim(obj)
@@ -346,12 +349,12 @@ class Repair:
         if self.state.objects.get(obj.key) is not obj or copy not in part.copies:
             return False
         self.state.counters.corrupt_copies += 1
-        self.space.drop_copy(obj, part, copy)
+        self.catalogue.drop_copy(obj, part, copy)
         if part.copies:
             self.want(obj)
         else:
             self.state.counters.lost_objects += 1
-            self.space.discard(obj)
+            self.catalogue.discard(obj)
         return True
 
     def node_is_away(self, node: Node) -> None:
@@ -369,7 +372,7 @@ class Repair:
             while len(live) > obj.wanted:
                 surplus = max(live, key=lambda copy: self._dispensable(copy, live))
                 live.remove(surplus)
-                self.space.drop_copy(obj, part, surplus)
+                self.catalogue.drop_copy(obj, part, surplus)
                 self.state.counters.trimmed_copies += 1
 
     def _drain(self, obj: Object, part: Slice, live: list[Copy]) -> list[Copy]:
@@ -384,7 +387,7 @@ class Repair:
     def _drop_going(self, obj: Object, part: Slice, live: list[Copy], staying: list[Copy]) -> None:
         for copy in live:
             if copy not in staying:
-                self.space.drop_copy(obj, part, copy)
+                self.catalogue.drop_copy(obj, part, copy)
                 self.state.counters.drained_copies += 1
         self._look(obj)
 

@@ -4,17 +4,16 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import NamedTuple
 
 from sortedcontainers import SortedDict, SortedList
 
 from services.master.core.absences import Absences
-from services.master.core.allocator import Allocator
-from services.master.core.eviction import Residents, Traffic
-from services.master.core.messages import Effect, HeldCopy, Hello, Note, SegmentInfo
+from services.master.core.cluster import Node, Phase, Segment
+from services.master.core.eviction import Traffic
+from services.master.core.messages import Effect, Note, SegmentInfo
 from services.master.core.objects import Copy, Object, Slice
-from services.master.core.pending import PendingRemove, Write
+from services.master.core.pending import Write
 from services.master.core.rest import Rest
 
 
@@ -55,88 +54,6 @@ class Config:
     adopted_per_step_max: int = 512  # bits of work on an inventory, two or three a copy
 
 
-class Transfer:
-    """One slice on its way from node to node: its target's extent is reserved."""
-
-    __slots__ = ("begun_at", "giver", "is_trial", "length", "node", "number", "obj", "source", "target")
-
-    def __init__(
-        self,
-        obj: Object,
-        number: int,
-        length: int,
-        source: Copy,
-        target: Copy,
-        giver: "Node",
-        node: "Node",
-        begun_at: int,
-        *,
-        is_trial: bool,
-    ) -> None:
-        self.obj = obj
-        self.number = number  # of the slice
-        self.length = length
-        self.source = source
-        self.target = target
-        self.giver = giver  # the source's node
-        self.node = node  # the target's
-        self.begun_at = begun_at
-        self.is_trial = is_trial  # the one try of a pair of nodes between which copies failed
-
-
-class Quarantined:
-    """An extent nobody may reuse yet: not before a time, and not while its node still holds it or sees it written."""
-
-    __slots__ = (
-        "forgetting",
-        "length",
-        "not_before",
-        "offset",
-        "recorded",
-        "remove",
-        "segment",
-        "soon",
-        "watched",
-        "write_id",
-    )
-
-    def __init__(
-        self, segment: "Segment", offset: int, length: int, write_id: int, not_before: int, forgetting: bool, soon: bool
-    ) -> None:
-        self.segment = segment
-        self.offset = offset
-        self.length = length
-        self.write_id = write_id
-        self.not_before = not_before
-        self.recorded = forgetting  # it was a copy that could be read
-        self.forgetting = forgetting  # the node has not acknowledged forgetting it
-        self.watched = not forgetting  # a write may go on: once it is over, the node is asked whether it does
-        self.soon = soon  # only the acknowledgement is missing
-        self.remove: PendingRemove | None = None
-
-
-class Segment:
-    """One pool: who holds which of its bytes. free + live + reserved + quarantined = capacity (invariant 3)."""
-
-    def __init__(self, number: int, node: "Node", info: SegmentInfo, traffic: Traffic) -> None:
-        self.number = number
-        self.node = node
-        self.info = info
-        self.allocator = Allocator(info.capacity_bytes)
-        self.capacity = self.allocator.capacity
-        self.residents = Residents(traffic)
-        self.quarantine: dict[int, Quarantined] = {}  # by offset
-        self.live = False  # copies may be read and placed here
-        self.fenced = False  # when adopted, its free space has to outwait writes of another master's time
-        self.gone = False  # given up: what is released here is nobody's any more
-        self.live_bytes = 0
-        self.reserved_bytes = 0
-        self.quarantined_bytes = 0
-        self.pinned_bytes = 0  # of the live ones, pinned hard
-        self.soon_bytes = 0  # quarantined bytes that only wait for an acknowledgement
-        self.copies = 0
-
-
 class Departed(NamedTuple):
     """Where a segment was that is given up: answers to retries may still name it."""
 
@@ -144,41 +61,6 @@ class Departed(NamedTuple):
     host_id: str
     zone: str
     info: SegmentInfo
-
-
-class Phase(Enum):
-    ATTACHING = "attaching"  # its inventory is on the way: nothing is placed or read there
-    LIVE = "attached"
-    SUSPECT = "suspect"  # silent, or its stream broke
-
-
-class Node:
-    def __init__(self, node_id: str, incarnation: int, host_id: str, stream: int, now: int) -> None:
-        self.node_id = node_id
-        self.incarnation = incarnation
-        self.host_id = host_id
-        self.where = ""  # its host, for people
-        self.claimant: int | None = None  # stream of another process that wants this id
-        self.zone = ""
-        self.draining = False  # it is to go: nothing new is placed there
-        self.stream: int | None = stream
-        self.phase = Phase.ATTACHING
-        self.heard_at = now
-        self.probed_at: int | None = None  # a client could not reach it, and no word has come since
-        self.awaited = False  # a timer looks after the probe
-        self.suspect_since = 0
-        self.segments: list[Segment] = []
-        self.inventory: list[HeldCopy] = []
-        self.recording: dict[int, list[Write]] = {}  # command id -> writes, not acknowledged
-        self.copying: dict[int, Transfer] = {}  # command id -> copy being fetched, not acknowledged
-        self.forgetting: dict[int, list[Quarantined]] = {}  # command id -> extents, not acknowledged
-        self.to_forget: list[Quarantined] = []  # goes out at the end of the step
-        self.strays: list[tuple[int, int, int]] = []  # (segment, offset, write id) to forget, accounted to nobody
-
-    def is_life_of(self, command: Hello) -> bool:
-        """Whether it is the same process that dials."""
-        infos = [segment.info for segment in self.segments]
-        return self.incarnation == command.incarnation and infos == list(command.segments)
 
 
 @dataclass(slots=True)
@@ -249,6 +131,7 @@ class State:
     overdue: bool = False  # objects have expired that are still among `objects`
     pinned_writes: dict[int, Write] = field(default_factory=dict)  # of `writes`, those pinned hard
     draining: int = 0  # nodes
+    pressed: dict[int, Segment] = field(default_factory=dict)  # to be looked at for eviction at the end of the step
     unreached: list[int] = field(default_factory=list)  # segments that a client could not reach, said in this step
     next_write_id: int = 0
     next_number: int = 0
@@ -271,6 +154,15 @@ class State:
     def attached(self) -> int:
         """Nodes that answer now."""
         return sum(node.phase is not Phase.SUSPECT for node in self.nodes.values())
+
+    def open_segments(self) -> list[Segment]:
+        """Where copies may be placed."""
+        return [segment for segment in self.segments.values() if segment.live and not segment.node.draining]
+
+    def holders(self, part: Slice) -> list[Node]:
+        """The nodes that have a copy of a slice, or had one when they were last heard."""
+        segments = self.segments
+        return [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
 
     def readable(self, obj: Object) -> bool:
         """Whether it has not expired and every slice has a copy on a live node."""

@@ -5,18 +5,19 @@ read, a target is nobody else's) and 12 (bounded in number and in bytes a second
 """
 
 from services.master.core import messages as m
+from services.master.core.cluster import Node, Transfer
+from services.master.core.extents import Extents
 from services.master.core.links import Links
 from services.master.core.objects import Copy, Object, Slice
-from services.master.core.space import Space
-from services.master.core.tables import Node, State, Transfer
+from services.master.core.tables import State
 
 TRANSFERS_MAX = 64  # under way at once, in all
 
 
 class Transfers:
-    def __init__(self, state: State, space: Space) -> None:
+    def __init__(self, state: State, extents: Extents) -> None:
         self.state = state
-        self.space = space
+        self.extents = extents
         self.links = Links(state)
         self.under_way: dict[int, Transfer] = {}
         self._budget_bytes = state.config.repair_bytes_per_s / 4  # as in refill
@@ -98,4 +99,4 @@ class Transfers:
     def give_back(self, transfer: Transfer) -> None:
         """The target's extent, which its node may have recorded."""
         write_id = transfer.obj.write_id
-        self.space.release(transfer.target, transfer.length, write_id, not_before=self.state.now, recorded=True)
+        self.extents.release(transfer.target, transfer.length, write_id, not_before=self.state.now, recorded=True)

@@ -58,7 +58,7 @@ def test_a_copy_made_by_repair_counts_for_what_the_object_does() -> None:
     home, other = sorted(cluster.core.state.segments.values(), key=lambda segment: obj not in segment.residents)
     home.residents.discard(obj)
     home.residents.add(obj, 3)
-    cluster.core.space.house(obj, other, KIB)
+    cluster.core.catalogue.house(obj, other)
     assert other.residents.returns(obj) == 3
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from services.master.core import extents, nodes, repair
 from services.master.core import messages as m
-from services.master.core import nodes, repair, space
 from services.master.core.calls import RETRY_MS
 from services.master.core.messages import Result
 from tests.unit.master.transcript import CONFIG, KIB, Cluster
@@ -153,7 +153,7 @@ def test_puts_that_wait_for_repair_are_bounded(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_no_message_tells_a_node_to_forget_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(space, "EXTENTS_PER_FORGET", 3)
+    monkeypatch.setattr(extents, "EXTENTS_PER_FORGET", 3)
     cluster = Cluster(nodes=0)
     cluster.infos = [m.SegmentInfo(16 * KIB)]
     held = [
@@ -164,7 +164,7 @@ def test_no_message_tells_a_node_to_forget_too_much(monkeypatch: pytest.MonkeyPa
     def forgotten() -> list[int]:
         forgets = [effect.extents for effect in cluster.sent if isinstance(effect, m.Forget)]
         cluster.sent.clear()
-        return [len(extents) for extents in forgets]
+        return [len(places) for places in forgets]
 
     assert forgotten() == [3, 2]
     keys = [b"%d" % i for i in range(0, 10, 2)]

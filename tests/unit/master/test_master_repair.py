@@ -5,7 +5,7 @@ from dataclasses import replace
 from services.master.core import messages as m
 from services.master.core.messages import Result
 from services.master.core.repair import REVIEWS_PER_STEP
-from services.master.core.space import Prospects
+from services.master.core.room import Prospects
 from services.master.core.tables import Config
 from tests.unit.master.transcript import CONFIG, KIB, Cluster
 
@@ -178,14 +178,14 @@ def test_what_finds_no_node_costs_a_bounded_look_now_and_then() -> None:
     cluster.end(started)
     cluster.step(m.Broken(2))
     calls = 0
-    place_copy = cluster.core.space.place_copy
+    place_copy = cluster.core.placing.place_copy
 
     def counted(*args: object) -> object:
         nonlocal calls
         calls += 1
         return place_copy(*args)  # type: ignore[arg-type]
 
-    cluster.core.space.place_copy = counted  # type: ignore[method-assign,assignment]
+    cluster.core.placing.place_copy = counted  # type: ignore[method-assign,assignment]
     for _ in range(20):
         cluster.now += 50
         before = calls
@@ -262,7 +262,7 @@ def test_what_would_be_the_first_to_go_makes_nothing_go() -> None:
 def test_no_object_goes_for_a_copy_of_itself() -> None:
     cluster = Cluster(nodes=3, capacity=8 * KIB, config=replace(FULL, high_watermark=1.0))
     cluster.put(b"k", 8 * KIB, copies=1)  # a slice on each of two nodes
-    obj, space = cluster.core.state.objects[b"k"], cluster.core.space
+    obj, room = cluster.core.state.objects[b"k"], cluster.core.room
     (first,), (second,) = (part.copies for part in obj.slices)
     for number in range(4):
         cluster.put(b"full%d" % number, 4 * KIB)
@@ -273,8 +273,8 @@ def test_no_object_goes_for_a_copy_of_itself() -> None:
     other = cluster.core.state.segments[second.segment]
     assert other.residents.least() == other.residents.worth(obj)
     least = {second.segment: other.residents.worth(obj)}
-    space.displaceable = 8
-    space.displace(obj, obj.slices[0], Prospects(0, least), lambda _: True)
+    room.displaceable = 8
+    room.displace(obj, obj.slices[0], Prospects(0, least), lambda _: True)
     assert cluster.found(b"k")
     assert cluster.core.state.counters.displaced_objects == 1, "what lay beside it has gone"
 

@@ -1,7 +1,7 @@
 """What a write that failed may still write is not reused before its node has seen that nobody writes there."""
 
 from services.master.core import messages as m
-from services.master.core.space import WATCHED_PER_FORGET
+from services.master.core.extents import WATCHED_PER_FORGET
 from tests.unit.master.transcript import CONFIG, KIB, Cluster
 
 

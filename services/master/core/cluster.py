@@ -1,0 +1,183 @@
+"""Storage nodes and their segments, as the master knows them: who holds which bytes. No decisions here.
+
+Keeps the sum of invariant 3: every byte of a segment is in one account, and moves between them only here.
+"""
+
+from enum import Enum
+
+from services.master.core.allocator import Allocator, aligned
+from services.master.core.eviction import Residents, Traffic
+from services.master.core.messages import HeldCopy, Hello, Pin, SegmentInfo
+from services.master.core.objects import Copy, Object
+from services.master.core.pending import PendingRemove, Write
+from services.master.core.quarantine import Hold
+
+_HARD, _FORGETTING = Pin.HARD, Hold.FORGETTING  # members of an enum are slow to look up
+
+
+class Transfer:
+    """One slice on its way from node to node: its target's extent is reserved."""
+
+    __slots__ = ("begun_at", "giver", "is_trial", "length", "node", "number", "obj", "source", "target")
+
+    def __init__(
+        self,
+        obj: Object,
+        number: int,
+        length: int,
+        source: Copy,
+        target: Copy,
+        giver: "Node",
+        node: "Node",
+        begun_at: int,
+        *,
+        is_trial: bool,
+    ) -> None:
+        self.obj = obj
+        self.number = number  # of the slice
+        self.length = length
+        self.source = source
+        self.target = target
+        self.giver = giver  # the source's node
+        self.node = node  # the target's
+        self.begun_at = begun_at
+        self.is_trial = is_trial  # the one try of a pair of nodes between which copies failed
+
+
+class Quarantined:
+    """An extent nobody may reuse yet."""
+
+    __slots__ = ("hold", "length", "not_before", "offset", "remove", "segment", "write_id")
+
+    def __init__(
+        self, segment: "Segment", offset: int, length: int, write_id: int, not_before: int, hold: Hold
+    ) -> None:
+        self.segment = segment
+        self.offset = offset
+        self.length = length
+        self.write_id = write_id
+        self.not_before = not_before
+        self.hold = hold
+        self.remove: PendingRemove | None = None  # that waits until it is forgotten
+
+
+class Segment:
+    """One pool: who holds which of its bytes. free + live + reserved + quarantined = capacity (invariant 3)."""
+
+    def __init__(self, number: int, node: "Node", info: SegmentInfo, traffic: Traffic, watermark: float) -> None:
+        self.number = number
+        self.node = node
+        self.info = info
+        self.allocator = Allocator(info.capacity_bytes)
+        self.capacity = self.allocator.capacity
+        self.limit_bytes = int(watermark * self.capacity)  # more than so many, live and reserved, are evicted
+        self.residents = Residents(traffic)
+        self.quarantine: dict[int, Quarantined] = {}  # by offset
+        self.live = False  # copies may be read and placed here
+        self.fenced = False  # when adopted, its free space has to outwait writes of another master's time
+        self.gone = False  # given up: what is released here is nobody's any more
+        self.live_bytes = 0
+        self.reserved_bytes = 0
+        self.quarantined_bytes = 0
+        self.pinned_bytes = 0  # of the live ones, pinned hard
+        self.soon_bytes = 0  # quarantined bytes that only wait for an acknowledgement
+        self.copies = 0
+
+    def excess(self, size: int) -> int:
+        """Bytes above the watermark, with `size` more; below it less than 0."""
+        return self.live_bytes + self.reserved_bytes + size - self.limit_bytes
+
+    def could_hold(self, size: int) -> bool:
+        """Whether eviction could make room here. What is reserved or in long quarantine is not worth waiting for."""
+        return self.allocator.free_bytes + self.soon_bytes + self.live_bytes - self.pinned_bytes >= size
+
+    # ---- accounts; sizes and offsets are those of extents ----------------------------------------
+
+    def reserve(self, length: int) -> int | None:
+        """Take a free extent: its offset, None where none is long enough."""
+        offset = self.allocator.allocate(length)
+        if offset is not None:
+            self.reserved_bytes += aligned(length)
+        return offset
+
+    def unreserve(self, offset: int, length: int) -> None:
+        """Give back a reserved extent that nobody has been told of."""
+        self.reserved_bytes -= aligned(length)
+        self.allocator.free(offset, length)
+
+    def settle(self, length: int, pin: int) -> None:
+        """A reserved extent holds a copy from now on."""
+        self.reserved_bytes -= aligned(length)
+        self.adopt(length, pin)
+
+    def adopt(self, length: int, pin: int) -> None:
+        """An extent that was in no account holds a copy."""
+        size = aligned(length)
+        self.live_bytes += size
+        self.copies += 1
+        if pin == _HARD:
+            self.pinned_bytes += size
+
+    def unsettle(self, length: int, pin: int) -> None:
+        """A copy goes: its extent counts as reserved, and must be let go at once."""
+        size = aligned(length)
+        self.live_bytes -= size
+        self.reserved_bytes += size
+        self.copies -= 1
+        if pin == _HARD:
+            self.pinned_bytes -= size
+
+    def let_go(self, length: int) -> None:
+        """A reserved extent leaves its account: it must be quarantined or freed at once."""
+        self.reserved_bytes -= aligned(length)
+        assert self.reserved_bytes >= 0, (self.number, self.reserved_bytes)
+
+    def begin_quarantine(self, entry: Quarantined) -> None:
+        assert entry.offset not in self.quarantine, (self.number, entry.offset)
+        self.quarantine[entry.offset] = entry
+        self.quarantined_bytes += aligned(entry.length)
+        if entry.hold is _FORGETTING:
+            self.soon_bytes += aligned(entry.length)
+
+    def end_quarantine(self, entry: Quarantined) -> None:
+        """Nothing holds it any longer; `hold` is still what held it last."""
+        del self.quarantine[entry.offset]
+        self.quarantined_bytes -= aligned(entry.length)
+        if entry.hold is _FORGETTING:
+            self.soon_bytes -= aligned(entry.length)
+        self.allocator.free(entry.offset, entry.length)
+
+
+class Phase(Enum):
+    ATTACHING = "attaching"  # its inventory is on the way: nothing is placed or read there
+    LIVE = "attached"
+    SUSPECT = "suspect"  # silent, or its stream broke
+
+
+class Node:
+    def __init__(self, node_id: str, incarnation: int, host_id: str, stream: int, now: int) -> None:
+        self.node_id = node_id
+        self.incarnation = incarnation
+        self.host_id = host_id
+        self.where = ""  # its host, for people
+        self.claimant: int | None = None  # stream of another process that wants this id
+        self.zone = ""
+        self.draining = False  # it is to go: nothing new is placed there
+        self.stream: int | None = stream
+        self.phase = Phase.ATTACHING
+        self.heard_at = now
+        self.probed_at: int | None = None  # a client could not reach it, and no word has come since
+        self.awaited = False  # a timer looks after the probe
+        self.suspect_since = 0
+        self.segments: list[Segment] = []
+        self.inventory: list[HeldCopy] = []
+        self.recording: dict[int, list[Write]] = {}  # command id -> writes, not acknowledged
+        self.copying: dict[int, Transfer] = {}  # command id -> copy being fetched, not acknowledged
+        self.forgetting: dict[int, list[Quarantined]] = {}  # command id -> extents, not acknowledged
+        self.to_forget: list[Quarantined] = []  # goes out at the end of the step
+        self.strays: list[tuple[int, int, int]] = []  # (segment, offset, write id) to forget, accounted to nobody
+
+    def is_life_of(self, command: Hello) -> bool:
+        """Whether it is the same process that dials."""
+        infos = [segment.info for segment in self.segments]
+        return self.incarnation == command.incarnation and infos == list(command.segments)

@@ -1,0 +1,111 @@
+"""The life of an extent once it was placed: how it comes back to the allocator, and what its node is told of it.
+
+Keeps invariants 3 (extents disjoint, bytes add up) and 7 (no reuse while a lease, a late write or the node's own record
+could still touch an extent). What each waits for is in `quarantine`.
+"""
+
+from services.master.core.calls import Calls
+from services.master.core.cluster import Node, Phase, Quarantined, Segment
+from services.master.core.messages import Forget
+from services.master.core.objects import Copy
+from services.master.core.quarantine import TRANSITIONS, UNACKNOWLEDGED, Event, Hold
+from services.master.core.tables import State
+
+_FREE, _WATCHED = Hold.FREE, Hold.WATCHED  # members of an enum are slow to look up
+EXTENTS_PER_FORGET = 8_192  # of either kind: a message has its bounds, and a node does other things, too
+WATCHED_PER_FORGET = 64  # a writer that was stopped holds up no more extents than these
+
+
+class Extents:
+    def __init__(self, state: State, calls: Calls) -> None:
+        self.state = state
+        self.calls = calls
+
+    def release(self, copy: Copy, length: int, write_id: int, *, not_before: int, recorded: bool) -> Quarantined | None:
+        """A reserved extent's way back to the allocator; at once when nothing can touch it any more.
+
+        `recorded`: its node may hold it in its index, and has to forget it first.
+        """
+        segment = self.state.segments.get(copy.segment)
+        if segment is None or segment.gone:
+            return None
+        segment.let_go(length)
+        return self.quarantine(segment, copy.offset, length, write_id, not_before=not_before, recorded=recorded)
+
+    def quarantine(
+        self, segment: Segment, offset: int, length: int, write_id: int, *, not_before: int, recorded: bool
+    ) -> Quarantined | None:
+        """Keep an extent that is in no account until it is safe to reuse.
+
+        One that is not recorded rests because a write to it may go on: when its time has come its node is asked.
+        """
+        is_due = not_before <= self.state.now
+        if is_due and not recorded:
+            segment.allocator.free(offset, length)
+            self.state.space_freed = True
+            return None
+        hold = (Hold.FORGETTING if is_due else Hold.LEASED) if recorded else Hold.RESTING
+        entry = Quarantined(segment, offset, length, write_id, not_before, hold)
+        segment.begin_quarantine(entry)
+        if not is_due:
+            self.state.at(not_before, lambda: self._on(entry, Event.TIME))
+        if recorded:
+            segment.node.to_forget.append(entry)
+        return entry
+
+    def forgotten(self, entry: Quarantined) -> None:
+        """The node no longer holds the extent, nor does anybody write there by shared memory."""
+        self.settle_remove(entry)
+        if entry.hold is Hold.LEASED and entry.not_before <= self.state.now:  # its timer comes later in this step
+            self._on(entry, Event.TIME)
+        self._on(entry, Event.ACKNOWLEDGED)
+
+    def settle_remove(self, entry: Quarantined) -> None:
+        """A Remove waits for this extent no longer."""
+        if entry.remove is not None:
+            self.calls.removed(entry.remove)
+            entry.remove = None
+
+    def _on(self, entry: Quarantined, event: Event) -> None:
+        segment = entry.segment
+        if segment.gone or segment.quarantine.get(entry.offset) is not entry:
+            return
+        hold = TRANSITIONS[entry.hold][event]
+        if hold is _FREE:
+            segment.end_quarantine(entry)
+            self.state.space_freed = True
+        elif hold is _WATCHED:
+            segment.node.to_forget.append(entry)
+        entry.hold = hold
+
+    # ---- messages to nodes -----------------------------------------------------------------------
+
+    def flush_forgets(self) -> None:
+        """One Forget a node and step if it is not too long, and others for what may still be written: their answers can
+        take long.
+
+        A node without a stream is told when it attaches again.
+        """
+        for node in self.state.nodes.values():
+            if node.stream is None or node.phase is Phase.ATTACHING or not (node.to_forget or node.strays):
+                continue
+            strays, node.strays = node.strays, []
+            batch = [entry for entry in node.to_forget if entry.hold in UNACKNOWLEDGED and not entry.segment.gone]
+            node.to_forget = []
+            copies = [entry for entry in batch if entry.hold is not _WATCHED]
+            for start in range(0, max(len(copies), len(strays)), EXTENTS_PER_FORGET):
+                end = start + EXTENTS_PER_FORGET
+                self._tell(node, copies[start:end], strays[start:end], [])
+            watched = [entry for entry in batch if entry.hold is _WATCHED]
+            for start in range(0, len(watched), WATCHED_PER_FORGET):
+                part = watched[start : start + WATCHED_PER_FORGET]
+                self._tell(node, part, [], [entry.length for entry in part])
+
+    def _tell(
+        self, node: Node, entries: list[Quarantined], strays: list[tuple[int, int, int]], lengths: list[int]
+    ) -> None:
+        assert node.stream is not None
+        command_id = self.state.number()
+        node.forgetting[command_id] = entries
+        extents = [(entry.segment.number, entry.offset, entry.write_id) for entry in entries]
+        self.state.effects.append(Forget(node.stream, command_id, strays + extents, lengths))
