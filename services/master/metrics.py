@@ -76,7 +76,7 @@ class CoreCollector(Collector):
         )
         nodes = GaugeMetricFamily("larder_master_nodes", "Storage nodes by state", labels=["state"])
         for phase in ("attaching", "attached", "suspect"):
-            nodes.add_metric([phase], sum(node.phase.value == phase for node in state.nodes.values()))
+            nodes.add_metric([phase], sum(node.phase.said == phase for node in state.nodes.values()))
         yield nodes
         yield from self._space()
 

@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 
 from services.common.version import VERSION
 from services.master.core import messages as m
-from services.master.core.cluster import Node, Phase
+from services.master.core.cluster import Node
+from services.master.core.phases import Phase
 from services.master.core.tables import State
 from services.master.driver import Driver, Told
 
@@ -147,7 +148,7 @@ class Overview:
             before = self._phases.get(node_id)
             if phase is Phase.LIVE and before is not Phase.LIVE:
                 self._add(f"node {node_id} is attached")
-            elif phase is Phase.SUSPECT and before is Phase.LIVE and not self._was_told(f"node {node_id} "):
+            elif phase.is_suspect and before is Phase.LIVE and not self._was_told(f"node {node_id} "):
                 self._add(f"node {node_id} broke its connection: its copies are not offered", grave=True)
         self._phases = phases
 
@@ -190,7 +191,7 @@ def _node(node: Node, told: Told) -> dict[str, Any]:
         "host": told.host_name,
         "address": told.address,
         "version": told.version,
-        "state": node.phase.value,
+        "state": node.phase.said,
         "draining": node.draining,
         "copies": sum(segment.copies for segment in segments),
         "capacity": sum(segment.capacity for segment in segments),

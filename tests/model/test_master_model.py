@@ -9,11 +9,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from services.master.core import messages as m
 from services.master.core.allocator import Allocator
+from services.master.core.claims import Claims
 from services.master.core.cluster import Node, Quarantined
 from services.master.core.expiry import Expiry
 from services.master.core.extents import Extents
-from services.master.core.nodes import Nodes
 from services.master.core.repair import Repair
+from services.master.core.surplus import Surplus
 from services.master.core.tables import State
 from tests.model.parts import Grant, content
 from tests.model.world import CONFIG, World
@@ -335,7 +336,7 @@ def never_repair(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drop_before_the_copy_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Repair, "_staying", Repair._live)
+    monkeypatch.setattr(State, "staying_copies", State.live_copies)
 
 
 def never_expire(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +344,7 @@ def never_expire(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keep_surplus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Repair, "_trim", lambda self, obj: None)
+    monkeypatch.setattr(Surplus, "trim", lambda self, obj: None)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +368,7 @@ def test_the_model_catches(mutate: object, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_model_catches_who_trusts_a_node_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Nodes, "_is_over", lambda self, node: True)
+    monkeypatch.setattr(Claims, "is_over", lambda self, node: True)
     with pytest.raises(AssertionError):
         run_state_machine_as_test(WithDoubles, settings=MUTANT_SETTINGS)
 

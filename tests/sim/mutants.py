@@ -20,16 +20,17 @@ from services.master.core.adoption import Adoption
 from services.master.core.allocator import Allocator
 from services.master.core.calls import Calls
 from services.master.core.catalogue import Catalogue
+from services.master.core.ends import Ends
 from services.master.core.eviction import SOFT_ROW, Residents
 from services.master.core.expiry import Expiry
 from services.master.core.extents import Extents
 from services.master.core.leases import Leases
 from services.master.core.messages import Pin
 from services.master.core.placing import Placing
-from services.master.core.puts import Puts
 from services.master.core.reads import Reads
 from services.master.core.repair import Repair
 from services.master.core.room import Room
+from services.master.core.surplus import Surplus
 from services.master.core.tables import State
 from services.storage_node import fetcher
 from services.storage_node.agent import _Attachment
@@ -146,15 +147,15 @@ def carry_out_repeats(put: Put) -> None:
 
 @breaks("2")
 def answer_before_it_is_recorded(put: Put) -> None:
-    original = Puts.end
+    original = Ends.end
 
-    def end(self: Puts, command: Any) -> None:
+    def end(self: Ends, command: Any) -> None:
         original(self, command)
-        for node in self.state.nodes.values():
-            for command_id in list(node.recording):
-                self.recorded(node, command_id)
+        for command_id, recording in list(self.recording.items()):
+            del recording.node.outstanding[command_id]
+            self.done(command_id)
 
-    put(Puts, "end", end)
+    put(Ends, "end", end)
 
 
 @breaks("8")
@@ -174,7 +175,7 @@ def never_repair(put: Put) -> None:
 
 @breaks("11")
 def keep_surplus(put: Put) -> None:
-    put(Repair, "_trim", lambda self, obj: None)
+    put(Surplus, "trim", lambda self, obj: None)
 
 
 @breaks("2, 11")

@@ -11,10 +11,10 @@ from larder.copying import checksum_of
 
 from services.master.core import messages as m
 from services.master.core.check import check
-from services.master.core.cluster import Phase
 from services.master.core.master import Master
 from services.master.core.messages import Pin, Result
 from services.master.core.objects import Copy, Object, Slice
+from services.master.core.phases import Phase
 from tests.sim.loop import Violation
 from tests.sim.memory import Pool
 from tests.sim.repairs import watch_displacing
@@ -274,7 +274,7 @@ class Oracle:
     def _truly_held(self, core: Master, write: Write) -> list[tuple[Pool, Any]]:
         unknown = {
             (core.state.segments[transfer.target.segment].info.shm_token, transfer.target.offset)
-            for transfer in core.repair.transfers.under_way.values()
+            for transfer in core.transfers.under_way.values()
         }  # recorded maybe, and not acknowledged: nobody knows of those copies yet
         live = []
         for node in core.state.nodes.values():
@@ -356,7 +356,7 @@ class Oracle:
         offset = move.memory.pieces[0][0] - target.data_address
         return any(
             transfer.target.offset == offset and transfer.node.segments[0].info.shm_token == target.token
-            for transfer in core.repair.transfers.under_way.values()
+            for transfer in core.transfers.under_way.values()
         )
 
     # ---- clients ---------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """Re-derives the core's invariants from its tables. For tests and simulators: O(everything), after every step."""
 
 from collections import Counter
+from itertools import chain
 
 from services.master.core.allocator import aligned
-from services.master.core.cluster import Phase, Segment
+from services.master.core.cluster import Segment
 from services.master.core.master import Master
 from services.master.core.messages import Pin
 from services.master.core.objects import Copy, Object, Slice
 from services.master.core.packed import Run
+from services.master.core.phases import Phase
 
 
 def check(master: Master) -> None:
@@ -32,17 +34,26 @@ def check(master: Master) -> None:
             _check_extents(master, segment)
             assert state.nodes[segment.node.node_id] is segment.node
     assert state.draining == sum(node.draining for node in state.nodes.values())
+    _check_outstanding(master)
     for node in state.nodes.values():
         assert node not in master.nodes.adoptions or node.phase is Phase.ATTACHING
-        assert (node.stream is None) <= (node.phase is Phase.SUSPECT)
+        assert (node.stream is None) == (node.phase is Phase.AWAY)
         assert all(segment.live == (node.phase is Phase.LIVE) for segment in node.segments)
         assert node.stream is None or state.streams[node.stream] is node
         assert node.probed_at is None or node.stream is not None
-        assert node.claimant is None or master.nodes.claims[node.claimant].node_id == node.node_id
-        if node.stream is None:
-            assert not node.recording
-            assert not node.copying
-            assert not node.forgetting
+        assert node.claimant is None or master.nodes.claims.waiting[node.claimant].node_id == node.node_id
+        assert not (node.outstanding and node.stream is None)
+
+
+def _check_outstanding(master: Master) -> None:
+    """Each command that is not acknowledged has its sender, which knows of it."""
+    outstanding = dict(chain.from_iterable(node.outstanding.items() for node in master.state.nodes.values()))
+    sent = {
+        **dict.fromkeys(master.ends.recording, master.ends),
+        **dict.fromkeys(master.transfers.under_way, master.transfers),
+        **dict.fromkeys(master.extents.forgetting, master.extents),
+    }
+    assert outstanding == sent
 
 
 def _check_objects(master: Master) -> None:
@@ -68,7 +79,7 @@ def _check_missing(master: Master) -> None:
     """What lacks copies is known wherever nothing is still to be looked at."""
     state = master.state
     assert all(state.objects.get(obj.key) is obj for obj in state.missing)
-    if master.repair.is_reviewing or master.nodes.sweeping:
+    if master.repair.is_reviewing or master.nodes.losses.sweeping:
         return
     if all(node.phase is Phase.LIVE for node in state.nodes.values()):
         left = {obj: min(len(part.copies) for part in obj.slices) for obj in state.objects.values()}
@@ -103,9 +114,9 @@ def _check_writes(master: Master) -> None:
     granted = Counter(write.terms.client for write in state.writes.values())
     for pending in master.puts.waiting:
         granted[pending.command.client] += pending.write_ids.count(0)
-    assert {client: count for client, count in granted.items() if count} == master.puts.grants.by_client
-    assert granted.total() == master.puts.grants.total
-    recording = [write for node in state.nodes.values() for writes in node.recording.values() for write in writes]
+    assert {client: count for client, count in granted.items() if count} == master.writes.grants.by_client
+    assert granted.total() == master.writes.grants.total
+    recording = [write for _, writes in master.ends.recording.values() for write in writes]
     for write in state.writes.values():
         assert recording.count(write) == write.awaiting, write.key
 
@@ -132,7 +143,7 @@ def _check_extents(master: Master, segment: Segment) -> None:
     ]
     reserved += [
         (transfer.target.offset, aligned(transfer.length))
-        for transfer in segment.node.copying.values()
+        for transfer in master.transfers.under_way.values()
         if transfer.target.segment == segment.number
     ]
     quarantined = [(entry.offset, aligned(entry.length)) for entry in segment.quarantine.values()]

@@ -3,45 +3,31 @@
 Keeps the sum of invariant 3: every byte of a segment is in one account, and moves between them only here.
 """
 
-from enum import Enum
+from typing import Protocol
 
 from services.master.core.allocator import Allocator, aligned
 from services.master.core.eviction import Residents, Traffic
 from services.master.core.messages import HeldCopy, Hello, Pin, SegmentInfo
-from services.master.core.objects import Copy, Object
-from services.master.core.pending import PendingRemove, Write
+from services.master.core.pending import PendingRemove
+from services.master.core.phases import TRANSITIONS, Event, Phase
 from services.master.core.quarantine import Hold
 
 _HARD, _FORGETTING = Pin.HARD, Hold.FORGETTING  # members of an enum are slow to look up
 
 
-class Transfer:
-    """One slice on its way from node to node: its target's extent is reserved."""
+class Sender(Protocol):
+    """Who sent a node a command: hears how it ended, once, by the command's number."""
 
-    __slots__ = ("begun_at", "giver", "is_trial", "length", "node", "number", "obj", "source", "target")
+    outlives_silence: bool
+    """Whether a node that fell silent may still acknowledge it, as long as its stream lasts."""
 
-    def __init__(
-        self,
-        obj: Object,
-        number: int,
-        length: int,
-        source: Copy,
-        target: Copy,
-        giver: "Node",
-        node: "Node",
-        begun_at: int,
-        *,
-        is_trial: bool,
-    ) -> None:
-        self.obj = obj
-        self.number = number  # of the slice
-        self.length = length
-        self.source = source
-        self.target = target
-        self.giver = giver  # the source's node
-        self.node = node  # the target's
-        self.begun_at = begun_at
-        self.is_trial = is_trial  # the one try of a pair of nodes between which copies failed
+    def done(self, command_id: int) -> None: ...
+
+    def refused(self, command_id: int, reason: str, *, source_is_corrupt: bool) -> None:
+        """The node could not. `source_is_corrupt`: what it was to copy has other bytes than were recorded."""
+
+    def cut_off(self, command_id: int) -> None:
+        """The node is silent or away: nobody will hear of it any more."""
 
 
 class Quarantined:
@@ -148,34 +134,31 @@ class Segment:
         self.allocator.free(entry.offset, entry.length)
 
 
-class Phase(Enum):
-    ATTACHING = "attaching"  # its inventory is on the way: nothing is placed or read there
-    LIVE = "attached"
-    SUSPECT = "suspect"  # silent, or its stream broke
-
-
 class Node:
-    def __init__(self, node_id: str, incarnation: int, host_id: str, stream: int, now: int) -> None:
+    """One life of a storage node."""
+
+    def __init__(self, node_id: str, incarnation: int, now: int) -> None:
         self.node_id = node_id
         self.incarnation = incarnation
-        self.host_id = host_id
+        self.host_id = ""
         self.where = ""  # its host, for people
         self.claimant: int | None = None  # stream of another process that wants this id
         self.zone = ""
         self.draining = False  # it is to go: nothing new is placed there
-        self.stream: int | None = stream
-        self.phase = Phase.ATTACHING
+        self.stream: int | None = None
+        self.phase = Phase.AWAY
         self.heard_at = now
         self.probed_at: int | None = None  # a client could not reach it, and no word has come since
         self.awaited = False  # a timer looks after the probe
-        self.suspect_since = 0
+        self.suspect_since = 0  # of use while it is suspect
         self.segments: list[Segment] = []
         self.inventory: list[HeldCopy] = []
-        self.recording: dict[int, list[Write]] = {}  # command id -> writes, not acknowledged
-        self.copying: dict[int, Transfer] = {}  # command id -> copy being fetched, not acknowledged
-        self.forgetting: dict[int, list[Quarantined]] = {}  # command id -> extents, not acknowledged
+        self.outstanding: dict[int, Sender] = {}  # who sent each command that is not acknowledged
         self.to_forget: list[Quarantined] = []  # goes out at the end of the step
         self.strays: list[tuple[int, int, int]] = []  # (segment, offset, write id) to forget, accounted to nobody
+
+    def on(self, event: Event) -> None:
+        self.phase = TRANSITIONS[self.phase][event]
 
     def is_life_of(self, command: Hello) -> bool:
         """Whether it is the same process that dials."""

@@ -6,7 +6,8 @@ ended). The node itself remembers that it is to go, so that a new master learns 
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
-from services.master.core.cluster import Node, Phase
+from services.master.core.cluster import Node
+from services.master.core.phases import Phase
 from services.master.core.quarantine import OF_COPIES
 from services.master.core.repair import Repair
 from services.master.core.tables import State

@@ -5,9 +5,10 @@ could still touch an extent). What each waits for is in `quarantine`.
 """
 
 from services.master.core.calls import Calls
-from services.master.core.cluster import Node, Phase, Quarantined, Segment
+from services.master.core.cluster import Node, Quarantined, Segment
 from services.master.core.messages import Forget
 from services.master.core.objects import Copy
+from services.master.core.phases import Phase
 from services.master.core.quarantine import TRANSITIONS, UNACKNOWLEDGED, Event, Hold
 from services.master.core.tables import State
 
@@ -17,9 +18,12 @@ WATCHED_PER_FORGET = 64  # a writer that was stopped holds up no more extents th
 
 
 class Extents:
+    outlives_silence = True
+
     def __init__(self, state: State, calls: Calls) -> None:
         self.state = state
         self.calls = calls
+        self.forgetting: dict[int, list[Quarantined]] = {}  # by the command's number: not acknowledged
 
     def release(self, copy: Copy, length: int, write_id: int, *, not_before: int, recorded: bool) -> Quarantined | None:
         """A reserved extent's way back to the allocator; at once when nothing can touch it any more.
@@ -106,6 +110,18 @@ class Extents:
     ) -> None:
         assert node.stream is not None
         command_id = self.state.number()
-        node.forgetting[command_id] = entries
+        self.forgetting[command_id] = entries
+        node.outstanding[command_id] = self
         extents = [(entry.segment.number, entry.offset, entry.write_id) for entry in entries]
         self.state.effects.append(Forget(node.stream, command_id, strays + extents, lengths))
+
+    def done(self, command_id: int) -> None:
+        for entry in self.forgetting.pop(command_id):
+            self.forgotten(entry)
+
+    def refused(self, command_id: int, reason: str, *, source_is_corrupt: bool) -> None:
+        self.cut_off(command_id)
+
+    def cut_off(self, command_id: int) -> None:
+        """The node is told again once it attaches again: what is not forgotten is still in quarantine."""
+        del self.forgetting[command_id]

@@ -63,7 +63,7 @@ class Facts:
             m.NodeReport(
                 node.node_id,
                 node.host_id,
-                node.phase.value,
+                node.phase.said,
                 node.incarnation,
                 [
                     m.SegmentReport(

@@ -10,6 +10,7 @@ from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid, Overloaded
 from services.master.core.catalogue import Catalogue
 from services.master.core.drain import Drains
+from services.master.core.ends import Ends
 from services.master.core.expiry import Expiry
 from services.master.core.extents import Extents
 from services.master.core.facts import Facts
@@ -21,6 +22,7 @@ from services.master.core.repair import Repair
 from services.master.core.room import Room
 from services.master.core.tables import Config, State
 from services.master.core.transfers import Transfers
+from services.master.core.writes import Writes
 
 ROUNDS_MAX = 64  # of consequences in one step; what is left runs in the next
 
@@ -41,16 +43,18 @@ class Master:
         self.placing = Placing(self.state)
         self.room = Room(self.state, self.catalogue)
         self.expiry = Expiry(self.state, self.catalogue)
-        transfers = Transfers(self.state, self.extents)
-        self.repair = Repair(self.state, self.placing, self.room, self.catalogue, transfers)
-        self.puts = Puts(self.state, self.calls, self.extents, self.catalogue, self.placing, self.room, self.repair)
+        self.transfers = Transfers(self.state, self.extents, self.catalogue)
+        self.repair = Repair(self.state, self.catalogue, self.placing, self.room, self.transfers)
+        self.writes = Writes(self.state, self.extents)
+        self.puts = Puts(self.state, self.calls, self.placing, self.room, self.writes)
+        self.ends = Ends(self.state, self.calls, self.extents, self.catalogue, self.writes, self.repair)
         self.drains = Drains(self.state, self.calls, self.repair)
         self.reads = Reads(self.state, self.catalogue, self.calls, self.repair)
         self.facts = Facts(self.state, self.calls, self.reads.leases, self.repair, self.puts, self.drains)
-        self.nodes = Nodes(self.state, self.extents, self.catalogue, self.puts, self.repair, self.drains)
+        self.nodes = Nodes(self.state, self.extents, self.catalogue, self.repair, self.ends, self.drains)
         self._handlers = {
             m.PutStart: self.puts.start,
-            m.PutEnd: self.puts.end,
+            m.PutEnd: self.ends.end,
             m.PutAbort: self.puts.abort,
             m.Lookup: self.reads.lookup,
             m.Release: self.reads.release,
@@ -77,7 +81,7 @@ class Master:
         gap_ms = now - state.now
         state.now = now
         if gap_ms > 2 * state.config.heartbeat_ms:
-            self.nodes.excuse(gap_ms)
+            self.nodes.silence.excuse(gap_ms)
         if state.expiring:
             self.expiry.run()
         # What has arrived counts before the time that has passed: a heartbeat that waited its turn is no silence.
@@ -109,7 +113,7 @@ class Master:
         """What follows from the step. Room that was made may let a put end, whose keys a match waits for."""
         state = self.state
         if state.unreached:
-            self.nodes.probe_unreached()
+            self.nodes.silence.probe_unreached()
         poll = self.puts.next_poll_ms()
         retry = poll is not None  # waiting puts look again in every step: leases end by themselves
         for _ in range(ROUNDS_MAX):

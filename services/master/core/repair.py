@@ -1,9 +1,8 @@
-"""Copies that are missing are made again, node to node: which object next, from where, and to where.
+"""Copies that are missing are made again, node to node: which object next, and what follows from how it went.
 
 Keeps invariants 2, 4 and 11: as long as one copy of every slice is left, the wanted number comes back, on distinct
 nodes, fewest copies first, then the last used. A node that only blinks is waited for; one that returns after its copies
-were made elsewhere gives the surplus back. Where pools are full, what is worth less goes for a copy that is lost for
-good (invariant 12: bounded work a step). What is on its way is in `transfers`.
+were made elsewhere gives the surplus back. Bounded work a step (invariant 12).
 """
 
 import heapq
@@ -11,15 +10,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from services.master.core.allocator import aligned
 from services.master.core.catalogue import Catalogue
-from services.master.core.cluster import Node, Phase, Segment
+from services.master.core.cluster import Node, Segment
 from services.master.core.episodes import Episode
-from services.master.core.objects import Copy, Object, Slice
+from services.master.core.objects import Copy, Object
+from services.master.core.phases import Phase
 from services.master.core.placing import Placing
+from services.master.core.remaking import Begun, Remaking
 from services.master.core.room import Prospects, Room
+from services.master.core.surplus import Surplus
 from services.master.core.tables import State
-from services.master.core.transfers import Transfers
+from services.master.core.transfers import Transfer, Transfers
 
 REVIEWS_PER_STEP = 1_024  # objects looked at, and as many begun, in one step: a step must stay short
 PROMISES_MAX = 65_536  # puts whose answer waits for repair
@@ -30,12 +31,13 @@ ROOMS_MAX = 25  # so often room is made for one object before it is the turn of 
 
 
 class Repair:
-    def __init__(self, state: State, placing: Placing, room: Room, catalogue: Catalogue, transfers: Transfers) -> None:
+    def __init__(self, state: State, catalogue: Catalogue, placing: Placing, room: Room, transfers: Transfers) -> None:
         self.state = state
-        self.placing = placing
-        self.room = room
         self.catalogue = catalogue
+        self.room = room
         self.transfers = transfers
+        self.surplus = Surplus(state, catalogue, transfers)
+        self.remaking = Remaking(state, placing, room, transfers, self.surplus)
         # (no put waits for it, copies left, -last use, number, object)
         self._queue: list[tuple[bool, int, int, int, Object]] = []
         self._queued: dict[Object, None] = {}
@@ -64,10 +66,10 @@ class Repair:
 
     def want(self, obj: Object) -> None:
         """Look at an object that may lack copies."""
-        left = self._look(obj)
+        left = self.state.count_copies(obj)
         if obj in self._queued:
             return
-        staying = min(len(self._staying(part)) for part in obj.slices) if self.state.draining else left
+        staying = min(len(self.state.staying_copies(part)) for part in obj.slices) if self.state.draining else left
         if left and staying < obj.wanted:
             self._short.pop(obj, None)
             self._queued[obj] = None
@@ -75,15 +77,6 @@ class Repair:
             heapq.heappush(self._queue, (not is_promised, left, -obj.used, self.state.number(), obj))
         elif left:
             self._keep_promise(obj)
-
-    def _look(self, obj: Object) -> int:
-        """Its live copies; 0: it cannot be read."""
-        left = min(len(self._live(part)) for part in obj.slices) if self._is_there(obj) else 0
-        if 0 < left < obj.wanted:
-            self.state.missing[obj] = obj.wanted - left
-        else:
-            self.state.missing.pop(obj, None)
-        return left
 
     def promise(self, obj: Object, until: int, answer: Callable[[], None]) -> None:
         """Repair an object before others, and `answer` when it has its copies, can have no more, or time is up."""
@@ -100,9 +93,6 @@ class Repair:
         answer = self._promises.pop(obj, None)
         if answer is not None:
             answer()
-
-    def _is_there(self, obj: Object) -> bool:
-        return self.state.objects.get(obj.key) is obj
 
     def suspected(self, node: Node) -> None:
         """A node blinks: if it stays away its copies are made elsewhere."""
@@ -140,7 +130,7 @@ class Repair:
     def _pump(self) -> None:
         for obj in islice(self._to_review(), REVIEWS_PER_STEP):
             self.want(obj)
-            self._trim(obj)
+            self.surplus.trim(obj)
         if self.is_reviewing:
             self._again_at(self.state.now)
         if not self._queue:
@@ -171,7 +161,7 @@ class Repair:
                 break
             *_, obj = heapq.heappop(self._queue)
             del self._queued[obj]
-            if not self._is_there(obj):
+            if not self.state.is_there(obj):
                 self._keep_promise(obj)
             elif self.state.draining or not self.room.is_hopeless(obj, prospects):
                 self._begin(obj, prospects)
@@ -183,14 +173,6 @@ class Repair:
             self._pumping_at = when
             self.state.at(when, lambda: None)  # the step itself pumps
 
-    def _live(self, part: Slice) -> list[Copy]:
-        segments = self.state.segments
-        return [copy for copy in part.copies if copy.segment in segments and segments[copy.segment].live]
-
-    def _staying(self, part: Slice) -> list[Copy]:
-        """Those of the live ones that are not on a node that is to go."""
-        return [copy for copy in self._live(part) if not self.state.segments[copy.segment].node.draining]
-
     def without_room(self, node: Node) -> int:
         """Objects with a copy on the node that could not be copied to another one."""
         numbers = {segment.number for segment in node.segments}
@@ -198,47 +180,16 @@ class Repair:
 
     def _begin(self, obj: Object, prospects: Prospects) -> None:
         """One more copy of every slice that lacks one; more are begun when these are done."""
-        for number, part in enumerate(obj.slices):
-            if not self._live(part) or len(self._staying(part)) >= obj.wanted or self.transfers.has(obj, number):
-                continue
-            if not self._begin_slice(obj, number, part, prospects):
-                return
-
-    def _begin_slice(self, obj: Object, number: int, part: Slice, prospects: Prospects) -> bool:
-        """Whether it may be the next slice's turn."""
-        segments, links, sources = self.state.segments, self.transfers.links, self._live(part)
-        givers = [segments[copy.segment].node for copy in sources]
-
-        def can_take(node: Node) -> bool:
-            return links.leads_to(givers, node)
-
-        target = self.placing.place_copy(part, can_take)
-        may_displace = target is None and self._is_lost(obj, part) and not self._awaits_link(part, givers)
-        if may_displace and self.room.displace(obj, part, prospects, can_take):
-            target = self.placing.place_copy(part, can_take)
-            if target is None:
+        for number in range(len(obj.slices)):
+            begun = self.remaking.begin(self, obj, number, prospects)
+            if begun is Begun.NO_ROOM:
+                self._find_no_room(obj)
+            elif begun is Begun.ROOM_COMES:
                 self._await_room(obj)
-                return False
-        if target is None:
-            if self._let_go(obj, part):
-                return False
-            self._find_no_room(obj)
-            return True
-        taker = segments[target.segment].node
-        usable = [copy for copy, giver in zip(sources, givers, strict=True) if links.is_open(giver, taker)]
-        source = min(usable, key=lambda copy: self._cost(copy, taker.zone))
-        command_id, until = self.transfers.send(obj, number, part, source, target)
-        self.state.at(until, lambda: self.failed(taker, command_id, "it did not end in time"))
-        return True
-
-    def _awaits_link(self, part: Slice, givers: list[Node]) -> bool:
-        """Whether there is room on a node to which no copy got, so that it is tried again soon: nothing goes for it."""
-        links, nodes = self.transfers.links, [segment.node for segment in self.placing.roomy(part)]
-        return any(not links.leads_to(givers, node) and not links.is_given_up(givers, node) for node in nodes)
-
-    def _is_lost(self, obj: Object, part: Slice) -> bool:
-        """Whether copies are missing for good: a silent node may bring its own back."""
-        return sum(not node.draining for node in self.state.holders(part)) < obj.wanted
+                return
+            elif begun is Begun.EVICTED:
+                self._keep_promise(obj)
+                return
 
     def _await_room(self, obj: Object) -> None:
         """Something was evicted: its node has to forget it first, or more has to go."""
@@ -256,31 +207,6 @@ class Repair:
         if obj in self._promises and all(node.probed_at is None for node in self.state.nodes.values()):
             self._keep_promise(obj)  # else one may yet turn out well
 
-    def _let_go(self, obj: Object, part: Slice) -> bool:
-        """A slice on a node that is to go is not moved to where it would be the first to be evicted.
-
-        Another copy is enough then; without one the object is evicted. Whether it was.
-        """
-        state = self.state
-        is_calm = all(node.phase is Phase.LIVE and node.probed_at is None for node in state.nodes.values())
-        is_calm = is_calm and not state.rest.left_ms(state.now)
-        live, staying = self._live(part), self._staying(part)
-        if not is_calm or len(staying) == len(live) or not self.room.is_worth_least(obj, part):
-            return False
-        if staying:
-            self._drop_going(obj, part, live, staying)
-        elif not self.room.is_read(obj):
-            self.room.evict(obj)
-            self.room.displaceable -= 1
-            self._keep_promise(obj)
-            return True
-        return False
-
-    def _cost(self, copy: Copy, zone: str) -> tuple[bool, bool, int, int]:
-        """Of reading it: copies on different nodes share the load; the least full is the least read, as a rule."""
-        segment = self.state.segments[copy.segment]
-        return segment.node.probed_at is not None, segment.node.zone != zone, segment.live_bytes, copy.segment
-
     def _put_off(self, obj: Object) -> None:
         self._short[obj] = None
         if not self._retrying:
@@ -296,57 +222,29 @@ class Repair:
         if self._short:
             self._put_off(next(iter(self._short)))
 
-    # ---- outcomes --------------------------------------------------------------------------------
+    # ---- what became of transfers ----------------------------------------------------------------
 
-    def done(self, node: Node, command_id: int) -> None:
-        """The node holds the copy, verified and recorded."""
-        transfer = self.transfers.take(node, command_id)
-        if transfer is None:
-            return
-        obj, part = transfer.obj, transfer.obj.slices[transfer.number]
-        if not self._is_there(obj):
-            self.transfers.give_back(transfer)
-            self._keep_promise(obj)
-            return
-        self.catalogue.add_copy(obj, part, transfer.target)
+    def arrived(self, transfer: Transfer, *, opens_way: bool) -> None:
         self.state.counters.repaired_copies += 1
-        self.want(obj)
-        self._trim(obj)
-        if self.transfers.links.worked(transfer.giver, node):
+        self.want(transfer.obj)
+        self.surplus.trim(transfer.obj)
+        if opens_way:
             self.look_again()
 
-    def refused(self, node: Node, command_id: int, reason: str) -> None:
-        """The node could not: its source may be the one that is not well."""
-        transfer = node.copying.get(command_id)
-        if transfer is not None:
-            self.state.unreached.append(transfer.source.segment)
-            self.failed(node, command_id, reason)
+    def came_too_late(self, transfer: Transfer) -> None:
+        self._keep_promise(transfer.obj)
 
-    def failed(self, node: Node, command_id: int, reason: str = "") -> None:
-        """The node could not, or did not in time, or is gone. It reads into memory of its own: nothing lands late.
-
-        `reason`: what is wrong between the two nodes; empty: nothing that is known.
-        """
-        transfer = self.transfers.take(node, command_id)
-        if transfer is None:
-            return
-        self.transfers.give_back(transfer)
+    def failed(self, transfer: Transfer) -> None:
         self.state.counters.failed_repairs += 1
-        if reason:
-            self.transfers.note_failure(transfer, reason)
         self._put_off(transfer.obj)
 
-    def source_is_corrupt(self, node: Node, command_id: int) -> None:
-        """The node read other bytes than were recorded: no further reader is sent to that copy."""
-        transfer = node.copying.get(command_id)
-        self.failed(node, command_id)
-        if transfer is not None:
-            self.drop_corrupt(transfer.obj, transfer.number, transfer.source)
+    def source_is_corrupt(self, transfer: Transfer) -> None:
+        self.drop_corrupt(transfer.obj, transfer.number, transfer.source)
 
     def drop_corrupt(self, obj: Object, number: int, copy: Copy) -> bool:
         """A copy has other bytes than were recorded: it goes, with a last one the object. False: it had gone."""
         part = obj.slices[number]
-        if self.state.objects.get(obj.key) is not obj or copy not in part.copies:
+        if not self.state.is_there(obj) or copy not in part.copies:
             return False
         self.state.counters.corrupt_copies += 1
         self.catalogue.drop_copy(obj, part, copy)
@@ -356,47 +254,3 @@ class Repair:
             self.state.counters.lost_objects += 1
             self.catalogue.discard(obj)
         return True
-
-    def node_is_away(self, node: Node) -> None:
-        for command_id in list(node.copying):
-            self.failed(node, command_id)
-
-    def _trim(self, obj: Object) -> None:
-        """Give back live copies above what is wanted: those that share a zone or a host, from the fullest segments."""
-        if not self._is_there(obj):
-            return
-        for number, part in enumerate(obj.slices):
-            live = self._live(part)
-            if self.state.draining and not self.transfers.has(obj, number):
-                live = self._drain(obj, part, live)
-            while len(live) > obj.wanted:
-                surplus = max(live, key=lambda copy: self._dispensable(copy, live))
-                live.remove(surplus)
-                self.catalogue.drop_copy(obj, part, surplus)
-                self.state.counters.trimmed_copies += 1
-
-    def _drain(self, obj: Object, part: Slice, live: list[Copy]) -> list[Copy]:
-        """Drop the copies on nodes that are to go, where others have as many as can be; the live ones that are left."""
-        staying = self._staying(part)
-        could_be = min(obj.wanted, len(self.state.nodes) - self.state.draining)
-        if len(staying) < max(1, could_be):
-            return live
-        self._drop_going(obj, part, live, staying)
-        return staying
-
-    def _drop_going(self, obj: Object, part: Slice, live: list[Copy], staying: list[Copy]) -> None:
-        for copy in live:
-            if copy not in staying:
-                self.catalogue.drop_copy(obj, part, copy)
-                self.state.counters.drained_copies += 1
-        self._look(obj)
-
-    def _dispensable(self, copy: Copy, among: list[Copy]) -> tuple[int, int, float, int]:
-        segment = self.state.segments[copy.segment]
-        nodes = [self.state.segments[other.segment].node for other in among]
-        return (
-            sum(node.zone == segment.node.zone for node in nodes),
-            sum(node.host_id == segment.node.host_id for node in nodes),
-            (segment.live_bytes + segment.reserved_bytes) / aligned(segment.capacity),
-            -copy.segment,
-        )

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from services.master.core.allocator import aligned
 from services.master.core.catalogue import Catalogue
-from services.master.core.cluster import Node, Phase, Segment
+from services.master.core.cluster import Node, Segment
 from services.master.core.eviction import Worth
 from services.master.core.messages import Pin
 from services.master.core.objects import Object, Slice
+from services.master.core.phases import Phase
 from services.master.core.tables import State
 
 HIGHEST: Worth = (Pin.HARD, float("inf"))  # there is nothing that could go

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sortedcontainers import SortedDict, SortedList
 
 from services.master.core.absences import Absences
-from services.master.core.cluster import Node, Phase, Segment
+from services.master.core.cluster import Node, Segment
 from services.master.core.eviction import Traffic
 from services.master.core.messages import Effect, Note, SegmentInfo
 from services.master.core.objects import Copy, Object, Slice
@@ -153,7 +153,7 @@ class State:
 
     def attached(self) -> int:
         """Nodes that answer now."""
-        return sum(node.phase is not Phase.SUSPECT for node in self.nodes.values())
+        return sum(not node.phase.is_suspect for node in self.nodes.values())
 
     def open_segments(self) -> list[Segment]:
         """Where copies may be placed."""
@@ -163,6 +163,32 @@ class State:
         """The nodes that have a copy of a slice, or had one when they were last heard."""
         segments = self.segments
         return [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
+
+    def live_copies(self, part: Slice) -> list[Copy]:
+        segments = self.segments
+        return [copy for copy in part.copies if copy.segment in segments and segments[copy.segment].live]
+
+    def staying_copies(self, part: Slice) -> list[Copy]:
+        """Live copies that are not on draining nodes."""
+        return [copy for copy in self.live_copies(part) if not self.segments[copy.segment].node.draining]
+
+    def count_copies(self, obj: Object) -> int:
+        """Live copies of the slice that has the fewest, 0 where the object has gone; `missing` follows."""
+        left = min(len(self.live_copies(part)) for part in obj.slices) if self.is_there(obj) else 0
+        if 0 < left < obj.wanted:
+            self.missing[obj] = obj.wanted - left
+        else:
+            self.missing.pop(obj, None)
+        return left
+
+    def is_there(self, obj: Object) -> bool:
+        """Whether it can still be found under its key."""
+        return self.objects.get(obj.key) is obj
+
+    def has(self, key: bytes) -> bool:
+        """Whether the key can be read now."""
+        obj = self.objects.get(key)
+        return obj is not None and self.readable(obj)
 
     def readable(self, obj: Object) -> bool:
         """Whether it has not expired and every slice has a copy on a live node."""

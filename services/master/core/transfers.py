@@ -1,27 +1,72 @@
-"""Slices on their way from node to node: what is sent and how fast, and what comes free when one has ended.
+"""Slices on their way from node to node: what is sent and how fast, and what became of it.
 
-Which slice, from where and to where is decided in `repair`. Keeps invariant 7 (a source stays where it is while it is
-read, a target is nobody else's) and 12 (bounded in number and in bytes a second).
+Which slice, from where and to where, and what follows from the outcome, is the business of whoever asked (`Owner`).
+Keeps invariant 7 (a source stays where it is while it is read, a target is nobody else's) and 12 (bounded in number and
+in bytes a second).
 """
 
+from typing import Protocol
+
 from services.master.core import messages as m
-from services.master.core.cluster import Node, Transfer
+from services.master.core.catalogue import Catalogue
+from services.master.core.cluster import Node
 from services.master.core.extents import Extents
 from services.master.core.links import Links
-from services.master.core.objects import Copy, Object, Slice
+from services.master.core.objects import Copy, Object
 from services.master.core.tables import State
 
 TRANSFERS_MAX = 64  # under way at once, in all
 
 
+class Transfer:
+    """One slice on its way from node to node: its target's extent is reserved."""
+
+    __slots__ = ("begun_at", "giver", "is_trial", "length", "node", "number", "obj", "owner", "source", "target")
+
+    def __init__(
+        self, owner: "Owner", obj: Object, number: int, source: Copy, target: Copy, giver: Node, node: Node, now: int
+    ) -> None:
+        self.owner = owner
+        self.obj = obj
+        self.number = number  # of the slice
+        self.length = obj.slices[number].length
+        self.source = source
+        self.target = target
+        self.giver = giver  # the source's node
+        self.node = node  # the target's
+        self.begun_at = now
+        self.is_trial = False  # the one try of a pair of nodes between which copies failed
+
+
+class Owner(Protocol):
+    """Who asked for a transfer: hears how it ended, after the tables have been put right."""
+
+    def arrived(self, transfer: Transfer, *, opens_way: bool) -> None:
+        """The copy is one of its slice's. `opens_way`: nothing got from that node to this one before."""
+
+    def came_too_late(self, transfer: Transfer) -> None:
+        """The copy was made, and its object has gone."""
+
+    def failed(self, transfer: Transfer) -> None:
+        """The node could not, or did not in time, or is gone."""
+
+    def source_is_corrupt(self, transfer: Transfer) -> None:
+        """It failed, and that is why: no further reader may be sent to that copy."""
+
+
 class Transfers:
-    def __init__(self, state: State, extents: Extents) -> None:
+    outlives_silence = False
+
+    def __init__(self, state: State, extents: Extents, catalogue: Catalogue) -> None:
         self.state = state
         self.extents = extents
+        self.catalogue = catalogue
         self.links = Links(state)
-        self.under_way: dict[int, Transfer] = {}
+        self.under_way: dict[int, Transfer] = {}  # by the command's number
         self._budget_bytes = state.config.repair_bytes_per_s / 4  # as in refill
         self._budget_at = state.now
+
+    # ---- how much --------------------------------------------------------------------------------
 
     @property
     def are_many(self) -> bool:
@@ -43,18 +88,21 @@ class Transfers:
         """When the budget allows more."""
         return self.state.now + max(1, int(-self._budget_bytes * 1000 / self.state.config.repair_bytes_per_s) + 1)
 
+    # ---- sending ---------------------------------------------------------------------------------
+
     def has(self, obj: Object, number: int) -> bool:
         return any(t.obj is obj and t.number == number for t in self.under_way.values())
 
-    def send(self, obj: Object, number: int, part: Slice, source: Copy, target: Copy) -> tuple[int, int]:
-        """The command's number, and when the transfer has failed at the latest."""
-        state, config = self.state, self.state.config
+    def send(self, owner: Owner, obj: Object, number: int, source: Copy, target: Copy) -> None:
+        """Have slice `number` copied from `source` into the reserved extent `target`."""
+        state, config, part = self.state, self.state.config, obj.slices[number]
         giver, node = state.segments[source.segment].node, state.segments[target.segment].node
         assert node.stream is not None
         command_id = state.number()
-        is_trial = self.links.begin(giver, node)
-        transfer = Transfer(obj, number, part.length, source, target, giver, node, state.now, is_trial=is_trial)
-        self.under_way[command_id] = node.copying[command_id] = transfer
+        transfer = Transfer(owner, obj, number, source, target, giver, node, state.now)
+        transfer.is_trial = self.links.begin(giver, node)
+        self.under_way[command_id] = transfer
+        node.outstanding[command_id] = self
         self._budget_bytes -= part.length
         # The node counts its time from when the message reaches it: it has given up long before this core does, and
         # never records what has been forgotten.
@@ -68,20 +116,67 @@ class Transfers:
         state.effects.append(
             m.Fetch(node.stream, command_id, held, source.segment, source.offset, config.repair_timeout_ms)
         )
-        return command_id, until
+        state.at(until, lambda: self._time_out(command_id))
 
-    def take(self, node: Node, command_id: int) -> Transfer | None:
-        """It has ended, however it did; None where that was known."""
-        transfer = node.copying.pop(command_id, None)
+    # ---- outcomes --------------------------------------------------------------------------------
+
+    def done(self, command_id: int) -> None:
+        """The node holds the copy, verified and recorded."""
+        transfer = self._take(command_id)
+        obj = transfer.obj
+        if self.state.objects.get(obj.key) is not obj:
+            self._give_back(transfer)
+            transfer.owner.came_too_late(transfer)
+            return
+        self.catalogue.add_copy(obj, obj.slices[transfer.number], transfer.target)
+        opens_way = self.links.worked(transfer.giver, transfer.node)
+        transfer.owner.arrived(transfer, opens_way=opens_way)
+
+    def refused(self, command_id: int, reason: str, *, source_is_corrupt: bool) -> None:
+        """The node could not: its source may be the one that is not well, or has other bytes than were recorded."""
+        transfer = self.under_way[command_id]
+        if source_is_corrupt:
+            self._fail(command_id)
+            transfer.owner.source_is_corrupt(transfer)
+        else:
+            self.state.unreached.append(transfer.source.segment)
+            self._fail(command_id, reason)
+
+    def cut_off(self, command_id: int) -> None:
+        self._fail(command_id)
+
+    def _time_out(self, command_id: int) -> None:
+        transfer = self.under_way.get(command_id)
         if transfer is not None:
-            del self.under_way[command_id]
-            if not any(other.source == transfer.source for other in self.under_way.values()):
-                del self.state.read_until[transfer.source]
-            if transfer.is_trial:
-                self.links.end_trial(transfer.giver, transfer.node)
+            del transfer.node.outstanding[command_id]
+            self._fail(command_id, "it did not end in time")
+
+    def _fail(self, command_id: int, reason: str = "") -> None:
+        """A node reads into memory of its own: nothing lands late.
+
+        `reason`: what is wrong between the two nodes; empty: nothing that is known.
+        """
+        transfer = self._take(command_id)
+        self._give_back(transfer)
+        if reason:
+            self._note_failure(transfer, reason)
+        transfer.owner.failed(transfer)
+
+    def _take(self, command_id: int) -> Transfer:
+        """It has ended, however it did."""
+        transfer = self.under_way.pop(command_id)
+        if not any(other.source == transfer.source for other in self.under_way.values()):
+            del self.state.read_until[transfer.source]
+        if transfer.is_trial:
+            self.links.end_trial(transfer.giver, transfer.node)
         return transfer
 
-    def note_failure(self, transfer: Transfer, reason: str) -> None:
+    def _give_back(self, transfer: Transfer) -> None:
+        """The target's extent, which its node may have recorded."""
+        write_id = transfer.obj.write_id
+        self.extents.release(transfer.target, transfer.length, write_id, not_before=self.state.now, recorded=True)
+
+    def _note_failure(self, transfer: Transfer, reason: str) -> None:
         """The pair rests; said once a rest, with why."""
         giver, taker = transfer.giver, transfer.node
         rest = self.links.failed(giver, taker, transfer.begun_at)
@@ -95,8 +190,3 @@ class Transfers:
             f"no copy gets from node {way}: {reason}; failures in a row: {failures}, next try in {rest_ms / 1000:g} s",
             grave=True,
         )
-
-    def give_back(self, transfer: Transfer) -> None:
-        """The target's extent, which its node may have recorded."""
-        write_id = transfer.obj.write_id
-        self.extents.release(transfer.target, transfer.length, write_id, not_before=self.state.now, recorded=True)

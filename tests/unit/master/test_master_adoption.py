@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from services.master.core import messages as m
-from services.master.core.cluster import Phase
 from services.master.core.messages import Result
+from services.master.core.phases import Phase
 from tests.unit.master.transcript import CONFIG, KIB, Cluster
 
 SLOWLY = replace(CONFIG, adopted_per_step_max=2)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.master.core import extents, nodes, repair
+from services.master.core import extents, losses, repair
 from services.master.core import messages as m
 from services.master.core.calls import RETRY_MS
 from services.master.core.messages import Result
@@ -39,7 +39,7 @@ def test_one_client_cannot_take_all_writes() -> None:
     cluster.step(m.PutAbort(900, b"a" * 16, first[:2]))
     opened(start(cluster, [b"d", b"e"], "one"))
     cluster.pass_time(CONFIG.write_ttl_ms + 100)
-    assert cluster.core.puts.grants.total == 0
+    assert cluster.core.writes.grants.total == 0
     opened(start(cluster, [b"w", b"x", b"y", b"z"], "one"))
 
 
@@ -59,7 +59,7 @@ def test_a_retry_is_no_second_grant_and_is_not_refused() -> None:
     cluster.step(command)
     cluster.step(replace(command, call=2))
     assert cluster.answers[1] == cluster.answers[2]
-    assert cluster.core.puts.grants.total == 1
+    assert cluster.core.writes.grants.total == 1
 
 
 def test_one_client_cannot_take_all_places_to_wait() -> None:
@@ -123,7 +123,7 @@ def test_a_node_that_comes_and_goes_is_reviewed_once(monkeypatch: pytest.MonkeyP
 
 
 def test_the_objects_of_a_lost_node_are_seen_to_a_few_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "SWEEP_PER_STEP", 3)
+    monkeypatch.setattr(losses, "SWEEP_PER_STEP", 3)
     cluster = Cluster(nodes=1)
     for i in range(8):
         cluster.put(b"%d" % i, KIB)

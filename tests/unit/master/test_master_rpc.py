@@ -231,7 +231,7 @@ def test_the_cores_results_are_the_wires() -> None:
 async def test_a_client_with_too_many_writes_is_told_when_to_ask_again(
     channel: grpc.aio.Channel, driver: Driver, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver.core.puts.grants, "config", Config(writes_per_client_max=1))
+    monkeypatch.setattr(driver.core.writes.grants, "config", Config(writes_per_client_max=1))
     stub = master_pb2_grpc.MasterStub(channel)
     for number, client_id in enumerate([b"one", b"other", b""]):
         request = pb.PutStartRequest(

@@ -1,0 +1,213 @@
+"""How a put ends: its holders record it, and when all of them have answered it can be read.
+
+Keeps invariants 1 and 2 (readable only once every slice is recorded by a holder) and 5 (retries).
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate, chain
+from typing import NamedTuple
+
+from services.master.core import messages as m
+from services.master.core.calls import Calls
+from services.master.core.catalogue import Catalogue
+from services.master.core.cluster import Node
+from services.master.core.extents import Extents
+from services.master.core.messages import HeldCopy, Result
+from services.master.core.objects import Copy, Object, Slice
+from services.master.core.pending import PendingEnd, Write
+from services.master.core.put_checks import check_end
+from services.master.core.repair import Repair
+from services.master.core.runs import link
+from services.master.core.tables import State
+from services.master.core.writes import Writes
+
+_OK, _EXISTS = Result.OK, Result.EXISTS  # members of an enum are slow to look up
+
+
+class Recording(NamedTuple):
+    node: Node
+    writes: list[Write]  # that it is to record
+
+
+class Ends:
+    outlives_silence = False
+
+    def __init__(
+        self, state: State, calls: Calls, extents: Extents, catalogue: Catalogue, writes: Writes, repair: Repair
+    ) -> None:
+        self.state = state
+        self.calls = calls
+        self.extents = extents
+        self.catalogue = catalogue
+        self.writes = writes
+        self.repair = repair
+        self.recording: dict[int, Recording] = {}  # by the command's number: not acknowledged
+
+    def end(self, command: m.PutEnd) -> None:
+        check_end(self.state, self.calls, command)
+        if not self.calls.begin(command.call, command.request_id, m.PutEnded):
+            return
+        failed = {(index, part, copy) for index, part, copy in command.failed}
+        wait_ms = min(command.wait_ms, self.state.config.wait_ms_max)
+        pending = PendingEnd(command.request_id, len(command.write_ids), self.state.now + wait_ms)
+        records: dict[Node, tuple[list[Write], list[HeldCopy]]] = {}
+        starts = [0, *accumulate(command.slice_counts)]
+        live = {number for number, segment in self.state.segments.items() if segment.live}
+        for index, write_id in enumerate(command.write_ids):
+            write = self.writes.find_open(write_id)
+            if write is None:
+                self._resolve(pending, index, Result.UNKNOWN_WRITE, 0)
+                continue
+            write.end, write.end_index, write.ended_at = pending, index, self.state.now
+            for number, part in enumerate(write.slices):
+                part.checksum = command.checksums[starts[index] + number]
+                if failed or not live.issuperset([copy[0] for copy in part.copies]):
+                    bad = [(index, number, copy) in failed for copy in range(len(part.copies))]
+                    self.writes.keep_written(write, part, bad)
+            self._record(write, records)
+        for node, (writes, copies) in records.items():
+            assert node.stream is not None
+            command_id = self.state.number()
+            self.recording[command_id] = Recording(node, writes)
+            node.outstanding[command_id] = self
+            self.state.effects.append(m.Record(node.stream, command_id, copies))
+            self._time_out_later(command_id)
+        if not command.write_ids:
+            self.calls.finish(command.request_id, m.PutEnded([], []))
+
+    def _record(self, write: Write, records: dict[Node, tuple[list[Write], list[HeldCopy]]]) -> None:
+        slices, terms, segments = write.slices, write.terms, self.state.segments
+        if self.state.has(write.key) or not _fewest(slices):
+            self._complete(write)  # nothing to record: another was first, or it is lost
+            return
+        for number, part in enumerate(slices):
+            for segment, offset in part.copies:
+                node = segments[segment].node
+                told = records.get(node)
+                if told is None:
+                    told = records[node] = ([], [])
+                writes, copies = told
+                if not writes or writes[-1] is not write:
+                    writes.append(write)
+                    write.awaiting += 1
+                copies.append(
+                    HeldCopy(
+                        write.key, write.write_id, write.size, len(slices), number,
+                        segment, offset, part.length, part.checksum, write.depth, terms.wanted,
+                        terms.ttl_ms, terms.pin,
+                    )
+                )  # fmt: skip
+
+    # ---- what the nodes say of it ----------------------------------------------------------------
+
+    def done(self, command_id: int) -> None:
+        """A node has recorded. Leaves of a chain before its root: in this order they leave again."""
+        for write in reversed(self.recording.pop(command_id).writes):
+            self._acknowledged(write)
+
+    def refused(self, command_id: int, reason: str, *, source_is_corrupt: bool) -> None:
+        self.cut_off(command_id)
+
+    def cut_off(self, command_id: int) -> None:
+        """The node fell silent or away, refused, or takes too long: its copies are not counted on."""
+        node, writes = self.recording.pop(command_id)
+        for write in writes:
+            for part in write.slices:
+                for copy in [copy for copy in part.copies if self._is_on(copy, node)]:
+                    part.copies.remove(copy)
+                    self.extents.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
+            self._acknowledged(write)
+
+    def _time_out_later(self, command_id: int) -> None:
+        self.state.at(self.state.now + self.state.config.record_timeout_ms, lambda: self._time_out(command_id))
+
+    def _time_out(self, command_id: int) -> None:
+        recording = self.recording.get(command_id)
+        if recording is not None:
+            del recording.node.outstanding[command_id]
+            self.cut_off(command_id)
+
+    def given_up(self, node: Node) -> None:
+        """What the node had recorded is lost with it, while others are still recording."""
+        for write in chain.from_iterable(recording.writes for recording in self.recording.values()):
+            for part in write.slices:
+                part.copies = [copy for copy in part.copies if not self._is_on(copy, node)]
+
+    def _is_on(self, copy: Copy, node: Node) -> bool:
+        segment = self.state.segments.get(copy.segment)
+        return segment is None or segment.node is node
+
+    def _acknowledged(self, write: Write) -> None:
+        write.awaiting -= 1
+        assert write.awaiting >= 0
+        if not write.awaiting:
+            self._complete(write)
+
+    def _complete(self, write: Write) -> None:
+        """Every holder has answered, or none is left: make the object readable, or give its extents back.
+
+        Holders that fell silent after they had recorded it are not enough: the client puts it again, elsewhere.
+        """
+        pending, index = write.end, write.end_index
+        assert pending is not None
+        if self.state.at_hand(write.slices) and not self.state.has(write.key):
+            obj = pending.objects[index] = self._become_object(write)
+            self.writes.close(write)
+            if self.state.draining:
+                self.repair.want(obj)  # the node may be to go since the put began
+            copies = _fewest(write.slices)
+            if copies >= write.terms.wanted:
+                self._resolve(pending, index, _OK, copies)
+            else:
+                self.state.counters.degraded_puts += 1
+                self._mend(obj, pending, index)
+            return
+        for part in write.slices:
+            for copy in part.copies:
+                self.extents.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
+        self.writes.close(write)
+        self._resolve(pending, index, _EXISTS if self.state.has(write.key) else Result.LOST, 0)
+
+    def _mend(self, obj: Object, pending: PendingEnd, index: int) -> None:
+        """Have the copies made that are missing; the answer waits for them as long as it may."""
+        copies = _fewest(obj.slices)
+
+        def answer() -> None:  # the object can be read meanwhile; it may be gone, or have lost a copy more
+            self._resolve(pending, index, _OK, max(copies, _fewest(obj.slices)))
+
+        if pending.until > self.state.now:
+            self.repair.promise(obj, pending.until, answer)
+        else:
+            answer()
+            self.repair.want(obj)
+
+    def _become_object(self, write: Write) -> Object:
+        key = write.key
+        for table in (self.state.objects, self.state.partial):
+            if key in table:
+                self.catalogue.discard(table[key])
+        wanted, ttl_ms, pin, _ = write.terms
+        expires_at = write.ended_at + ttl_ms if ttl_ms else 0
+        obj = Object(key, write.write_id, write.size, write.depth, write.slices, 0, wanted, expires_at, pin)
+        self.state.counters.put_objects += 1
+        self.state.counters.put_bytes += obj.size
+        self.catalogue.enter(obj)
+        return obj
+
+    def _resolve(self, pending: PendingEnd, index: int, result: Result, copies: int) -> None:
+        pending.results[index] = result
+        pending.copies[index] = copies
+        pending.remaining -= 1
+        if not pending.remaining:
+            objects = self.state.objects
+            link([obj for obj in pending.objects if obj is not None and objects.get(obj.key) is obj])
+            self.calls.finish(pending.request_id, m.PutEnded(pending.results, pending.copies))
+
+
+def _fewest(slices: Sequence[Slice]) -> int:
+    """Copies of the slice that has the fewest."""
+    least = len(slices[0].copies)
+    for part in slices:
+        if len(part.copies) < least:
+            least = len(part.copies)
+    return least

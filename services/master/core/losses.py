@@ -1,0 +1,58 @@
+"""What is lost with a node that is given up: its copies are taken from their objects, a few a step (invariant 12)."""
+
+from collections import deque
+
+from services.master.core.catalogue import Catalogue
+from services.master.core.cluster import Node, Segment
+from services.master.core.objects import Object
+from services.master.core.repair import Repair
+from services.master.core.tables import Departed, State
+
+DEPARTED_MAX = 4_096  # segments remembered: no answer to a retry is older
+SWEEP_PER_STEP = 1_024  # objects of a lost segment that one step sees to: a step must stay short
+
+
+class Losses:
+    def __init__(self, state: State, catalogue: Catalogue, repair: Repair) -> None:
+        self.state = state
+        self.catalogue = catalogue
+        self.repair = repair
+        self.sweeping: deque[Segment] = deque()
+
+    def begin(self, node: Node) -> None:
+        for segment in node.segments:
+            segment.gone = True
+            self.sweeping.append(segment)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Some of the work; the rest in the next steps."""
+        budget = SWEEP_PER_STEP
+        while self.sweeping and budget:
+            segment = self.sweeping[0]
+            while segment.residents and budget:
+                budget -= 1
+                self._lose(next(iter(segment.residents)), segment)
+            if not segment.residents:
+                self.sweeping.popleft()
+                self._depart(segment)
+        if self.sweeping:
+            self.state.at(self.state.now, self._sweep)
+
+    def _depart(self, segment: Segment) -> None:
+        state, node = self.state, segment.node
+        del state.segments[segment.number]
+        state.departed[segment.number] = Departed(node.node_id, node.host_id, node.zone, segment.info)
+        if len(state.departed) > DEPARTED_MAX:
+            state.departed.popitem(last=False)
+
+    def _lose(self, obj: Object, segment: Segment) -> None:
+        for part in obj.slices:
+            for copy in [copy for copy in part.copies if copy.segment == segment.number]:
+                self.state.counters.lost_copies += 1
+                self.catalogue.drop_copy(obj, part, copy)
+        if all(part.copies for part in obj.slices):
+            self.repair.want(obj)
+        else:
+            self.state.counters.lost_objects += 1
+            self.catalogue.discard(obj)
