@@ -1,7 +1,7 @@
-"""What a call costs in gRPC itself: a server that answers at once and knows nothing of Larder, as a process of its own.
+"""What a call costs in gRPC itself: a server that answers at once and knows nothing of Larder, in its own process.
 
-Started by bench.metadata. Says on one line where it listens, and serves until it is ended. Same library, same loop and
-as many bytes as a Match has, without reading them.
+Started by bench.metadata. Prints where it listens on one line, and serves until it is stopped. Same library, same loop
+and as many bytes as in a Match, without reading them.
 """
 
 import asyncio

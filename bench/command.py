@@ -1,4 +1,4 @@
-"""What the commands of bench have in common: their flags, what they say meanwhile, where they may write."""
+"""What the bench commands have in common: flags, progress messages, scratch folder."""
 
 import argparse
 import time
@@ -20,7 +20,7 @@ def make_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 class Say:
-    """Says what is done, and after how many seconds. Can be handed to another process of this machine."""
+    """Prints progress, with the seconds elapsed. Can be passed to another process of this machine."""
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
@@ -31,7 +31,7 @@ class Say:
 
 @contextmanager
 def work_dir(prog: str) -> Iterator[Path]:
-    """Gone at the end."""
+    """Removed at the end."""
     WORK_DIR.mkdir(exist_ok=True)
     with TemporaryDirectory(prefix=f"{prog}-", dir=WORK_DIR) as made:
         yield Path(made)

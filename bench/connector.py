@@ -1,8 +1,8 @@
-"""`make bench-connector`: what the connector costs an engine that gains little by its store, or nothing.
+"""`make bench-connector`: what the connector costs an engine that gains little or nothing from its store.
 
-Real vLLM engines on the CPU with a tiny model, so that a request computes little: the worst case for whatever comes on
-top. Each answer is compared with that of an engine without a connector, asked the same prompts in turn: what is shown
-are totals and the median of the ratios. Some four minutes and 6 GB of memory; --quick is one round of each.
+Real vLLM engines on the CPU with a tiny model, so that a request computes little: the worst case for any overhead. Each
+answer is compared with that of an engine without a connector, asked the same prompts in turn; shown are totals and
+the median of the ratios. Takes about four minutes and 6 GB of memory; --quick is one round of each.
 """
 
 import json
@@ -32,9 +32,9 @@ WARM_SEED = 100_000
 @dataclass(frozen=True)
 class Cost:
     what: str
-    plain_ms: float  # a request, mean
+    plain_ms: float  # per request, mean
     larder_ms: float
-    ratio: float  # median over batches that were asked in turn
+    ratio: float  # median over batches asked in turn
     hits: float  # share of the prompts' tokens that was loaded
 
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _without_room(directory: Path, rounds: int, say: Say) -> Iterator[Cost]:
-    """A master without a node, and one that is not there: nothing is ever stored."""
+    """A master without a node, and an absent master: nothing is ever stored."""
     with ExitStack() as parts:
         cluster = parts.enter_context(Cluster(directory / "empty"))
         cluster.start_master()
@@ -73,7 +73,7 @@ def _without_room(directory: Path, rounds: int, say: Say) -> Iterator[Cost]:
 
 
 def _warm_stores(directory: Path, rounds: int, say: Say) -> Iterator[Cost]:
-    """A second engine over a store that the first has filled, or overfilled."""
+    """A second engine on a store that the first has filled, or overfilled."""
     prompts = [prompt_of(8 * BLOCK + 20, seed=i) for i in range(PROMPTS)]
     batches = [prompts[at : at + BATCH] for at in range(0, PROMPTS, BATCH)] * rounds
     for what, dram in (("half as large as what is asked", "48MB"), ("large enough", "256MB")):

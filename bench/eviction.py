@@ -1,7 +1,7 @@
-"""`make bench-eviction TRACE=FILE`: `larder trace replay` held against targets.
+"""`make bench-eviction TRACE=FILE`: `larder trace replay`, judged against targets.
 
-The figures are those of `services.master.replay`: the share of a trace's blocks that a pool serves by the master's own
-code, beside plain recency (LRU) and the optimum that knows the future. Judged is one trace, which the targets are for.
+The figures are those of `services.master.replay`: the share of a trace's blocks that a pool serves with the master's
+own code, next to plain recency (LRU) and the optimum that knows the future. Targets exist for one trace only.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def _table(figures: Figures, judged: bool) -> Table:
 
 
 def target(capacity: int, plain: float, ours: float) -> tuple[str, bool]:
-    """What is wanted of a pool on the conversation trace, and whether it is met. Shares in percent."""
+    """Targets for a pool on the conversation trace, and whether they are met. Shares in percent."""
     if capacity in RATIO_MIN:
         return f"at least {RATIO_MIN[capacity]:g} x", ours >= RATIO_MIN[capacity] * plain
     return f"at most {BELOW_LRU_MAX:g} below", ours >= plain - BELOW_LRU_MAX

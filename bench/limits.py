@@ -1,8 +1,8 @@
 """What this machine can do without Larder: the movers it is compared with. Each puts a batch of buffers somewhere and
-gets it back, with nothing else in between.
+gets it back, with nothing in between.
 
-- Copy: one memmove a buffer into a mapped, pre-faulted file in shared memory, and out of it.
-- Loopback: a blocking TCP socket to another process; a put ends when that has all the bytes.
+- Copy: one memmove per buffer into a mapped, pre-faulted file in shared memory, and out of it.
+- Loopback: a blocking TCP socket to another process; a put ends when that process has all the bytes.
 - BareEngine: two transfer engines in two processes, fed as the client feeds its own: one batch an entry, as many bytes
   and transfers in flight, polled with short sleeps.
 """
@@ -25,7 +25,7 @@ from bench.peer import REQUEST
 from demo.cluster import HOST, START_DEADLINE_S
 from demo.processes import Process
 
-# What the client and the storage node set where nobody else did; here for both ends of the bare engine.
+# The defaults of client and storage node, here for both ends of the bare engine.
 ENGINE_ENV = {
     "MC_TCP_ENABLE_CONNECTION_POOL": "1",
     "MC_TCP_SLICE_SIZE": str(512 * 2**10),
@@ -33,13 +33,13 @@ ENGINE_ENV = {
 }
 TRANSFER_DEADLINE_S = 60.0
 # Of those tried (none, yield, 50, 200 us; 16 to 1,024 in flight), 50 us was within a few percent of the fastest at
-# every size; without a sleep the waiting takes a core from the engine.
+# every size; without a sleep, polling takes a core from the engine.
 POLL_S = 50e-6
 
 
 @dataclass(frozen=True)
 class Buffers:
-    """Memory of the caller's, as arrays and as (address, length): to ask numpy for an address costs as much as to copy
+    """The caller's memory, as arrays and as (address, length): asking numpy for an address costs as much as copying
     a few kilobytes."""
 
     arrays: list[npt.NDArray[np.uint8]]
@@ -70,7 +70,7 @@ def compare(sources: Buffers, destinations: Buffers) -> None:
 
 
 class Mover(Protocol):
-    """`put` and `get` are timed. `begin` makes ready for a put of so many buffers, `end` lets go of what was put."""
+    """`put` and `get` are timed. `begin` prepares a put of so many buffers, `end` lets go of what was put."""
 
     name: str
 
@@ -83,7 +83,7 @@ class Mover(Protocol):
     def get(self, destinations: Buffers) -> None: ...
 
     def check(self, sources: Buffers, destinations: Buffers) -> None:
-        """After a put and a get: raises where what came back is not what was put."""
+        """After a put and a get: raises if what came back is not what was put."""
 
     def close(self) -> None: ...
 
@@ -105,7 +105,7 @@ class Limit:
 
 
 class Copy(Limit):
-    """One thread, one memmove a buffer."""
+    """One thread, one memmove per buffer."""
 
     name = "memory copy"
 
@@ -133,7 +133,7 @@ class Copy(Limit):
 
 
 class FreshCopy(Copy):
-    """Like Copy, but a get makes new bytes objects: what a get into no buffer can be at best."""
+    """Like Copy, but a get makes new bytes objects: the best that a get without a buffer can do."""
 
     name = "memory copy, new bytes"
 

@@ -1,10 +1,10 @@
 """The master: time of put, Match and Lookup over many keys at a small and at a large number of objects, and its memory.
 
-Twice: the core alone, in this process (what grows with the number of objects shows nowhere better), and a real master
-with a real storage node, asked through gRPC (what a caller waits for). A put here is PutStart and PutEnd to the node's
-acknowledgement, without bytes. Keys have 48 bytes, as the vLLM connector's: a namespace and a hash. A prompt's keys are
-consecutive puts; random keys are the worst case, where every key is far from the one before in the master's memory.
-Calls go in rows without a pause; the first of each, which the row's keys were made before, is kept by itself as well.
+Twice: the core alone, in this process (which best shows what grows with the number of objects), and a real master
+with a real storage node, called through gRPC (what a caller waits for). A put here is PutStart and PutEnd up to the
+node's acknowledgement, without bytes. Keys have 48 bytes like the vLLM connector's: a namespace and a hash. A prompt's
+keys are consecutive puts; random keys are the worst case, each far from the one before in the master's memory. Calls
+come in rows without a pause; the first of each row, made after its keys were prepared, is also kept by itself.
 """
 
 import gc
@@ -34,9 +34,9 @@ from services.master.core.allocator import ALIGN_BYTES
 from services.master.core.master import Master
 from services.master.core.tables import Config
 
-KEYS = 2048  # in one call: a long prompt's blocks
+KEYS = 2048  # per call: a long prompt's blocks
 ROW = 8  # calls of each kind in one round, one after another
-POOL_SPARE = 1.5  # of what the objects take: eviction stays out of it
+POOL_SPARE = 1.5  # times what the objects take, so that nothing is evicted
 RPC_DEADLINE_S = 30.0
 HEARTBEAT_MS = 400
 RANDOM = ", random keys"
@@ -76,7 +76,7 @@ class Subject(Protocol):
 
 
 class Core:
-    """The core by itself, and a node that acknowledges at once."""
+    """The core alone, and a node that acknowledges at once."""
 
     name = "core"
     ops = OPS
@@ -136,12 +136,12 @@ class Served:
         self._store = larder.connect(cluster.master, timeout_s=RPC_DEADLINE_S)
         self._channel = grpc.insecure_channel(cluster.master)
         self._stub: Any = master_pb2_grpc.MasterStub(self._channel)
-        self.put([key(-1)])  # what the first call takes for good is no object's
+        self.put([key(-1)])  # what the first call takes for good belongs to no object
         self._bytes_before = self._bytes()
 
     @property
     def bytes_per_object(self) -> float:
-        """By which the master's resident memory has grown, for each of its objects."""
+        """Growth of the master's resident memory per object."""
         return (self._bytes() - self._bytes_before) / self.objects
 
     def put(self, keys: Sequence[bytes]) -> None:
@@ -178,7 +178,7 @@ class Served:
 
 
 class BareCall:
-    """No master, and nothing asked: what the call itself costs, with as many bytes."""
+    """No master and no work: what the call itself costs, with as many bytes."""
 
     name = "bare gRPC"
     ops = ("match",)
@@ -210,7 +210,7 @@ class BareCall:
 
 
 class PlainDict:
-    """No master at all: a dict, to see what reading memory costs as it grows."""
+    """No master at all but a dict, to see what reading memory costs as it grows."""
 
     name = "plain dict"
     ops = ("match", "match" + RANDOM)
@@ -244,7 +244,7 @@ def fill(subject: Subject, say: Callable[[str], None]) -> None:
 
 
 def measure(subjects: Sequence[Subject], rounds: int, say: Callable[[str], None]) -> Times:
-    """`rounds` rounds over filled subjects, and one before them that warms up."""
+    """`rounds` rounds over filled subjects, after one to warm up."""
     rng = random.Random(1)
     times: Times = defaultdict(list)
     for number in range(rounds + 1):
@@ -259,7 +259,7 @@ def measure(subjects: Sequence[Subject], rounds: int, say: Callable[[str], None]
 
 
 def _timed(subject: Subject, op: str, calls: Sequence[Sequence[bytes]]) -> list[float]:
-    """Seconds of each call of a row: keys are made before, so that the first alone meets a master that has rested."""
+    """Seconds of each call of a row; keys are made beforehand, so that only the first call meets an idle master."""
     gc.collect(0)
     taken = []
     for keys in calls:

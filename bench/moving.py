@@ -1,7 +1,8 @@
 """Bytes: put and get of every mover in turn, in batches and one at a time.
 
-One round takes each size, and for it each mover, in an order that rotates from round to round. All movers use the same
-source and destination buffers. What comes back is compared in the first round, which is not counted.
+A round goes through the sizes, and for each through the movers, in an order that rotates from round to round. All
+movers use the same source and destination buffers. What comes back is compared in the first round, which is not
+counted.
 """
 
 import gc
@@ -39,7 +40,7 @@ LIMIT_OF = {
 
 @dataclass
 class Series:
-    """Of one mover, size and direction: a batch a round, and every single operation."""
+    """For one mover, size and direction: one batch per round, and every single operation."""
 
     gbps_by_round: list[float] = field(default_factory=list)
     single_s: list[float] = field(default_factory=list)
@@ -53,7 +54,7 @@ class Series:
         return median(self.single_s) * 1e6
 
     def ratio(self, limit: "Series") -> float:
-        """Median of the ratios round by round: what slows the machine for a while slows both."""
+        """Median of the ratios of each round: what slows the machine for a while slows both."""
         return median(ours / theirs for ours, theirs in zip(self.gbps_by_round, limit.gbps_by_round, strict=True))
 
 
@@ -64,7 +65,7 @@ Measured = dict[tuple[str, int, str], Series]
 def measure(
     sizes: Sequence[int], rounds: int, *, batch_bytes: int, pool: str, work_dir: Path, say: Callable[[str], None]
 ) -> Measured:
-    """`rounds` rounds, and one before them that warms up and checks."""
+    """`rounds` rounds, after one to warm up and check."""
     source = np.random.default_rng(1).integers(0, 256, batch_bytes, dtype=np.uint8)
     destination = np.ones(batch_bytes, dtype=np.uint8)
     warming: Measured = defaultdict(Series)

@@ -1,7 +1,7 @@
-"""The other end of the baselines, as a process of its own: a plain TCP socket and a bare transfer engine.
+"""The other end of the baselines, in its own process: a plain TCP socket and a bare transfer engine.
 
-Started by bench.limits with the size of the engine's memory. Says on one line how to reach it, and serves until it is
-ended. On the socket a request is (opcode, length): `W` takes so many bytes and answers one byte when it has them, `R`
+Started by bench.limits with the size of the engine's memory. Prints how to reach it on one line, and serves until it is
+stopped. On the socket a request is (opcode, length): `W` takes so many bytes and answers one byte once it has them, `R`
 sends so many. Knows nothing of Larder.
 """
 
@@ -18,7 +18,7 @@ CHUNK_BYTES = 4 * 2**20
 def main() -> None:
     from mooncake.engine import (
         TransferEngine,
-    )  # reads its settings when it is loaded: nobody else loads it by this module
+    )  # reads its settings when it is loaded, so it must not be loaded with this module
 
     memory = mmap.mmap(-1, int(sys.argv[1]))
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))

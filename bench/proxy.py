@@ -1,10 +1,10 @@
-"""`make bench-proxy`: what Larder's proxy adds to a request, beside other proxies that split prefill and decode.
+"""`make bench-proxy`: what Larder's proxy adds to a request, next to other proxies that split prefill and decode.
 
 Engines that answer at once, one load, and the proxies in front of the same two engines, measured in turn in every
-round and compared round by round; what is shown are medians. The proxies share a core, and only one has work at a time;
-load and engines have the other. Real processes on loopback, ended whatever happens. Seven minutes; --quick runs the
-same code on little, in under a minute, and judges nothing. Exit status 0 when it has measured, whether or not targets
-are met.
+round and compared round by round; shown are medians. The proxies share a core, and only one has work at a time;
+load and engines have the other. Real processes on loopback, ended whatever happens. Takes seven minutes; --quick runs
+the same code on little data, in under a minute, and judges nothing. Exit status 0 if it has measured, whether or not
+targets are met.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from bench.proxy_report import Measured, Series
 from bench.proxy_subjects import Engines, Subject, started
 from bench.report import console
 
-PAUSE_S = 0.01  # so that the ends of one subject's connections are no load of the next one's
+PAUSE_S = 0.01  # so that closing one subject's connections does not burden the next
 SMALL_BYTES, LARGE_BYTES = 200, 8 << 10
 NOTES = """\
 Larder, store: the decode engine finds the KV by its content. Larder, pull: it is told what the prefill engine said of
@@ -104,7 +104,7 @@ async def measure(plan: Plan, subjects: Sequence[Subject], engines: Engines, say
 
 
 async def _check(subject: Subject, shape: Shape, engines: Engines) -> None:
-    """Raises where a subject does not have every request prefilled by one engine and decoded by the other."""
+    """Raises if a subject does not have every request prefilled by one engine and decoded by the other."""
     before = engines.counts()
     load = await proxy_load.run(subject.ports, shape, clients=1, seconds=0)
     legs = [now - then for now, then in zip(engines.counts(), before, strict=True)]

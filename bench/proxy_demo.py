@@ -1,9 +1,9 @@
-"""A plain prefill-decode proxy of the kind that vLLM's repository shows, for bench.proxy to compare with.
+"""A plain prefill-decode proxy like the one in vLLM's repository, for bench.proxy to compare with.
 
-Written anew after the logic of disagg_proxy_demo.py, on what that runs on (FastAPI, uvicorn, uvloop): the body read as
-JSON, a client session of its own for every leg, a prefill leg with one token, read to its end, then the decode leg,
-passed on as it comes, always with status 200. Engines in round robin. Kinder than the original in one thing: it writes
-no access log.
+Rewritten after the logic of disagg_proxy_demo.py, on the same libraries (FastAPI, uvicorn, uvloop): the body read as
+JSON, a new client session for every leg, a prefill leg with one token, read to its end, then the decode leg,
+passed on as it comes, always with status 200. Engines in round robin. Kinder than the original in one respect: it
+writes no access log.
 """
 
 import itertools

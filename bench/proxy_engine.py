@@ -1,9 +1,9 @@
 """The engines behind the proxies of bench.proxy: one process, two ports, that answer at once what vLLM would answer.
 
-As light as can be, so that it is not what is measured: enough of HTTP/1.1 for the proxies that are compared, and
-answers that were written beforehand. A body with `"stream":true` gets EVENTS server-sent events, in one write, or one
+As light as possible, so that it is not what is measured: enough of HTTP/1.1 for the proxies compared, and
+prefabricated answers. A body with `"stream":true` gets EVENTS server-sent events, in one write, or one
 every PACE_S where its user is `paced`; any other body one JSON object. GET /counts says how many requests each port
-had, so that no proxy is thought to have asked both engines that did not.
+had, to prove that a proxy asked both engines.
 """
 
 import asyncio

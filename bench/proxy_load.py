@@ -1,7 +1,7 @@
-"""The load on the proxies of bench.proxy: clients that each send a request when they have the answer to the last.
+"""The load on the proxies of bench.proxy: clients that each send a request once they have the answer to the last.
 
-A client has one kept-alive connection for each address it asks: the proxy's, or the two engines' one after the other
-for the floor. Written on a bare protocol, so that it costs little itself. Every answer is looked at: its status, its
+A client has one kept-alive connection per address it asks: the proxy's, or, for the floor, the two engines' one after
+the other. Built on a bare protocol, so that it costs little itself. Every answer is checked: its status, its
 framing and the mark at its end.
 """
 
@@ -43,7 +43,7 @@ Content-Length: {{length}}
 
 @dataclass(frozen=True)
 class Shape:
-    """What is asked: how long the prompt is, and how the answer comes."""
+    """A request's prompt length, and how its answer comes."""
 
     prompt_bytes: int
     streamed: bool
@@ -83,7 +83,7 @@ class Load:
 
 
 class Connection(asyncio.Protocol):
-    """Asks one request at a time; raises what went wrong with it."""
+    """Sends one request at a time; raises what went wrong."""
 
     def __init__(self) -> None:
         self._held = b""

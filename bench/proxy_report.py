@@ -1,4 +1,4 @@
-"""The figures of bench.proxy as tables, and the targets they are held against."""
+"""The figures of bench.proxy as tables, and their targets."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ THROUGHPUT_OF_DEMO_MIN = 3.0
 
 @dataclass
 class Series:
-    """One figure a round."""
+    """One figure per round."""
 
     p50_s: list[float] = field(default_factory=list)
     p99_s: list[float] = field(default_factory=list)
@@ -42,7 +42,7 @@ Measured = Mapping[Key, Series]
 
 
 def added(of: Sequence[float], floor: Sequence[float]) -> list[float]:
-    """Round by round, what is over the floor of that round."""
+    """For each round, what exceeds that round's floor."""
     return [one - least for one, least in zip(of, floor, strict=True)]
 
 
@@ -52,7 +52,7 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> float:
 
 
 def tables(measured: Measured) -> Iterator[Table]:
-    """One for each shape: what each subject adds to the latency, how many it serves, what a request costs it."""
+    """One for each shape: what each subject adds to latency, how many requests it serves, what a request costs it."""
     for shape in dict.fromkeys(shape for _, shape, _ in measured):
         table = Table(title=f"{shape.name}: added p50 and p99 in ms, requests/s, CPU us a request", box=SIMPLE_HEAD)
         clients_of = list(dict.fromkeys(clients for _, of, clients in measured if of == shape))
@@ -76,15 +76,15 @@ def tables(measured: Measured) -> Iterator[Table]:
 
 
 def busiest_load(measured: Measured) -> tuple[float, Key]:
-    """Where load and engines took most of their core, and how much: near 1, they are what is measured."""
+    """Where load and engines used most of their core, and how much: near 1, they are what is measured."""
     proxies = [key for key in measured if key[0] != DIRECT]
     return max(((median(measured[key].load_busy), key) for key in proxies), key=lambda found: found[0])
 
 
 def targets(measured: Measured) -> Iterator[Target]:
-    """Each beside the one that does as much, where that was measured: the vLLM router hands what the prefill said to
-    the decode engine, the demo does not. Throughput on one core is given by the clock, and by the second of the core,
-    which does not count who else had it in between. A paced stream says what a proxy costs, not how fast it is."""
+    """Each next to the one that does as much, if that was measured: the vLLM router hands the prefill's answer to
+    the decode engine, the demo does not. Throughput on one core is given per second of wall clock, and per second of
+    the core, which excludes other processes. A paced stream says what a proxy costs, not how fast it is."""
     for shape, clients in dict.fromkeys((shape, clients) for _, shape, clients in measured if not shape.paced):
         series = {name: measured[name, of, at] for name, of, at in measured if (of, at) == (shape, clients)}
         if clients == 1 and VLLM_ROUTER in series:

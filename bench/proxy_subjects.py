@@ -1,7 +1,7 @@
 """The proxies that bench.proxy compares, as real processes in front of the same two engines, each pinned to one core.
 
-Larder's, a demo's, and the peers that are installed in PEERS_ENV (`make bench-proxy` installs them; one that is not
-there is left out and named). The engines and the load share the other core. CPU time is counted in nanoseconds by the
+Larder's, a demo's, and the peers installed in PEERS_ENV (`make bench-proxy` installs them; a missing one is left out
+and named). The engines and the load share the other core. CPU time is counted in nanoseconds by the
 kernel, over all threads of all processes of a subject.
 """
 
@@ -29,7 +29,7 @@ VLLM_ROUTER, SGLANG_ROUTER = "vllm-router", "sglang-router"
 
 @dataclass(frozen=True)
 class Subject:
-    """Ports to ask in turn: a proxy's, or both engines' where there is none."""
+    """Ports to ask in turn: a proxy's, or both engines' if there is none."""
 
     name: str
     ports: tuple[int, ...]
@@ -106,14 +106,14 @@ def started(log_dir: Path, say: Callable[[str], None]) -> Iterator[tuple[list[Su
 
 
 def cores() -> tuple[int, int]:
-    """Of the proxies, and of the load and the engines; the same where there is only one."""
+    """Of the proxies, and of the load and the engines; the same if there is only one."""
     usable = sorted(os.sched_getaffinity(0))
     return usable[0], usable[-1]
 
 
 @contextlib.contextmanager
 def pinned(core: int) -> Iterator[None]:
-    """This process, and what it starts meanwhile, on one core."""
+    """Pins this process, and what it starts meanwhile, to one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -123,10 +123,10 @@ def pinned(core: int) -> Iterator[None]:
 
 
 def cpu_s(pids: Sequence[int]) -> float:
-    """Seconds on a core so far, user and system, of all threads."""
+    """CPU seconds so far, user and system, of all threads."""
     total_ns = 0
     for pid in pids:
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
                 total_ns += int((thread / "schedstat").read_text().split()[0])
     return total_ns / 1e9

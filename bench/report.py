@@ -1,4 +1,4 @@
-"""Figures as tables, and the targets they are held against."""
+"""Figures as tables, and their targets."""
 
 import os
 import platform
@@ -58,7 +58,7 @@ def size_name(size: int) -> str:
 
 
 def bytes_tables(measured: Measured, sizes: Sequence[int]) -> Iterator[Table]:
-    """For each direction the movers and, where one has a limit, its share of it."""
+    """For each direction the movers, and their shares of a limit if they have one."""
     names = list(dict.fromkeys(name for name, _, _ in measured))
     for direction in DIRECTIONS:
         table = Table(title=f"{direction}: GB/s in batches, share of the limit, p50 of a single one", box=SIMPLE_HEAD)

@@ -1,9 +1,9 @@
-"""`make bench`: what Larder costs, measured beside what this machine can do without it.
+"""`make bench`: what Larder costs, next to what this machine can do without it.
 
-Everything compared is measured in turn in the same run, and compared round by round; what is shown are medians. Bytes
-first (`moving`), then the master (`metadata`), each in a process of its own. Real processes, which are ended whatever
-happens. Eight minutes and 8 GB of memory; --quick runs the same code on little, in under a minute, and judges nothing.
-Exit status 0 when it has measured, whether or not targets are met.
+Everything compared is measured in turn in the same run, and compared round by round; shown are medians. Bytes first
+(`moving`), then the master (`metadata`), each in its own process. Real processes, ended whatever happens. Takes eight
+minutes and 8 GB of memory; --quick runs the same code on little data, in under a minute, and judges nothing. Exit
+status 0 if it has measured, whether or not targets are met.
 """
 
 import gc
@@ -102,7 +102,7 @@ def _measure_master(plan: Plan, work_dir: Path, say: Callable[[str], None]) -> t
         for each in bare:
             ending.callback(each.close)
         times = metadata.measure([*served, *bare], plan.rounds, say)
-    gc.freeze()  # this and the next line: as in the master's own process
+    gc.freeze()  # this and the next line as in the master's own process
     gc.set_threshold(50_000, 50, 1_000_000)
     alone = [kind(objects) for kind in (metadata.Core, metadata.PlainDict) for objects in (plan.small, plan.large)]
     for subject in alone:

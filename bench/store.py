@@ -1,4 +1,4 @@
-"""Larder as a mover: one store a variant, all of them connected to the same cluster of real processes."""
+"""Larder as a mover: one store per variant, all connected to the same cluster of real processes."""
 
 import itertools
 import time
@@ -17,7 +17,7 @@ from demo.cluster import Cluster
 
 # A removed object's space rests until its lease ends; a batch of 256 MiB at 0.3 GB/s still fits.
 LEASE_MS = 1_000
-FREE_SHARE = 1.5  # of a batch: neither eviction nor a search for room is to be measured
+FREE_SHARE = 1.5  # batches, so that neither eviction nor a search for room is measured
 CALL_DEADLINE_S = 60.0
 
 _numbers = itertools.count()
@@ -46,7 +46,7 @@ class Larder:
         self._master: Any = master_pb2_grpc.MasterStub(self._channel)
 
     def begin(self, count: int, size: int) -> None:
-        """New keys, and room for them: the space of what was removed comes back when its leases end."""
+        """New keys, and room for them: the space of removed objects comes back when their leases end."""
         self._keys = [next(_numbers).to_bytes(16, "big") * 3 for _ in range(count)]
         until = time.monotonic() + CALL_DEADLINE_S
         while self._free_bytes() < FREE_SHARE * count * size:
@@ -70,7 +70,7 @@ class Larder:
         ]
 
     def check(self, sources: Buffers, destinations: Buffers) -> None:
-        """Also that the bytes went the way the name says."""
+        """Also checks that the bytes travelled as the name says."""
         moved = self._store.stats()
         if not (moved.get(f"written_bytes_{self._transport}") and moved.get(f"read_bytes_{self._transport}")):
             raise RuntimeError(f"{self.name}: no bytes went by {self._transport}: {moved}")

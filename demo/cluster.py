@@ -7,9 +7,9 @@
         ...
         cluster.wait_ready()
 
-`start_*` returns at once where nothing has to be known of the process yet, so that slow starts overlap; `wait_ready`
-waits for all of them. Every port is free, every address is loopback, logs are in `work_dir`, pools in a directory of
-their own that goes with the cluster. Leaving the `with` block ends every process, whatever happened inside.
+`start_*` returns at once if nothing about the process needs to be known yet, so that slow starts overlap; `wait_ready`
+waits for all of them. Every port is free, every address is loopback, logs are in `work_dir`, pools in a directory
+that is removed with the cluster. Leaving the `with` block ends every process, whatever happened inside.
 """
 
 import http.client
@@ -33,7 +33,7 @@ START_DEADLINE_S = 60.0
 ENGINE_DEADLINE_S = 300.0  # three engines that start together on two busy cores
 DTYPE = "float32"  # in bfloat16 the batch's shape alone, without any connector, changed 1 answer in 40; here 0 in 200
 BLOCK_TOKENS = 128  # vLLM's default on a CPU
-KV_BLOCKS = 128  # more than any test needs, and a start without a gigabyte to clear
+KV_BLOCKS = 128  # more than any test needs, and saves clearing a gigabyte at the start
 # Settings of whoever starts the cluster must not leak into it.
 FOREIGN_ENV = ("LARDER_", "VLLM_", "MOONCAKE_", "MC_", "PREFILL_ENDPOINTS", "DECODE_ENDPOINTS", "ADMIN_API_KEY")
 ENGINE_ENV = {
@@ -56,7 +56,7 @@ class Cluster:
         say: Callable[[str], None] = lambda text: None,
         within: Callable[[str], Sequence[str]] = lambda name: (),
     ) -> None:
-        """`within`: what the process of that name is started through, such as `nsenter --net=...`; it must exec."""
+        """`within`: the prefix to start the process of that name with, such as `nsenter --net=...`; it must exec."""
         work_dir.mkdir(parents=True, exist_ok=True)
         self.work_dir = work_dir.absolute()
         self.pool_dir = Path(tempfile.mkdtemp(prefix="larder-", dir="/dev/shm"))
@@ -75,7 +75,7 @@ class Cluster:
         self.close()
 
     def close(self) -> dict[str, int]:
-        """End every process and remove the pools. Exit statuses by name; empty when closed before."""
+        """End every process and remove the pools. Exit statuses by name; empty if already closed."""
         processes, self.processes = self.processes, {}
         try:
             return end_all(processes.values())
@@ -113,10 +113,10 @@ class Cluster:
         own_worker: bool = True,
         port: int = 0,
     ) -> Process:
-        """Start a vLLM server, or start it again; `kv_role` None is a plain one, without a connector. `connector`:
-        another one's name and module, in place of Larder's.
+        """Start a vLLM server, or start it again; with `kv_role` None it is a plain one, without a connector.
+        `connector`: name and module of another one, instead of Larder's.
 
-        The model runs in a process of its own, vLLM's default on a CPU, or, `own_worker` False, in the engine core's,
+        The model runs in its own process, vLLM's default on a CPU, or, with `own_worker` False, in the engine core's,
         its default on one GPU: that starts in two thirds of the time.
         """
         port = port or free_port()
@@ -195,7 +195,7 @@ class Cluster:
 
 
 def free_port() -> int:
-    """A port nobody listens on now. For servers that cannot tell the port they chose themselves."""
+    """A port nobody listens on now, for servers that cannot tell which port they chose."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -25,7 +25,7 @@ TAIL_LINES = 25
 
 
 class ProcessError(RuntimeError):
-    """A process did not start, or would not end; the message has the last lines of its log."""
+    """A process did not start, or did not end; the message has the last lines of its log."""
 
 
 class Process:
@@ -34,7 +34,7 @@ class Process:
     def __init__(
         self, name: str, argv: Sequence[str | Path], *, log_dir: Path, env: Mapping[str, str], again: bool = False
     ) -> None:
-        """`again`: a new life of a process of that name; its output follows that of the former."""
+        """`again`: a new life of a process of that name; its output is appended to the former's."""
         self.name = name
         self.log = log_dir / f"{name}.log"
         if not again:
@@ -104,7 +104,7 @@ class Process:
         return self._popen.wait(deadline_s)
 
     def pause(self) -> None:
-        """SIGSTOP: alive, and silent until `resume`."""
+        """SIGSTOP: alive, but silent until `resume`."""
         os.killpg(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -144,7 +144,7 @@ class Process:
             try:
                 state, _parent, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
             except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended while we looked
+                continue  # it ended meanwhile
             if int(group) == self.pid and state != "Z":
                 alive.append(int(entry.name))
         return alive

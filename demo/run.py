@@ -1,9 +1,8 @@
 """`make demo` and `make up`: the whole cluster on this machine, with real engines.
 
-The demo asks a plain vLLM first, then asks the same through the proxy: cold, and again with the engines' own caches
-emptied, so that only Larder can still know the prompt. It is right when every answer has the plain engine's tokens,
-the decode engine loaded every whole block of every prompt from Larder, and nothing is left running; only then is the
-exit status 0.
+The demo asks a plain vLLM first, then the same through the proxy: cold, and again with the engines' own caches
+emptied, so that only Larder can still know the prompt. It succeeds, with exit status 0, if every answer has the plain
+engine's tokens, the decode engine loaded every whole block of every prompt from Larder, and nothing is left running.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from demo.traffic import Answer, Prompt, RequestError, ask, make_prompts, metric
 NODES = ("node-1", "node-2")
 # Of `make up`; the demo takes free ones.
 MASTER_PORT, METRICS_PORT, PREFILL_PORT, DECODE_PORT, PROXY_PORT = 50001, 9101, 8100, 8200, 8000
-PROMPT_TOKENS = [500, 700, 900, 1100, 1300, 1500, 1700, 1780]  # a chat has some more, for its template
+PROMPT_TOKENS = [500, 700, 900, 1100, 1300, 1500, 1700, 1780]  # a chat has a few more, for its template
 SETTLE_DEADLINE_S = 10.0
 REQUEST = Path(__file__).with_name("request.json")  # longer than a chunk, which is what is stored and loaded
 
@@ -52,7 +51,7 @@ class Row:
     warm: Turn
 
     def faults(self) -> list[str]:
-        """What is wrong with it; nothing when it is right."""
+        """What is wrong with it; empty if nothing is."""
         found = []
         for name, turn in (("cold", self.cold), ("again", self.warm)):
             if turn.answer.token_ids != self.expected.token_ids:
@@ -71,7 +70,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="demo", description="A whole Larder cluster on this machine.")
     parser.add_argument("--up", action="store_true", help="leave it running until Ctrl-C")
     up = parser.parse_args().up
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell in the background had SIGINT ignored
+    for number in (signal.SIGINT, signal.SIGTERM):  # even if a background shell has SIGINT ignored
         signal.signal(number, _interrupt)
     work_dir = Path(".work") / ("up" if up else "demo")
     started = time.monotonic()
@@ -101,8 +100,8 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def start(cluster: Cluster, model: Path, *, up: bool) -> str:
-    """Start everything, slow things side by side; the proxy's HOST:PORT. `up`: on the default ports, and without the
-    plain engine."""
+    """Start everything, slow things in parallel; returns the proxy's HOST:PORT. `up`: on the default ports, and without
+    the plain engine."""
     console.print("starting master, storage nodes, engines and proxy (a minute or two)")
     if up:
         cluster.start_master("--metrics-port", str(METRICS_PORT), port=MASTER_PORT)
@@ -121,7 +120,7 @@ def start(cluster: Cluster, model: Path, *, up: bool) -> str:
 
 
 def run_demo(cluster: Cluster, model: Path) -> list[str]:
-    """Compare every answer with the plain engine's and print the table; what is wrong, if anything."""
+    """Compare every answer with the plain engine's and print the table; returns what is wrong, if anything."""
     proxy = start(cluster, model, up=False)
     console.print("asking the plain engine, then the cluster: cold, and again with the engines' own caches emptied")
     [warm_up] = make_prompts(model, tokens=[600], seed=1)
@@ -186,7 +185,7 @@ def cells(turn: Turn, expected: Answer) -> list[str]:
 
 
 def end(cluster: Cluster) -> list[str]:
-    """Stop everything in order; what did not end cleanly, or is still there."""
+    """Stop everything in order; returns what did not end cleanly, or is still there."""
     processes: list[Process] = list(cluster.processes.values())
     faults = [f"{name} ended with status {status}" for name, status in cluster.close().items() if status != 0]
     faults += [f"{process.name} left {process.members()} running" for process in processes if process.members()]

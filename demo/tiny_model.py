@@ -1,8 +1,8 @@
 """A tiny Llama with random weights and a byte-level tokenizer, made on the spot.
 
 No hub, no download: real engines need a model directory, and this one is written in a few seconds. The same seed gives
-the same weights. The weights are drawn wider than usual (0.08), because a freshly initialised Llama answers nearly the
-same token whatever it reads, and equal answers would then prove nothing about the KV cache. Knows nothing of Larder.
+the same weights. They are drawn wider than usual (0.08), because a freshly initialised Llama answers almost the same
+token whatever it reads, and equal answers would then prove nothing about the KV cache. Knows nothing of Larder.
 """
 
 import sys
@@ -37,7 +37,7 @@ def make_model(path: Path) -> None:
 
 
 def draw_weights(model: PreTrainedModel, std: float) -> None:
-    """All but norms, which keep their ones, from a seed."""
+    """Draws all weights from a seed, except norms, which stay ones."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

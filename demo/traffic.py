@@ -1,7 +1,7 @@
-"""Prompts of a wanted length, one way to send them to anything that speaks the OpenAI API, and a look at its metrics.
+"""Prompts of a given length, a way to send them to anything that speaks the OpenAI API, and a look at its metrics.
 
 Requests are sent one at a time at temperature 0 and answered with token ids, so that two engines can be compared token
-by token. Time to first token is what the caller sees: an answer that is not streamed arrives as a whole.
+by token. Time to first token is what the caller sees: an answer that is not streamed arrives all at once.
 """
 
 import http.client
@@ -55,11 +55,11 @@ class Answer:
 
 
 class RequestError(RuntimeError):
-    """The answer was not a 200, or said in the middle that it went wrong."""
+    """The answer was not a 200, or reported an error midway."""
 
 
 def make_prompts(model: Path, *, tokens: list[int], seed: int = 0) -> list[Prompt]:
-    """Random prompts of these lengths, in turn completion, chat, streamed completion, streamed chat."""
+    """Random prompts of these lengths, cycling through completion, chat, streamed completion, streamed chat."""
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     generator = random.Random(seed)
     prompts = []
@@ -71,7 +71,7 @@ def make_prompts(model: Path, *, tokens: list[int], seed: int = 0) -> list[Promp
 
 
 def ask(address: str, prompt: Prompt, *, max_tokens: int = ANSWER_TOKENS, stream: bool | None = None) -> Answer:
-    """Send it to HOST:PORT and read the whole answer; raises RequestError, or OSError when there is no answer."""
+    """Send it to HOST:PORT and read the whole answer; raises RequestError, or OSError if there is no answer."""
     streamed = prompt.stream if stream is None else stream
     connection = http.client.HTTPConnection(address, timeout=REQUEST_DEADLINE_S)
     try:
@@ -100,7 +100,7 @@ def post(address: str, path: str) -> None:
 
 
 def metric(address: str, name: str, **labels: str) -> float:
-    """Sum of the samples of that name whose labels have these values; 0 when there is none yet."""
+    """Sum of the samples of that name with these label values; 0 if there are none yet."""
     connection = http.client.HTTPConnection(address, timeout=REQUEST_DEADLINE_S)
     try:
         connection.request("GET", "/metrics")

@@ -1,11 +1,11 @@
-"""What C libraries write to standard error, turned into records of the log, one a line.
+"""Turns what C libraries write to standard error into log records, one per line.
 
-The transfer engine (glog) and gRPC (absl) know nothing of our log's form. So file descriptor 2 becomes a pipe that a
-thread reads; the log itself goes to where it pointed before. The pipe never blocks who writes: a library that logs with
-the interpreter's lock held would wait for the reader, and the reader for the lock. What does not fit is lost. A crash
-may lose the last lines in the pipe; Python's own traces of one go past it (faulthandler).
+The transfer engine (glog) and gRPC (absl) know nothing of our log format. So file descriptor 2 becomes a pipe that a
+thread reads; the log itself goes where it pointed before. The pipe never blocks a writer: a library that logs while
+holding the interpreter lock would wait for the reader, and the reader for the lock. What does not fit is lost. A crash
+may lose the last lines in the pipe, but not Python's own stack traces, which bypass it (faulthandler).
 
-For processes without children: those would inherit the pipe.
+Not for processes with children: those would inherit the pipe.
 """
 
 import faulthandler
@@ -25,7 +25,7 @@ LINE_BYTES_MAX: Final = 1 << 16
 CLOSE_S: Final = 1.0
 _LEVELS: Final = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 _LINE: Final = re.compile(r"([IWEF])\d{4} \d\d:\d\d:[\d.]+ +\d+ (\S+?)\] (.*)", re.DOTALL)
-_HARMLESS: Final = (  # said at every start, and nothing comes of it
+_HARMLESS: Final = (  # printed at every start, and of no consequence
     "Local segment descriptor not found",
     "WARNING: Logging before InitGoogleLogging() is written to STDERR",
     "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
@@ -33,14 +33,14 @@ _HARMLESS: Final = (  # said at every start, and nothing comes of it
 
 
 class Captured:
-    """From now on until close(). `stream` is where standard error went before."""
+    """Captures from construction to close(). `stream` is where standard error went before."""
 
     def __init__(self) -> None:
         sys.stderr.flush()
         self._kept = os.dup(2)
         self.stream: TextIO = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
         self._read_end, write_end = os.pipe()
-        with suppress(OSError):  # an unprivileged process has a share of such memory, and it may be used up
+        with suppress(OSError):  # unprivileged processes share a limited amount of such memory
             fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         os.set_blocking(write_end, False)
         os.dup2(write_end, 2)
@@ -50,7 +50,7 @@ class Captured:
         self._thread.start()
 
     def close(self) -> None:
-        """Standard error is what it was, and everything that was written meanwhile is logged."""
+        """Restores standard error, and logs everything that was written meanwhile."""
         sys.stderr.flush()
         faulthandler.disable()
         os.dup2(self._kept, 2)  # ends the pipe

@@ -1,6 +1,6 @@
-"""How a service's log lines look: text for people, or one JSON object a line. What is logged never has a key in it.
+"""The format of a service's log: text for people, or one JSON object per line. Log records never contain keys.
 
-Either way one event is one line, whatever its message quotes: only a traceback, in text, takes more.
+Either way one event is one line, whatever its message quotes; only a traceback, in text, takes more.
 """
 
 import json
@@ -11,18 +11,18 @@ from typing import Literal, TextIO
 
 Format = Literal["text", "json"]
 FIELDS = "fields"
-"""`logger.info(message, extra={FIELDS: {...}})`: more for the JSON object."""
+"""`logger.info(message, extra={FIELDS: {...}})` adds fields to the JSON object."""
 
 
 def begin(*, prog: str, level: str, format: Format, stream: TextIO | None = None) -> None:
-    """Sends this process's log to stderr, or to `stream`; once."""
+    """Sends this process's log to stderr, or to `stream`. Called once."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Json(prog) if format == "json" else _Text(prog))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def line(text: str, level: int = logging.INFO) -> str:
-    """What is said past the log, on its own: as it is, or as an object like the log's."""
+    """A line to be printed outside the log: as it is, or as an object in the log's format."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler.formatter, _Json):
             return handler.format(logging.LogRecord(__name__, level, "", 0, "%s", (text,), None))

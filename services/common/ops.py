@@ -10,9 +10,9 @@ _METRICS_TYPE = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 
 
 class Ops:
-    """Serves one registry; `ready` is asked at each request of /ready, and `remark` for what else is to be said.
+    """Serves one registry. Each request of /ready calls `ready`, and `remark` for a line to add.
 
-    `pages`: what one service alone has.
+    `pages`: routes of one service alone.
     """
 
     def __init__(

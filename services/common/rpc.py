@@ -1,6 +1,6 @@
 """A gRPC server as every service runs it: bounded, measured, reflected, with grpc.health.v1. No servicer lives here.
 
-An unexpected exception in a servicer is logged and answered INTERNAL; above the bound on calls in flight the answer is
+An unexpected exception in a servicer is logged and answered INTERNAL; beyond the bound on calls in flight the answer is
 RESOURCE_EXHAUSTED (invariant 12). Streams are not counted: they live as long as their peer.
 """
 
@@ -21,44 +21,44 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 logger = logging.getLogger(__name__)
 
 MESSAGE_BYTES_MAX: Final = 64 * 2**20
-CALLS_IN_FLIGHT_MAX: Final = 4096  # more than a service lets wait, so that what need not wait is still answered
-RETRY_MS: Final = 100  # what a caller is told who came when there were too many
+CALLS_IN_FLIGHT_MAX: Final = 4096  # more than may wait in a service, so that the others are still answered
+RETRY_MS: Final = 100  # what a caller beyond the bound is told
 _BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 PENDING_MAX: Final = 4 * CALLS_IN_FLIGHT_MAX
-"""Calls that came and were not counted yet: beyond them gRPC itself refuses, without a word of when to come again."""
+"""Calls that have arrived and are not counted yet: beyond this gRPC itself refuses, without saying when to retry."""
 _OPTIONS: Final = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.server.max_pending_requests", PENDING_MAX),  # gRPC's own limits, 1,000 and 3,000, would come first
+    ("grpc.server.max_pending_requests", PENDING_MAX),  # gRPC's own limits, 1,000 and 3,000, are lower
     ("grpc.server.max_pending_requests_hard_limit", PENDING_MAX),
-    ("grpc.so_reuseport", 0),  # else a second server on a taken port starts, and calls go to either
+    ("grpc.so_reuseport", 0),  # or a second server could start on a taken port, and calls would go to either
     ("grpc.keepalive_time_ms", 10_000),  # a peer whose host vanished is noticed
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 500),  # peers may ping each second, as CHANNEL_OPTIONS says
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),  # peers ping every second: see CHANNEL_OPTIONS
 ]
 CHANNEL_OPTIONS: Final = [
     DIRECTLY,
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.keepalive_time_ms", 1_000),  # with the time-out: a silent peer is given up after 3 s
+    ("grpc.keepalive_time_ms", 1_000),  # with the time-out, a silent peer is given up after 3 s
     ("grpc.keepalive_timeout_ms", 2_000),
-    ("grpc.http2.ping_timeout_ms", 2_000),  # gRPC 1.85 heeds this one only, and it is 60 s where it is not set
+    ("grpc.http2.ping_timeout_ms", 2_000),  # gRPC 1.85 heeds only this one, and its default is 60 s
     ("grpc.http2.max_pings_without_data", 0),
 ]
-"""For a long-lived channel to a server of this module."""
+"""For long-lived channels to a server of this module."""
 
 
 async def overloaded(context: Any, reason: str, retry_ms: int) -> NoReturn:
-    """Refuses a call, and says when to ask again."""
+    """Refuses a call and says when to try again."""
     context.set_trailing_metadata((("grpc-retry-pushback-ms", str(retry_ms)),))
     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{reason}; ask again in {retry_ms} ms")
     raise AssertionError("abort does not return")
 
 
 def peer_host(peer: str) -> str:
-    """The IP address in what gRPC calls a peer, such as ipv4:10.0.0.1:4711 or ipv6:%5B::1%5D:4711; empty where none."""
+    """The IP address of a gRPC peer, such as ipv4:10.0.0.1:4711 or ipv6:%5B::1%5D:4711; empty if it has none."""
     try:
         host, _ = split(unquote(peer.partition(":")[2]))
     except ValueError:
@@ -67,7 +67,7 @@ def peer_host(peer: str) -> str:
 
 
 class RpcServer:
-    """Add servicers to `.server`, then start() with their full names."""
+    """Add servicers to `.server`, then call start() with their full names."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class RpcServer:
         measure = _Measure(service, registry, in_flight_max)
         self.server: grpc.aio.Server = grpc.aio.server(interceptors=[measure], options=_OPTIONS)
         self.answered: Mapping[str, int] = measure.answered
-        """Calls so far, by method; whatever the answer was."""
+        """Calls answered so far, by method, whatever the answer was."""
 
     async def start(self, services: Sequence[str]) -> int:
         """Returns the port it listens on; raises OSError when it cannot."""
@@ -102,7 +102,7 @@ class RpcServer:
         return port
 
     async def close(self, grace_s: float) -> None:
-        """Answers no more calls, waits up to grace_s for those in flight, then cancels them."""
+        """Accepts no more calls, waits up to grace_s for those in flight, then cancels them."""
         await self._health.enter_graceful_shutdown()
         await self.server.stop(grace_s)
 

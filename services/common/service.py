@@ -1,7 +1,7 @@
-"""The life of a service process: event loop, logs, signals, exit status. What the service does is the main it hands in.
+"""The life of a service process: event loop, logs, signals, exit status. What the service does is its main coroutine.
 
 SIGTERM and SIGINT set the event that main waits for; main then drains and returns, and the process exits with 0.
-A LarderError or OSError out of main (a port taken, a pool that does not fit) is one clear line and exit status 1.
+A LarderError or OSError from main (a port taken, a pool that does not fit) becomes one clear line and exit status 1.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ def run(
 ) -> int:
     """Runs main(stop) to its end on uvloop; returns the process's exit status.
 
-    `capture`: what libraries write to stderr becomes part of the log; for processes that start no others.
+    `capture`: what libraries write to stderr becomes part of the log; only for processes that start no others.
     """
     captured = Captured() if capture else None
     stream = captured.stream if captured else sys.stderr
@@ -58,14 +58,14 @@ def _run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], prog: str, 
 
 
 def collect_rarely() -> None:
-    """For a process of millions of small live objects and hardly any cycles: full collections would stop its loop for
-    seconds. Call it before the first of them."""
+    """For a process with millions of small live objects and hardly any cycles: a full collection would stop its loop
+    for seconds. Call it before creating them."""
     gc.freeze()
     gc.set_threshold(50_000, 50, 1_000_000)
 
 
 def announce(line: str) -> None:
-    """Prints the one line that says the service is ready, and where: to stdout, in the log's form."""
+    """Prints the line that says that the service is ready, and where: to stdout, in the log's format."""
     print(logs.line(line), flush=True)
 
 

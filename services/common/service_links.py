@@ -1,8 +1,8 @@
-"""Variables that Kubernetes and Docker put into a container for each service beside it ("service links").
+"""Variables that Kubernetes and Docker set in a container for each neighbouring service ("service links").
 
-For a Service named larder-master they are called as the master's own settings are, LARDER_MASTER_PORT among them, and
-say something else. They are told apart by their whole group, never by one name: a group is there only where a variable
-BASE_PORT_<port>_<PROTOCOL> holds just <protocol>://HOST:<port>. What belongs to it is let through, nothing else is.
+For a Service named larder-master they have the names of the master's own settings, LARDER_MASTER_PORT among them, but
+other meanings. They are recognised as a whole group, never by one name: there is a group only if a variable
+BASE_PORT_<port>_<PROTOCOL> holds exactly <protocol>://HOST:<port>. Its members are ignored, nothing else is.
 """
 
 import re
@@ -15,7 +15,7 @@ _HOST: Final = re.compile(r"[^\s:/\[\]]+|[0-9A-Fa-f:.]+")
 _NUMBER: Final = re.compile(r"[0-9]{1,5}")
 _PROTOCOL: Final = re.compile(r"tcp|udp|sctp")
 _DOCKER_NAME: Final = re.compile(r"/[\w.-]+/[\w.-]+")
-_MEMBERS: Final = (  # what follows BASE_, and what it holds
+_MEMBERS: Final = (  # the part after BASE_, and its value
     (re.compile(r"SERVICE_HOST"), _HOST),
     (re.compile(r"SERVICE_PORT(_[A-Z0-9_]+)?"), _NUMBER),
     (re.compile(r"PORT"), _URL),
@@ -29,7 +29,7 @@ _DOCKER_ENV: Final = "ENV_"  # the linked container's own variables, whatever th
 
 
 def service_links(environment: Mapping[str, str]) -> frozenset[str]:
-    """The names of those variables that are parts of service links."""
+    """The names of variables that belong to service links."""
     bases = {base for name, value in environment.items() if (base := _base(name, value)) is not None}
     return frozenset(
         name
@@ -42,7 +42,7 @@ def service_links(environment: Mapping[str, str]) -> frozenset[str]:
 
 
 def _base(name: str, value: str) -> str | None:
-    """Of which link this is the proof, if it is one."""
+    """The link whose existence this variable proves, if any."""
     port, url = _PORT.fullmatch(name), _URL.fullmatch(value)
     is_proof = port is not None and url is not None and (url[1].upper(), url[2]) == (port[3], port[2])
     return port[1] if is_proof and port is not None else None

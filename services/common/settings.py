@@ -1,8 +1,8 @@
-"""How a service gets its settings: a flag, else the environment, else the YAML file of --config, else the default.
+"""How a service gets its settings: from a flag, else the environment, else the YAML file of --config, else the default.
 
-pydantic-settings reads each source; load() merges them by name, so that a complaint can say where the value came from.
-Nothing is ignored: an unknown flag, LARDER_<SERVICE>_ variable (service links aside) or YAML key is refused, and every
-problem is one line on stderr and exit status 2. Values of secret fields are never shown.
+pydantic-settings reads each source; load() merges them by name, so that an error can say where the value came from.
+Nothing is ignored: an unknown flag, LARDER_<SERVICE>_ variable (except service links) or YAML key is refused. Each
+problem is one line on stderr, and the exit status is 2. Values of secret fields are never shown.
 """
 
 import difflib
@@ -72,11 +72,11 @@ Size = Annotated[ByteSize, BeforeValidator(_check_size), Field(gt=0)]
 
 
 def at_least(floor: int, why: str) -> AfterValidator:
-    """For a Size: refuses what is smaller, most often because its unit was forgotten."""
+    """For a Size: refuses smaller ones, which usually lack a unit."""
 
     def check(value: ByteSize) -> ByteSize:
         if value < floor:
-            raise ValueError(f"at least {floor} bytes are wanted, {why}; or is a unit missing, as in {int(value)}GB?")
+            raise ValueError(f"expected at least {floor} bytes, {why}; or is a unit missing, as in {int(value)}GB?")
         return value
 
     return AfterValidator(check)
@@ -93,20 +93,20 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class ServiceSettings(BaseSettings):
-    """What every service can be told. A field `dram_size` is the flag --dram-size, LARDER_<SERVICE>_DRAM_SIZE and the
-    YAML key dram-size. Made directly, it takes keyword arguments only and looks at nothing else."""
+    """Settings of every service. A field `dram_size` is the flag --dram-size, LARDER_<SERVICE>_DRAM_SIZE and the
+    YAML key dram-size. Constructed directly, it takes keyword arguments only and reads nothing else."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
     other_env: ClassVar[Mapping[str, str]] = {}
-    """More variables, in the environment or in ./.env, that fill a field: {"OPENAI_API_KEY": "openai_api_key"}."""
+    """Other variables, in the environment or in ./.env, that set a field: {"OPENAI_API_KEY": "openai_api_key"}."""
 
     config: Path | None = Field(None, description="YAML file with settings; its keys are the names of these flags")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
-    log_format: logs.Format = Field("text", description="text, or json: one object a line")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
+    log_format: logs.Format = Field("text", description="text, or json: one object per line")
 
     @classmethod
-    def settings_customise_sources(  # type: ignore[override]  # load() reads the sources, so only this one is left
+    def settings_customise_sources(  # type: ignore[override]  # load() reads the other sources
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
@@ -121,8 +121,8 @@ T = TypeVar("T", bound=ServiceSettings)
 def load(settings_type: type[T], *, prog: str, argv: Sequence[str] | None = None, called: str = "") -> T:
     """The settings of the service `prog` from argv (default: this process's), environment, file and defaults.
 
-    `called`: the command that was typed, where that is not `prog`.
-    Prints what is wrong and exits with status 2 when anything is; --help and --version print and exit with 0.
+    `called`: the command that was typed, if that is not `prog`.
+    If anything is wrong, prints what and exits with status 2; --help and --version print and exit with 0.
     """
     loader = _Loader(settings_type, prog, called or prog)
     values = loader.gather(sys.argv[1:] if argv is None else argv)
@@ -149,7 +149,7 @@ def _add_argument(parser: Any, *names: str, **kwargs: Any) -> Any:
 
 
 class _Loader:
-    """Reads one source after the other and remembers who said what, and every problem met."""
+    """Reads one source after the other; remembers where each value came from, and every problem."""
 
     def __init__(self, settings_type: type[ServiceSettings], prog: str, called: str) -> None:
         self.type = settings_type
@@ -169,7 +169,7 @@ class _Loader:
         return values
 
     def describe(self, error: ValidationError) -> list[str]:
-        """One line for each of pydantic's complaints; that a list lacks the items it lost is none."""
+        """One line per pydantic error, except that a list lacks the items it lost for being invalid."""
         problems = error.errors(include_url=False)
         with_bad_items = {problem["loc"][0] for problem in problems if len(problem["loc"]) > 1}
         return [

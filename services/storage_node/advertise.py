@@ -1,6 +1,6 @@
-"""Under which address clients on other hosts reach this node: the one given, else the one it reaches its master from.
+"""The address at which clients on other hosts reach this node: the one given, else the one it reaches its master from.
 
-An address that leads nowhere from the master's host is refused: everything would look attached, and nobody could read.
+An address that leads nowhere from the master's host is refused: all would look attached, and nobody could read.
 """
 
 import asyncio
@@ -20,17 +20,20 @@ _RETRY_S: Final = 1.0
 
 
 class AddressError(LarderError):
-    """No client on another host can use that."""
+    """No client on another host can use that address."""
 
 
 def is_unspecified(host: str) -> bool:
-    """Whether that means all addresses of a host: to listen on, and none to connect to."""
+    """Whether it means all addresses of a host: good to listen on, not to connect to."""
     ip = ip_of(host)
     return ip is not None and ip.is_unspecified
 
 
 async def own_address(host: str, advertise: str, masters: Sequence[str], stop: asyncio.Event) -> str:
-    """`host` and `advertise` as given, or empty. Waits for a way to a master; empty where `stop` comes first."""
+    """`host` and `advertise` as given, or empty. Waits for a route to a master; empty if `stop` comes first.
+
+    Raises AddressError.
+    """
     given, flag = (advertise, "--advertise") if advertise else (host, "--host")
     if given and not is_unspecified(given):
         if is_loopback(given) and (remote := await _on_another_host(masters)):
@@ -45,11 +48,11 @@ async def own_address(host: str, advertise: str, masters: Sequence[str], stop: a
         if found:
             chosen = next((address for address in found if not is_loopback(address)), found[0])
             if not is_loopback(chosen):
-                logger.info("clients on other hosts are told %s, from where this node reaches its master", chosen)
+                logger.info("clients on other hosts are told %s, from which this node reaches its master", chosen)
             return chosen
         if not told:
             told = True
-            logger.warning("no way to any master (%s) yet, so no address to tell clients", ", ".join(masters))
+            logger.warning("no route to any master (%s) yet, so no address to tell clients", ", ".join(masters))
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), _RETRY_S)
     return ""
@@ -64,11 +67,11 @@ async def _on_another_host(masters: Sequence[str]) -> str | None:
 
 
 async def _towards(master: str) -> str:
-    """The address of this host that connections to the master come from; empty where there is no way."""
+    """The address of this host from which connections to the master come; empty if there is no route."""
     for address in await _resolve(master):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, split(master)[1]))  # sends nothing: it only chooses the way
+            probe.connect((address, split(master)[1]))  # sends nothing: it only chooses the route
             return str(probe.getsockname()[0])
     return ""
 

@@ -1,7 +1,7 @@
-"""The command storage-node: reads the settings, puts the parts together, and takes them apart in the reverse order.
+"""The command storage-node: reads the settings, assembles the parts, and takes them apart in reverse order.
 
 The pool is announced only once it is pre-faulted and the engine serves it. After a graceful leave the file is removed:
-its objects are no longer the cluster's.
+its objects no longer belong to the cluster.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from services.storage_node.wire import Reachable, hello_to_wire
 
 logger = logging.getLogger(__name__)
 PROG = "storage-node"
-LINGER_S = 65.0  # the kernel keeps what lingers for 60
+LINGER_S = 65.0  # the kernel keeps lingering connections for 60
 LABEL = "([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
 
 
@@ -51,28 +51,28 @@ def _check_ports(ports: str) -> str:
 
 
 class Settings(ServiceSettings):
-    """Holds copies of objects in this host's memory, as a master says, for clients to read and write directly."""
+    """Holds copies of objects in this host's memory, as told by a master, for clients to read and write directly."""
 
     master: HostPorts = Field(min_length=1, description="addresses of the master and its standbys")
-    node_id: str = Field("", pattern=rf"^{LABEL}?$", description="unique in the cluster; none: made of the host's name")
+    node_id: str = Field("", pattern=rf"^{LABEL}?$", description="unique in the cluster; none: from the host's name")
     zone: str = Field(
         "", pattern=rf"^{LABEL}?$", description="what fails together, such as a rack: copies go to distinct zones"
     )
-    host: Host = Field("", description="address that --metrics-port listens on, and clients are told; none: 127.0.0.1")
+    host: Host = Field("", description="address that --metrics-port listens on and clients are told; none: 127.0.0.1")
     advertise: Annotated[Host, AfterValidator(_check_reachable)] = Field(
-        "", description="address that clients on other hosts are told; none: --host, else that towards the master"
+        "", description="address that clients on other hosts are told; none: --host, else the one towards the master"
     )
     dram: Annotated[Size, at_least(1_000_000, "a smaller pool holds no KV block")] = Field(
         "2GB", validate_default=True, description="size of the memory pool"
     )
     pool_dir: Path = Field(Path("/dev/shm"), description="a tmpfs for the pool's file")  # noqa: S108
-    protocol: Literal["tcp", "rdma"] = Field("tcp", description="what the transfer engine speaks")
+    protocol: Literal["tcp", "rdma"] = Field("tcp", description="protocol of the transfer engine")
     device_name: Names = Field((), description="RDMA devices; none: all")
     metadata_server: str = Field(
         P2P, pattern=rf"^({P2P}|(https?|etcd)://.+)$", description="of the transfer engine; clients must use the same"
     )
     engine_ports: Annotated[str, AfterValidator(_check_ports)] = Field(
-        "", description="MIN-MAX: the transfer engine listens on four of these ports; none: of 15000-17000"
+        "", description="MIN-MAX: the transfer engine listens on four of these ports; none: 15000-17000"
     )
     metrics_port: Port = Field(9102, description="HTTP port of /health, /ready and /metrics; 0 takes a free one")
 
@@ -132,7 +132,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def _outwait(ports: Ports, stop: asyncio.Event) -> bool:
-    """A node that starts again may find connections of its former life on its ports. False: `stop` came first."""
+    """A restarted node may find connections of its former life on its ports. False if `stop` came first."""
     until = time.monotonic() + LINGER_S
     if engine_ports.lingers(ports):
         logger.warning("waiting for ports of %s, where connections of an earlier process linger", ports)

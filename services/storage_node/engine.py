@@ -1,9 +1,9 @@
 """The node's transfer engine: makes the pool's data area readable and writable for clients on other hosts.
 
 The only module of the node that names mooncake. The engine serves from threads of its own; the node never transfers.
-It checks that a transfer lies in the registered area and nothing else: no password, no checksum, and it listens on all
-interfaces whatever the host says, which is only what others are told. Traps known of it are why every area is
-registered once, whole.
+It checks that a transfer lies in the registered area and nothing else: no password, no checksum. It listens on all
+interfaces, whatever the host, which is only what others are told. Each area is registered once, as a whole, because of
+known traps.
 """
 
 import os
@@ -26,7 +26,7 @@ _RDMA_DEVICES: Final = Path("/sys/class/infiniband")
 
 
 class EngineError(LarderError):
-    """The engine does not start as it was asked to."""
+    """The engine does not start as configured."""
 
     remedy = "see --advertise, --host, --engine-ports, --protocol, --device-name and --metadata-server"
 
@@ -41,7 +41,7 @@ class EngineMissing(EngineError):
 
 
 class Engine:
-    """A running engine with one area registered. Blocks while it starts; raises EngineMissing or EngineError."""
+    """A running engine with one registered area. Blocks while it starts; raises EngineMissing or EngineError."""
 
     def __init__(
         self,
@@ -72,20 +72,20 @@ class Engine:
         self.base = 0
 
     def register(self, address: int, length_bytes: int) -> None:
-        """Opens this memory to every client, until close()."""
+        """Opens this memory to every client, until close(). Raises EngineError."""
         if self._engine.register_memory(address, length_bytes):
             raise EngineError(f"the transfer engine cannot register {length_bytes} bytes for {self.protocol}")
         self.base = address
 
     def close(self) -> None:
-        """Ends the serving of the registered area: after this the memory may be unmapped."""
+        """Stops serving the registered area: after this the memory may be unmapped."""
         if self._engine is not None and self.base:
             self._engine.unregister_memory(self.base)
         self._engine = None  # its destructor ends the threads
 
 
 def _engine_type() -> Any:
-    for name, value in _ENVIRONMENT.items():  # read by the engine when it is loaded; the operator's word comes first
+    for name, value in _ENVIRONMENT.items():  # read by the engine when it is loaded; the operator's own settings win
         os.environ.setdefault(name, value)
     try:
         from mooncake.engine import TransferEngine
@@ -95,12 +95,12 @@ def _engine_type() -> Any:
 
 
 def _is_ipv6(host: str) -> bool:
-    """Whether it has no IPv4 address. An engine for IPv6 is reached by IPv4 too, but does not reach that itself."""
+    """Whether it has no IPv4 address. An IPv6 engine can be reached by IPv4 too, but cannot reach IPv4 nodes."""
     return all(family == socket.AF_INET6 for family, *_ in socket.getaddrinfo(host, None))
 
 
 def _check_host(host: str) -> None:
-    """The engine itself takes any name, and then nobody reaches it."""
+    """The engine itself accepts any name, and then nobody reaches it."""
     try:
         socket.getaddrinfo(host, None)
     except OSError as error:
@@ -108,7 +108,7 @@ def _check_host(host: str) -> None:
 
 
 def _check_devices(wanted: tuple[str, ...]) -> None:
-    """The engine itself would quietly serve TCP where there is no RDMA device."""
+    """Without an RDMA device, the engine itself would silently serve TCP."""
     present = sorted(path.name for path in _RDMA_DEVICES.iterdir()) if _RDMA_DEVICES.is_dir() else []
     missing = sorted(set(wanted) - set(present))
     if not present:

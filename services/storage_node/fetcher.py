@@ -1,7 +1,7 @@
-"""Copies slices from other nodes into this node's pool: the same transports as a client's, the pool as the buffer.
+"""Copies slices from other nodes into this node's pool, with a client's transports and the pool as the buffer.
 
-Bytes are verified on the way. The engine lands them in memory of its own first, so that a transfer that was given up
-never reaches the pool later (invariant 7). At most TRANSFERS_MAX at once (12).
+Bytes are verified on the way. The engine lands them in staging memory first, so that a transfer that was given up
+never reaches the pool later (invariant 7). At most TRANSFERS_MAX at once (invariant 12).
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class Fetcher:
         return Answer(Outcome.REJECTED, await self._explain(segment, until))
 
     async def _explain(self, source: Segment, until: float) -> str:
-        """By which address, and why not: for the master's log."""
+        """Which address failed, and why: for the master's log."""
         return (await self._mover.explain({0: [source]}, until))[0]
 
     async def close(self) -> None:

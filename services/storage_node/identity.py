@@ -1,8 +1,8 @@
-"""A node's name where nobody gave one: it differs wherever two nodes may meet, and outlives a restart.
+"""A node's default name: it differs wherever two nodes may meet, and survives a restart.
 
-Host names do not suffice: containers of one image may share theirs, and a machine may run several nodes. What tells
-them apart is the kernel and the file system of their pools; nodes that share both tell themselves apart by the lock of
-their pool files, and are numbered.
+Host names do not suffice: containers of one image may share theirs, and a machine may run several nodes. The kernel
+and the file system of their pools tell nodes apart; nodes that share both are numbered, by who holds the locks of
+which pool files.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _NODES_MAX: Final = 64  # with one pool folder
 
 
 def default_ids(pool_dir: Path) -> Iterator[str]:
-    """Names for the nodes with that pool folder, the first one's first."""
+    """Names for the nodes that use that pool folder, in order."""
     status = pool_dir.stat()
     where = f"{host_id()} {status.st_dev} {status.st_ino}"
     host_name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")[:_HOST_NAME_MAX] or "node"
@@ -33,9 +33,9 @@ def default_ids(pool_dir: Path) -> Iterator[str]:
 
 
 def own_pool(pool_dir: Path, node_id: str, capacity_bytes: int, *, wall_clock_ns: int) -> tuple[str, Pool]:
-    """The pool of the node of that id, or of the first default one that no running node has; and the id.
+    """The pool of the node with that id, or with the first default id that no running node has; and the id.
 
-    What dead nodes left in that folder makes way for it."""
+    Removes what dead nodes left in that folder. Raises PoolTaken, PoolError."""
     with turn(pool_dir):
         for candidate in [node_id] if node_id else default_ids(pool_dir):
             try:

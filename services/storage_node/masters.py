@@ -1,8 +1,8 @@
-"""Which of the masters that this node names it attaches to, and when to another.
+"""Which of its masters a node attaches to, and when it moves to another.
 
-Nodes are what makes a master the one in charge (`larder.masters`): so they go where others are already, and only where
-none has nodes to the first that answers. A node that sits with another master than most comes over: a network that was
-cut in two leaves two masters with nodes each, and no longer than both can be reached again.
+The master that has nodes is in charge (`larder.masters`): so a node goes where others already are, and only if no
+master has any, to the first that answers. A node attached to the smaller part moves over: a network that was split
+leaves two masters with nodes each, but only until both can be reached again.
 """
 
 import asyncio
@@ -21,20 +21,20 @@ class Elsewhere(StreamError):
 
 
 class Masters:
-    """The addresses (HOST:PORT each) in the order they were given."""
+    """The addresses (HOST:PORT each), in the order given."""
 
     def __init__(self, addresses: Sequence[str], recheck_s: float = RECHECK_S) -> None:
         self._addresses = addresses
         self._recheck_s = recheck_s
 
     async def candidates(self) -> list[str]:
-        """To be tried in this order. Where one is in charge no other is: there the node would be alone."""
+        """Addresses to try, in order. If one is in charge it is the only one: elsewhere the node would be alone."""
         if len(self._addresses) == 1:
             return list(self._addresses)
         return choose(await survey(self._addresses, SURVEY_S))
 
     async def watch(self, address: str) -> None:
-        """Raises Elsewhere once another than `address` is in charge; does not return."""
+        """Raises Elsewhere once a master other than `address` is in charge; does not return."""
         while len(self._addresses) > 1:
             await asyncio.sleep(self._recheck_s * random.uniform(0.5, 1.5))  # noqa: S311  (spreads nodes, hides nothing)
             seen = await survey(self._addresses, SURVEY_S)
@@ -46,7 +46,7 @@ class Masters:
 
 
 def choose(seen: Sequence[Seen]) -> list[str]:
-    """Whoever is in charge; else those that answered, then the others."""
+    """The one in charge; else those that answered, then the others."""
     leader = in_charge(seen)
     if leader is not None:
         return [leader.address]

@@ -1,6 +1,6 @@
-"""How much memory this process may still take where its container or its unit of systemd has a limit.
+"""How much memory this process may still take if its container or systemd unit has a limit.
 
-Whoever takes more is killed without a word, so a pool asks before. Control groups of both versions, nested ones too.
+A process that takes more is killed without warning, so a pool asks first. Control groups of both versions, also nested.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class Limit:
 
 
 def narrowest(own: Path = _OWN, groups: Path = _GROUPS) -> Limit | None:
-    """Of the groups this process is in, the one that leaves it least; none where nothing limits it."""
+    """Of the groups this process is in, the one that leaves it least; None if nothing limits it."""
     return min(_limits(own, groups), key=lambda limit: limit.free_bytes, default=None)
 
 
@@ -39,7 +39,7 @@ def _limits(own: Path, groups: Path) -> Iterator[Limit]:
             root = groups / "memory"
         else:
             continue
-        group = root / path.lstrip("/")  # which a container need not see: its own group may stand at the root
+        group = root / path.lstrip("/")  # which a container may not see: its own group may be at the root
         for folder in (group, *group.parents):
             if folder.is_relative_to(root):
                 with suppress(OSError, ValueError):
@@ -47,7 +47,7 @@ def _limits(own: Path, groups: Path) -> Iterator[Limit]:
 
 
 def _limit(group: Path, limit: str, used: str, reclaimable: str) -> Limit:
-    """Raises ValueError where there is no limit: the text is `max`."""
+    """Raises ValueError if there is no limit: the text is `max`."""
     all_bytes, used_bytes = (int((group / name).read_text(encoding="ascii")) for name in (limit, used))
     stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
     return Limit(all_bytes, max(0, all_bytes - used_bytes + int(stat.get(reclaimable, 0))))

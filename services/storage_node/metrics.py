@@ -11,7 +11,7 @@ from services.storage_node.core.index import Index, SegmentNumber
 
 
 class Metrics:
-    """Gauges are read from the index at each scrape; the agent counts the rest."""
+    """Gauges are read from the index at each scrape; the agent updates the rest."""
 
     def __init__(self, index: Index, tiers: tuple[str, ...]) -> None:
         registry = self._registry = CollectorRegistry()
@@ -34,7 +34,7 @@ class Metrics:
         self.engine_up = Gauge("larder_node_engine_up", "1 while the transfer engine serves", registry=registry)
 
     def show(self, registry: CollectorRegistry, node_id: str) -> None:
-        """From when the node has its id: it stands on all of them, as on the master's metrics."""
+        """Called once the node has its id, which labels all its metrics, as on the master's."""
         registry.register(_Named(self._registry, node_id))
 
 

@@ -1,9 +1,9 @@
 """The DRAM pool: a named file on tmpfs, locked by the node that owns it, mapped and pre-faulted before it is announced.
 
-What lies where in it is the index's business. One node owns a pool file at a time (flock). A file that a dead node left
-is replaced by a new one with another token, never written or cut off: a client that still maps the old one can hurt
-nothing (invariant 6), and reads no page that is gone. The incarnation is greater than that of any file this node id
-left here. Clients let go of what is gone within seconds: a node that lacks the room waits for them.
+What lies where in it is up to the index. One node at a time owns a pool file (flock). A file left by a dead node is
+replaced by a new one with another token, never overwritten or truncated: a client that still maps the old one does
+no harm (invariant 6), and reads no page that is gone. The incarnation is greater than that of any file this node id
+left here. Clients let go of deleted files within seconds: a node that lacks the room waits for them.
 """
 
 import asyncio
@@ -31,17 +31,17 @@ logger = logging.getLogger(__name__)
 _STEP_BYTES: Final = 64 * 2**20
 _MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; not in the mmap module
 _OPEN_TRIES: Final = 10
-_ROOM_S: Final = 20.0  # for those who hold what is gone
-_ROOM_UNSEEN_S: Final = 5.0  # the same where nobody is seen to: they may be in other containers
+_ROOM_S: Final = 20.0  # for processes that hold deleted files
+_ROOM_UNSEEN_S: Final = 5.0  # the same if none is visible: they may be in other containers
 _ROOM_POLL_S: Final = 0.25
 
 
 class PoolTaken(PoolError):
-    """A running node has that file."""
+    """A running node owns that file."""
 
 
 class Pool:
-    """An owned, mapped pool file. Made, then filled by prefault(), ended by close(), which removes the file."""
+    """An owned, mapped pool file: constructed, filled by prefault(), removed by close(). Raises PoolError."""
 
     def __init__(self, pool_dir: Path, node_id: str, capacity_bytes: int, *, wall_clock_ns: int) -> None:
         self.path = pool_dir.absolute() / f"{folder.PREFIX}{node_id}{folder.SUFFIX}"
@@ -73,11 +73,11 @@ class Pool:
 
     @property
     def data_address(self) -> int:
-        """Where the first data byte is in this process."""
+        """Address of the first data byte in this process."""
         return self._base + HEADER_BYTES
 
     async def prefault(self, stop: asyncio.Event) -> bool:
-        """Takes every page of the pool from the system; False where `stop` was set before the end."""
+        """Takes every page of the pool from the system; False if `stop` was set before the end. Raises PoolError."""
         if not await self._has_room(stop):
             return False
         total = self._size_bytes
@@ -97,7 +97,7 @@ class Pool:
         return True
 
     def has_writer(self, place: Place) -> bool:
-        """Whether a client is at work in these bytes, or was stopped while it was (see larder.writer_locks)."""
+        """Whether a client is writing to these bytes, or was stopped while writing (see larder.writer_locks)."""
         if not 0 < place.length <= self.capacity_bytes - place.offset:
             return False  # there are no such bytes
         return has_writer(self._fd, HEADER_BYTES + place.offset, place.length)
@@ -108,7 +108,7 @@ class Pool:
         self._remove()
 
     async def _has_room(self, stop: asyncio.Event) -> bool:
-        """Waits for room that is still held, for a while; False where `stop` was set before there was."""
+        """Waits a while for room that others still hold; False if `stop` was set before there was any."""
         begun = time.monotonic()
         told = False
         while (lack := folder.lacks_room(self._fd, self._size_bytes)[0]) and not stop.is_set():
@@ -134,10 +134,10 @@ class Pool:
 
     def _prefault_step(self, start: int, length: int) -> None:
         try:
-            os.posix_fallocate(self._fd, start, length)  # says "no space" where touching a page would be SIGBUS
+            os.posix_fallocate(self._fd, start, length)  # reports "no space" where touching a page would raise SIGBUS
         except OSError as error:
             raise self._space_error(error) from error
-        libc = ctypes.CDLL(None, use_errno=True)  # and not mmap.madvise, which would hold the interpreter's lock
+        libc = ctypes.CDLL(None, use_errno=True)  # not mmap.madvise, which would hold the interpreter lock
         address = ctypes.c_void_p(self._base + start)
         if libc.madvise(address, ctypes.c_size_t(length), _MADV_POPULATE_WRITE) and ctypes.get_errno() != errno.EINVAL:
             raise self._space_error(OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())))
@@ -146,12 +146,12 @@ class Pool:
         return PoolError(f"cannot fill the pool {self.path} of {self.capacity_bytes} bytes: {error.strerror}")
 
     def _replace(self) -> int:
-        """A new, locked file in the place of what stands at the path; its descriptor."""
+        """Puts a new, locked file in place of whatever is at the path; returns its descriptor."""
         temporary = self.path.with_suffix(f".{secrets.token_hex(4)}")
         fd = _lock(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             os.ftruncate(fd, self._size_bytes)
-            with suppress(OSError):  # there may not be a page left before the former file goes: see _has_room
+            with suppress(OSError):  # there may be no page left until the former file goes: see _has_room
                 os.pwrite(fd, self.header.pack(), 0)
             os.rename(temporary, self.path)
         except OSError as error:
@@ -161,26 +161,26 @@ class Pool:
         return fd
 
     def _incarnation(self, fd: int) -> int:
-        """The incarnation in the header of what stood there; 0 where nothing did."""
+        """The incarnation in the header of the former file; 0 if there was none."""
         data = os.pread(fd, HEADER_BYTES, 0)
         if not any(data):
             return 0
         if not folder.begins_as_pool(fd):
-            raise PoolError(f"{self.path} is no pool file, and is not overwritten: move it away")
-        logger.warning("the pool file %s of a dead storage node with this id is replaced", self.path)
+            raise PoolError(f"{self.path} is not a pool file and will not be overwritten: move it away")
+        logger.warning("replacing the pool file %s of a dead storage node with this id", self.path)
         try:
             return PoolHeader.unpack(data).incarnation
         except PoolFileError:
             return 0
 
     def _remove(self) -> None:
-        if _stands_at(self.path, self._fd):  # and not a file that another put there after an operator removed this one
+        if _stands_at(self.path, self._fd):  # not a file that another node put there after an operator removed this one
             self.path.unlink()
         os.close(self._fd)
 
 
 def _lock(path: Path, flags: int) -> int:
-    """Opens and locks the file that stands at `path`, also where its owner replaces it meanwhile."""
+    """Opens and locks the file at `path`, even if its owner replaces it meanwhile."""
     for _ in range(_OPEN_TRIES):
         try:
             fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -194,7 +194,7 @@ def _lock(path: Path, flags: int) -> int:
             os.close(fd)
             raise PoolTaken(f"the pool file {path} belongs to a running storage node with the same id") from None
         os.close(fd)
-    raise PoolError(f"the pool file {path} changes hands all the time: several storage nodes have the same id")
+    raise PoolError(f"the pool file {path} keeps changing hands: several storage nodes have the same id")
 
 
 def _stands_at(path: Path, fd: int) -> bool:

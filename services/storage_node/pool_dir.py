@@ -1,9 +1,8 @@
-"""The folder of the pools, which nodes share: what dead nodes left there, and who takes the room.
+"""The folder of pools, which nodes share: what dead nodes left there, and who takes up room.
 
-A pool file's lock tells whether its owner lives, in whatever container it runs: what is locked is never touched, and
-neither is what does not begin as a pool file does. A file gets its header after its lock, so that there is no moment in
-which a living node's file looks dead. A file that was removed takes its room until nobody
-maps it any more.
+A pool file's lock tells whether its owner lives, in whatever container: locked files are never touched, and neither are
+files that do not begin like a pool file. A file gets its header after its lock, so that a live node's file never looks
+dead. A deleted file takes up room until nobody maps it any more.
 """
 
 import fcntl
@@ -26,19 +25,19 @@ logger = logging.getLogger(__name__)
 
 PREFIX: Final = "larder-"
 SUFFIX: Final = ".pool"
-_TURN_S: Final = 10.0  # for another node that looks through the folder: that takes milliseconds
+_TURN_S: Final = 10.0  # for another node to look through the folder, which takes milliseconds
 _SHOWN_MAX: Final = 8
 
 
 class PoolError(LarderError):
-    """The pool cannot be had; the message says what is in the way."""
+    """The pool cannot be created; the message says what is in the way."""
 
     remedy = "see --dram, --pool-dir and --node-id"
 
 
 @contextmanager
 def turn(pool_dir: Path) -> Iterator[None]:
-    """One node at a time takes its file there or looks at those of others."""
+    """Held by one node at a time, while it creates its file or looks at those of others. Raises PoolError."""
     try:
         fd = os.open(pool_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -63,13 +62,13 @@ def begins_as_pool(fd: int) -> bool:
 
 
 def reclaim(pool_dir: Path, own: Path) -> None:
-    """Removes the pool files of dead nodes, whatever their ids, and lists them and all others but `own`."""
+    """Removes the pool files of dead nodes, whatever their ids; logs those and all others except `own`."""
     for path in sorted(pool_dir.glob(f"{PREFIX}*")):
         if path != own:
             try:
                 _look_at(path)
             except OSError as error:
-                logger.warning("the file %s is left alone: %s", path, error.strerror)
+                logger.warning("leaving the file %s alone: %s", path, error.strerror)
 
 
 def _look_at(path: Path) -> None:
@@ -78,7 +77,7 @@ def _look_at(path: Path) -> None:
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not begins_as_pool(file.fileno()):
-            logger.warning("the file %s is no pool file: it is left alone", path)
+            logger.warning("leaving the file %s alone: it is not a pool file", path)
             return
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,7 +94,7 @@ def _look_at(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that maps pool files which are gone."""
+    """A process that maps deleted pool files."""
 
     pid: int
     name: str
@@ -103,9 +102,7 @@ class Holder:
 
 
 def holders(device: int) -> list[Holder]:
-    """The processes that hold removed pool files of this file system, as far as this process may see; the worst first.
-
-    Not among them is this process itself."""
+    """The other processes that hold deleted pool files of this file system, as far as visible; the largest first."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
@@ -142,29 +139,29 @@ def _is_removed_pool(name: str) -> bool:
 
 
 def who_takes_room(own: Path, found: list[Holder]) -> str:
-    """For people: what takes the room for that pool file, after what is said of its lack."""
-    said = [f"process {each.pid} ({each.name}) maps {each.size_bytes} bytes of pools that are gone" for each in found]
+    """For people: what takes up the room that this pool file lacks."""
+    said = [f"process {each.pid} ({each.name}) maps {each.size_bytes} bytes of deleted pools" for each in found]
     for path in sorted(own.parent.glob(f"{PREFIX}*{SUFFIX}")):
         with suppress(OSError):
             if path != own:
-                said.append(f"{path.name} takes {path.stat().st_blocks * 512}")
+                said.append(f"{path.name} takes {path.stat().st_blocks * 512} bytes")
     if len(said) > _SHOWN_MAX:
         said[_SHOWN_MAX:] = [f"and {len(said) - _SHOWN_MAX} more"]
     return "".join(f"; {each}" for each in said)
 
 
 def lacks_room(fd: int, wanted: int) -> tuple[str, bool]:
-    """What a file that grows to `wanted` bytes lacks, empty where nothing; and whether it may ever fit."""
+    """What a file that has to grow to `wanted` bytes lacks, empty if nothing; and whether it could ever fit."""
     status = os.fstatvfs(fd)
     free, total = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
     taken = os.fstat(fd).st_blocks * 512
     if total and wanted - taken > free:
         return f"{free} bytes are free", wanted <= total
-    if is_tmpfs(fd):  # which may promise more than the machine has
+    if is_tmpfs(fd):  # which may be larger than the machine's memory
         available, memory = memory_bytes()
         if wanted - taken > available:
             return f"{available} bytes of memory are free", wanted <= memory
-        limit = narrowest()  # who touches a page first is charged for it
+        limit = narrowest()  # whoever touches a page first is charged for it
         if limit is not None and wanted - taken > limit.free_bytes:
             free, whole = limit.free_bytes, limit.all_bytes
             return f"of the {whole} bytes of memory that this container may use, {free} are free", wanted <= whole
@@ -172,7 +169,7 @@ def lacks_room(fd: int, wanted: int) -> tuple[str, bool]:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Available, and all."""
+    """Available, and total."""
     found = {}
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")

@@ -101,7 +101,7 @@ def test_bad_size() -> None:
 def test_slices_without_a_unit() -> None:
     status, said = command("master", "--slice-bytes", "16")
     assert status == 2
-    assert "--slice-bytes 16: at least 65536 bytes are wanted" in said
+    assert "--slice-bytes 16: expected at least 65536 bytes" in said
     assert "as in 16GB?" in said
 
 

@@ -124,7 +124,7 @@ signal.pause()
 def test_a_file_that_is_no_pool_is_left_alone(shm: Path) -> None:
     path = shm / "larder-n1.pool"
     path.write_bytes(b"something else")
-    with pytest.raises(PoolError, match=r"larder-n1.pool is no pool file, and is not overwritten: move it away"):
+    with pytest.raises(PoolError, match=r"larder-n1.pool is not a pool file and will not be overwritten: move it away"):
         make(shm)
     assert path.read_bytes() == b"something else"
     assert names(shm) == ["larder-n1.pool"]

@@ -172,7 +172,7 @@ async def test_without_an_engine_it_serves_shared_memory_and_says_how_to_mend_it
         (
             "--dram",
             "64",
-            "--dram 64: at least 1000000 bytes are wanted, a smaller pool holds no KV block; "
+            "--dram 64: expected at least 1000000 bytes, a smaller pool holds no KV block; "
             "or is a unit missing, as in 64GB?",
         ),
         ("--dramm", "2GB", "unknown flag --dramm (did you mean --dram?)"),
