@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -75,17 +74,10 @@ def test_files_of_dead_nodes_of_any_id_are_reclaimed_and_each_is_logged(
     caplog.clear()
     pool = own(shm)
     assert names(shm) == ["larder-n1.pool"]
+    dead = "of a dead storage node"
     for name in ("n7", "n8.x"):
-        assert (
-            sum(f"reclaimed the pool file {shm}/larder-{name}.pool of a dead" in each for each in caplog.messages) == 1
-        )
-    assert (
-        sum(
-            re.fullmatch(r"replacing the pool file \S+larder-n1.pool of a dead storage node with this id", each)
-            for each in caplog.messages
-        )
-        == 1
-    )
+        assert sum(f"reclaimed the pool file {shm}/larder-{name}.pool {dead}" in each for each in caplog.messages) == 1
+    assert caplog.messages.count(f"replacing the pool file {shm}/larder-n1.pool {dead} with this id") == 1
     pool.close()
 
 
