@@ -5,13 +5,10 @@ A name is looked up as this host's resolv.conf says, search domains and all; onl
 with addresses of both families the IPv4 one is taken: as two engines it would get twice its share.
 """
 
-import asyncio
 import json
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -26,6 +23,7 @@ from services.proxy.core.discovery import Dns, File, Member, Reason, Unheard
 from services.proxy.core.endpoint import canonical
 from services.proxy.core.engine import Address, Role
 from services.proxy.core.membership import ENGINES_MAX
+from services.proxy.in_thread import InThread
 
 LOOKUP_S: Final = 3.0
 _HUNG_S: Final = 1.0  # after that it is the system that does not come back
@@ -34,41 +32,17 @@ FILE_BYTES_MAX: Final = 256 << 10
 make_resolver = dns.resolver.Resolver  # a new one for each lookup: resolv.conf may change
 
 
-class _InThread:
-    """Does one thing in a thread of its own, which the process does not wait for at its end: reading a file from a
-    server that is gone may never return. Until it does, it is not started again."""
-
-    def __init__(self, do: Callable[[], frozenset[Member]]) -> None:
-        self._do = do
-        self._doing: Future[frozenset[Member]] | None = None
-
-    async def result(self) -> frozenset[Member]:
-        """Raises TimeoutError."""
-        if self._doing is None or self._doing.done():
-            self._doing = Future()
-            self._doing.set_running_or_notify_cancel()
-            threading.Thread(target=self._run, args=(self._doing,), daemon=True).start()
-        async with asyncio.timeout(LOOKUP_S + _HUNG_S):
-            return await asyncio.wrap_future(self._doing)
-
-    def _run(self, doing: Future[frozenset[Member]]) -> None:
-        try:
-            doing.set_result(self._do())
-        except Exception as error:  # for whoever asked
-            doing.set_exception(error)
-
-
 class DnsSource:
     """A name's addresses, by which the engines there are called."""
 
     def __init__(self, source: Dns) -> None:
         self._source = source
-        self._thread = _InThread(self._look_up)  # dnspython's own coroutines swallow cancellations
+        self._thread = InThread(self._look_up)  # dnspython's own coroutines swallow cancellations
 
     async def ask(self) -> frozenset[Member]:
         """Raises Unheard, within seconds."""
         try:
-            return await self._thread.result()
+            return await self._thread.result(LOOKUP_S + _HUNG_S)
         except TimeoutError as error:
             raise Unheard(Reason.UNANSWERED, "looking it up does not return on this system") from error
 
@@ -134,14 +108,14 @@ class FileSource:
 
     def __init__(self, source: File) -> None:
         self._path = Path(source.path)
-        self._thread = _InThread(self._read)
+        self._thread = InThread(self._read)
         self._seen: bytes | None = None
         self._members: frozenset[Member] | Unheard = frozenset()
 
     async def ask(self) -> frozenset[Member]:
         """Raises Unheard, within seconds."""
         try:
-            return await self._thread.result()
+            return await self._thread.result(LOOKUP_S + _HUNG_S)
         except TimeoutError as error:
             raise Unheard(Reason.UNREADABLE, "its file system does not answer") from error
 

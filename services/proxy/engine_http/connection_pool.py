@@ -1,28 +1,26 @@
 """The connections over which requests go: made when they are needed, kept for a while when they are not.
 
-A name is looked up once for all who wait for it, and remembered for a few seconds; the first of its addresses to answer
-is taken (happy eyeballs). Keeps invariant 12 for its part: an idle connection is closed after KEEPALIVE_S.
+Of a name's addresses the first to answer is taken (happy eyeballs). Keeps invariant 12 for its part: an idle
+connection is closed after KEEPALIVE_S.
 """
 
 import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import aiohappyeyeballs
-from aiohappyeyeballs import AddrInfoType
 
 from services.proxy.core.endpoint import endpoint_of
 from services.proxy.engine_http.connection import Connection
 from services.proxy.engine_http.errors import ConnectTimeout, Disconnected, Exhausted, Refused, Unconnected
+from services.proxy.engine_http.names import Names
 from services.proxy.engine_http.response import Response
 from services.proxy.engine_http.tls import Tls
 
 KEEPALIVE_S: Final = 4.0  # below the 5 s after which the engines' servers close an idle connection
-_NAMES_S: Final = 10.0
 _NEXT_ADDRESS_S: Final = 0.25
 _KINDS: Final[dict[int, type[Unconnected]]] = {errno.ECONNREFUSED: Refused} | dict.fromkeys(
     (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL), Exhausted
@@ -45,7 +43,7 @@ class ConnectionPool:
         self._open: set[Connection] = set()
         self._idle: dict[str, dict[Connection, None]] = {}  # the one used last is last
         self._sweeping: asyncio.TimerHandle | None = None
-        self._names: dict[tuple[str, int], asyncio.Task[Sequence[AddrInfoType]]] = {}
+        self._names = Names()
 
     @property
     def busy(self) -> int:
@@ -57,8 +55,7 @@ class ConnectionPool:
             self._sweeping.cancel()
         for connection in tuple(self._open):
             connection.connection_lost(ConnectionAbortedError("the proxy ends"))
-        for lookup in self._names.values():
-            lookup.cancel()
+        self._names.close()
         await asyncio.sleep(0)  # lets the transports end
 
     async def request(
@@ -120,7 +117,7 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(self._connect_timeout_s) as response.connecting:
                 server = endpoint_of(to)
-                found = await self._addresses(server.host, server.port)
+                found = await self._names.addresses(server.host, server.port)
                 taken = await aiohappyeyeballs.start_connection(
                     found, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1, loop=self._loop
                 )
@@ -146,22 +143,6 @@ class ConnectionPool:
         self._open.add(connection)
         response.check()
         return connection
-
-    async def _addresses(self, host: str, port: int) -> Sequence[AddrInfoType]:
-        key = (host, port)
-        if (found := self._names.get(key)) is None:
-            found = self._names[key] = self._loop.create_task(self._look_up(host, port))
-        return await asyncio.shield(found)
-
-    async def _look_up(self, host: str, port: int) -> Sequence[AddrInfoType]:
-        """Failures are not remembered."""
-        remembered_s = 0.0
-        try:
-            found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            remembered_s = _NAMES_S
-            return found
-        finally:
-            self._loop.call_later(remembered_s, self._names.pop, (host, port), None)
 
 
 def _kind_of(error: OSError | RuntimeError) -> type[Unconnected]:

@@ -236,46 +236,16 @@ async def test_the_pools_end_is_not_taken_for_an_answers(stack: AsyncExitStack) 
     await server.is_left()
 
 
-async def test_a_name_is_looked_up_once_for_all_and_a_failure_is_not_remembered(
-    pool: ConnectionPool, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = await stack.enter_async_context(Server().serving(answers))
-    loop, looked_up = asyncio.get_running_loop(), []
-    look_up = loop.getaddrinfo
-
-    async def getaddrinfo(host: str, port: int, **options: Any) -> Any:
-        if host != "engine-0":  # uvloop asks for what it connects to
-            return await look_up(host, port, **options)
-        looked_up.append(host)
-        await asyncio.sleep(0.05)
-        if len(looked_up) == 1:
-            raise socket.gaierror(-3, "Temporary failure in name resolution")
-        return await look_up("127.0.0.1", port, **options)
-
-    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
-    to = f"engine-0:{server.to.rpartition(':')[2]}"
-    failed = await asyncio.gather(*(ask(pool, to) for _ in range(5)), return_exceptions=True)
-    assert all(isinstance(each, Unconnected) for each in failed)
-    await asyncio.gather(*(ask(pool, to) for _ in range(5)))
-    await asyncio.gather(*(ask(pool, to) for _ in range(7)))
-    assert looked_up == ["engine-0"] * 2
-
-
 async def test_of_a_names_addresses_the_one_that_answers_is_taken(
     pool: ConnectionPool, stack: AsyncExitStack, full_port: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await stack.enter_async_context(Server().serving(answers))
-    loop = asyncio.get_running_loop()
     addresses = [(host, int(port)) for host, port in (to.split(":") for to in (full_port, server.to))]
 
-    look_up = loop.getaddrinfo
-
-    async def getaddrinfo(host: str, port: int, **options: Any) -> Any:
-        if host != "engine-0":
-            return await look_up(host, port, **options)
+    async def found(*_: Any) -> Any:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
 
-    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("services.proxy.engine_http.names.Names.addresses", found)
     began = time.monotonic()
     assert (await ask(pool, "engine-0:80"))[1] == b"{}"
     assert time.monotonic() - began < 1.5  # of the connect time-out's 2

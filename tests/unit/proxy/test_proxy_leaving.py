@@ -158,7 +158,7 @@ async def test_what_the_proxy_lacks_is_held_against_no_engine(
             raise OSError(lacking, "there is no room")
 
         with monkeypatch.context() as patch:
-            patch.setattr("services.proxy.engine_http.connection_pool.ConnectionPool._addresses", connect)
+            patch.setattr("services.proxy.engine_http.names.Names.addresses", connect)
             await asyncio.sleep(0.5)
             assert [engine.health for role in Role for engine in cluster.proxy.fleet.engines(role)] == [Health.UP] * 2
         held.let_go()
@@ -187,7 +187,7 @@ async def test_what_a_request_without_a_connection_says_of_its_engine(
         raise error.__class__(*error.args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("services.proxy.engine_http.connection_pool.ConnectionPool._addresses", connect)
+        patch.setattr("services.proxy.engine_http.names.Names.addresses", connect)
         both = await asyncio.gather(*(cluster.complete() for _ in range(3)))  # more than there are idle connections
     assert 503 in {status for status, _ in both}
     assert [engine.health for engine in cluster.proxy.fleet.engines(Role.DECODE)] == [health]
