@@ -35,7 +35,7 @@ class Config:
     silence_ms: int = 2_000  # a node that says nothing for so long is suspect
     probe_ms: int = 500  # the same for one that a client could not reach, from when the client said so
     repair_after_ms: int = 2_000  # a suspect node's copies are made elsewhere after so long
-    repair_bytes_per_s: int = 256 << 20
+    repair_bytes_per_s: int = 256_000_000
     repair_timeout_ms: int = 10_000  # of one slice, node to node
     lost_ms: int = 30_000  # a suspect node's copies are given up after so long
     partial_ms: int = 60_000  # an adopted object whose other slices did not turn up is dropped after so long
