@@ -85,6 +85,7 @@ def put_start(call: int, request: pb.PutStartRequest, peer: str) -> m.PutStart:
         request.ttl_ms,
         m.Pin(request.pin),
         request.client_id.hex() or peer,
+        request.replace,
     )
 
 

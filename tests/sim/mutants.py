@@ -16,6 +16,7 @@ from larder.puts import _Write
 from larder.rpc import MasterClient
 from larder.transports import Move
 
+from services.master.core import ends
 from services.master.core.adoption import Adoption
 from services.master.core.allocator import Allocator
 from services.master.core.calls import Calls
@@ -27,6 +28,7 @@ from services.master.core.extents import Extents
 from services.master.core.leases import Leases
 from services.master.core.messages import Pin
 from services.master.core.placing import Placing
+from services.master.core.puts import Puts
 from services.master.core.reads import Reads
 from services.master.core.repair import Repair
 from services.master.core.room import Room
@@ -186,6 +188,34 @@ def repair_into_free_space_only(put: Put) -> None:
 @breaks("2, 11")
 def displace_what_is_wanted_more(put: Put) -> None:
     put(Room, "_worth", lambda self, obj: (Pin.HARD, 0.0))
+
+
+@breaks("1, 2")
+def keep_what_is_replaced(put: Put) -> None:
+    original = Catalogue.show
+
+    def show(self: Catalogue, obj: Any) -> Any:
+        return self.discard(obj) if obj.key in self.state.objects else original(self, obj)
+
+    put(Catalogue, "show", show)
+
+
+@breaks("1, 2")
+def drop_before_it_is_replaced(put: Put) -> None:
+    original = Puts._started
+
+    def started(self: Puts, pending: Any) -> None:
+        for key in pending.command.keys if pending.terms.replaces else ():
+            if key in self.state.objects:
+                self.room.catalogue.discard(self.state.objects[key])
+        original(self, pending)
+
+    put(Puts, "_started", started)
+
+
+@breaks("5")
+def number_replacing_puts_by_their_start(put: Put) -> None:
+    put(ends, "renumber", lambda state, write: None)
 
 
 @breaks("2, 12")

@@ -18,6 +18,7 @@ from services.master.core.phases import Phase
 from tests.sim.loop import Violation
 from tests.sim.memory import Pool
 from tests.sim.repairs import watch_displacing
+from tests.sim.replacing import gives_way, watch_replacing
 
 STRETCH_S = 1.5  # that a node is late to hear how long an object has left, and a new master to hear it from the node
 MUTATING = {m.PutStart: m.PutStarted, m.PutEnd: m.PutEnded, m.PutAbort: m.PutAborted, m.Remove: m.Removed}
@@ -26,14 +27,14 @@ MUTATING = {m.PutStart: m.PutStarted, m.PutEnd: m.PutEnded, m.PutAbort: m.PutAbo
 class Write:
     """A put that a master has begun."""
 
-    __slots__ = ("end_asked_at", "key", "pin", "slice_count", "stored_at", "ttl_s", "value", "write_id")
+    __slots__ = ("end_asked_at", "key", "pin", "replaces", "slice_count", "stored_at", "ttl_s", "value", "write_id")
 
     def __init__(self, key: bytes, value: bytes, write_id: int, slice_count: int, command: m.PutStart) -> None:
         self.key = key
         self.value = value
         self.write_id = write_id
         self.slice_count = slice_count
-        self.pin, self.ttl_s = command.pin, command.ttl_ms / 1000
+        self.pin, self.ttl_s, self.replaces = command.pin, command.ttl_ms / 1000, command.replace
         self.end_asked_at: list[float] = []  # when its client said that it was written; again where nobody answered
         self.stored_at = math.inf  # when it was first acknowledged
 
@@ -45,9 +46,10 @@ class Oracle:
         self.world = world
         self.values: dict[bytes, dict[bytes, bytes]] = {}  # request id of a PutStart -> key -> value
         self.history: dict[bytes, set[bytes]] = {}  # key -> every value that was ever put under it
-        self.writes: dict[int, Write] = {}
+        self.writes: dict[int, Write] = {}  # by their ids; one that replaces has two: from its start, and from its end
         self.ended: set[int] = set()  # writes whose client said that they were written
         self.stored: dict[bytes, dict[int, Write]] = {}  # key -> acknowledged and not known to be gone
+        self.replaced: dict[bytes, int] = {}  # key -> the newest write that replaced what was there
         self.write_until: dict[tuple[bytes, int], float] = {}  # (token, offset) -> when writing there must have begun
         self.released: set[tuple[bytes, int, int]] = set()  # (token, offset, write id) given up by a master
         self.made_at: dict[tuple[bytes, int], float] = {}  # (token, offset) -> when a master learned of a repair's copy
@@ -61,6 +63,7 @@ class Oracle:
 
     def watch(self, core: Master) -> None:
         """Checks every step of a core, and learns why it lets go of what it had."""
+        watch_replacing(self, core)
         step, evict, quarantine = core.step, core.room.evict, core.extents.quarantine
         discard, add_copy = core.catalogue.discard, core.catalogue.add_copy
         commands: dict[int, m.ClientCommand] = {}
@@ -160,6 +163,8 @@ class Oracle:
         places, part, copy = answer.places, 0, 0
         columns = zip(command.keys, answer.results, answer.write_ids, places.slice_counts, strict=True)
         for key, result, write_id, count in columns:
+            if result is Result.EXISTS and command.replace:
+                raise Violation(f"a put that replaces {key!r} is told that it exists")
             if result is Result.EXISTS and command is self._command and key not in self._gone:  # else it had to wait
                 obj = core.state.objects.get(key)
                 if obj is None or not self._is_offered(core, obj):
@@ -177,10 +182,15 @@ class Oracle:
 
     def _ended(self, core: Master, command: m.PutEnd, answer: m.PutEnded) -> None:
         """Copies acknowledged are copies held, with the right bytes (invariants 1 and 2)."""
-        for write_id, result, copies in zip(command.write_ids, answer.results, answer.copies, strict=True):
+        for asked_id, result, copies in zip(command.write_ids, answer.results, answer.copies, strict=True):
+            if result is Result.EXISTS:
+                gives_way(self, self.writes[asked_id])
             if result is not Result.OK:
                 continue
-            write, obj = self.writes[write_id], core.state.objects.get(self.writes[write_id].key)
+            write, obj = self.writes[asked_id], core.state.objects.get(self.writes[asked_id].key)
+            write_id = write.write_id
+            if write.replaces:
+                self.replaced[write.key] = max(self.replaced.get(write.key, 0), write_id)
             if obj is None or obj.write_id != write_id:
                 continue  # it went while others of the batch were recorded
             per_slice = [sum(key[2] == write_id for key in self.released)] * write.slice_count
@@ -221,6 +231,8 @@ class Oracle:
             write = self.writes.get(obj.write_id)
             if write is None or obj.write_id not in self.ended or write.key != key:
                 raise Violation(f"{key!r} is offered as of write {obj.write_id}, which never ended")
+            if obj.write_id < self.replaced.get(key, 0):
+                raise Violation(f"{key!r} is offered as of write {obj.write_id}, which was replaced")
             if write.ttl_s and self.world.now > write.end_asked_at[-1] + write.ttl_s + STRETCH_S:
                 raise Violation(f"{key!r} is offered after its time of {write.ttl_s} s")
             self.world.counts["hits"] += 1

@@ -55,6 +55,7 @@ class World:
         self.seed = seed
         self.rng = random.Random(seed)
         self._terms_rng = random.Random(f"terms of {seed}")  # its own: what other seeds do is as it was without terms
+        self._replacing_rng = random.Random(f"replacing of {seed}")  # likewise
         self.counts: Counter[str] = Counter()
         self.events: deque[str] = deque(maxlen=4000)
         self._digest = hashlib.blake2b(digest_size=16) if trace else None
@@ -158,6 +159,7 @@ class World:
     def _set_up(self) -> None:
         rng = self.rng
         self._has_terms = self._terms_rng.random() < 0.3
+        self._replaced_share = self._replacing_rng.choice((0.0, 0.0, 0.3, 0.7))
         self._config = Config(**CONFIG, high_watermark=rng.choice((0.75, 0.95, 1.0)))  # type: ignore[arg-type]
         self._capacity = rng.choice((4096, 8192, 8192, 16384))
         self._keys = [b"k%d" % number for number in range(rng.choice((2, 4, 6, 8)))]
@@ -218,8 +220,10 @@ class World:
         copies = rng.choice((1, 2, 2, 3))
         pin, ttl_s = self._terms_rng.choice(PINS), self._terms_rng.choice(TTLS_S)
         terms = {"pin": pin, "ttl_s": ttl_s} if self._has_terms else {}
+        replace = self._replacing_rng.random() < self._replaced_share
+        self.counts["replacing puts"] += replace
         try:
-            answers = await client.store.put_many(keys, list(values.values()), copies=copies, **terms)
+            answers = await client.store.put_many(keys, list(values.values()), copies=copies, replace=replace, **terms)
         except LarderError as error:
             return error
         return next((answer for answer in answers if isinstance(answer, LarderError)), None)

@@ -88,14 +88,27 @@ class Store:
     # ---- put -------------------------------------------------------------------------------------
 
     async def put(
-        self, key: Key, buffer: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None
+        self,
+        key: Key,
+        buffer: Any,
+        *,
+        copies: int = 1,
+        pin: Pin = None,
+        ttl_s: float | None = None,
+        replace: bool = False,
     ) -> PutResult:
         """Stores the bytes of a bytes-like object or a CPU tensor. A key that exists stays as it is,
         with the pin and the time to live that it has.
 
+        replace: it gets these bytes, copies, pin and time to live instead. Until the put has succeeded readers get the
+        old bytes, then the new, never a mixture; the old ones stay where it fails. There must be room for both. Of two
+        at once the last to end wins; the other may be told that the key existed.
+
         Raises NoSpace, TooLarge, PinRefused, WriteFailed, DeadlineExceeded, Unavailable, InvalidArgument.
         """
-        return or_raise((await self.put_many([key], [buffer], copies=copies, pin=pin, ttl_s=ttl_s)).pop())
+        return or_raise(
+            (await self.put_many([key], [buffer], copies=copies, pin=pin, ttl_s=ttl_s, replace=replace)).pop()
+        )
 
     async def put_many(
         self,
@@ -108,6 +121,7 @@ class Store:
         depths: Sequence[int] | None = None,
         started: Callable[[], None] | None = None,
         wait_s: float | None = None,
+        replace: bool = False,
     ) -> list[PutResult | LarderError]:
         """Stores many objects; a buffer may be a list of buffers, whose bytes are joined.
 
@@ -115,20 +129,35 @@ class Store:
         may consist. ttl_s: after so long they are a miss.
         depths: each block's position in its prompt's chain, for eviction. started: called once, when the master knows
         of all keys as being written. wait_s: for room, at most (default: most of the call's time); 0: what
-        finds none now is NoSpace. Answers per key a PutResult, or the error.
+        finds none now is NoSpace. replace: as in put. Answers per key a PutResult, or the error.
         """
         put = check_put(
-            keys, buffers, copies=copies, depths=depths, pin=pin, ttl_s=ttl_s, started=started, wait_s=wait_s
+            keys,
+            buffers,
+            copies=copies,
+            depths=depths,
+            pin=pin,
+            ttl_s=ttl_s,
+            started=started,
+            wait_s=wait_s,
+            replace=replace,
         )
         return await self._open().putter.put(
             put.names, put.memories, terms=put.terms, depths=put.depths, started=started, deadline=self._deadline()
         )
 
     async def put_tensor(
-        self, key: Key, tensor: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None
+        self,
+        key: Key,
+        tensor: Any,
+        *,
+        copies: int = 1,
+        pin: Pin = None,
+        ttl_s: float | None = None,
+        replace: bool = False,
     ) -> PutResult:
         """Stores a CPU torch tensor with its dtype and shape."""
-        return await self.put(key, tensors.parts(tensor), copies=copies, pin=pin, ttl_s=ttl_s)
+        return await self.put(key, tensors.parts(tensor), copies=copies, pin=pin, ttl_s=ttl_s, replace=replace)
 
     # ---- get -------------------------------------------------------------------------------------
 

@@ -24,13 +24,14 @@ Pin = Literal["soft", "hard"] | None
 class Terms:
     """What a put asks for beside its bytes: `pin` is None, "soft" or "hard"; a `ttl_ms` of 0 is no end.
 
-    `wait_s` is for room; None: most of the call's time.
+    `wait_s` is for room; None: most of the call's time. `replace`: a key that exists gets the new bytes.
     """
 
     copies: int = 1
     pin: Pin = None
     ttl_ms: int = 0
     wait_s: float | None = None
+    replace: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ def check_put(
     ttl_s: float | None,
     started: Callable[[], None] | None,
     wait_s: float | None,
+    replace: bool,
 ) -> Put:
     """The arguments of put_many; raises InvalidArgument."""
     names, memories = _check(keys, buffers, source)
@@ -69,7 +71,9 @@ def check_put(
         raise InvalidArgument(f"started is {started!r}: None, or something to call is wanted")
     ttl_ms = 0 if ttl_s is None else int(1000 * seconds(ttl_s, "ttl_s", 0.001, TTL_S_MAX))
     wait_s = None if wait_s is None else seconds(wait_s, "wait_s", 0, WAIT_S_MAX)
-    return Put(names, memories, Terms(copies, pin, ttl_ms, wait_s), chain)
+    if not isinstance(replace, bool):
+        raise InvalidArgument(f"replace is {replace!r:.60}: expected True or False")
+    return Put(names, memories, Terms(copies, pin, ttl_ms, wait_s, replace), chain)
 
 
 def seconds(value: Any, name: str, low: float, high: float) -> float:

@@ -37,6 +37,8 @@ END_SHARE: Final = 0.1
 class PutResult:
     """`copies`: how many copies of every slice there were in the end, maybe fewer than asked; 0 where the key existed.
 
+    `existed`: the key has another put's bytes; of a put that replaces, those of one that ended later.
+
     A copy that fails is made again on another node, by the nodes, as long as the put's deadline allows (at most 2 s).
     """
 

@@ -137,6 +137,7 @@ class MasterClient:
             pin=_PINS[terms.pin],
             ttl_ms=terms.ttl_ms,
             client_id=self._id,
+            replace=terms.replace,
             depths=depths,
             host_id=host_id(),
             zone=self._zone,

@@ -75,9 +75,21 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def put(self, key: Key, buffer: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None) -> PutResult:
-        """Stores the bytes of a bytes-like object or a CPU tensor. An existing key stays as it is, pin and life too."""
-        return self._run(self._store.put, key, buffer, copies=copies, pin=pin, ttl_s=ttl_s)
+    def put(
+        self,
+        key: Key,
+        buffer: Any,
+        *,
+        copies: int = 1,
+        pin: Pin = None,
+        ttl_s: float | None = None,
+        replace: bool = False,
+    ) -> PutResult:
+        """Stores the bytes of a bytes-like object or a CPU tensor. An existing key stays as it is, pin and life too.
+
+        replace: it gets these bytes and terms instead; readers get the old or the new, never a mixture.
+        """
+        return self._run(self._store.put, key, buffer, copies=copies, pin=pin, ttl_s=ttl_s, replace=replace)
 
     def put_many(
         self,
@@ -90,6 +102,7 @@ class Store:
         depths: Sequence[int] | None = None,
         started: Callable[[], None] | None = None,
         wait_s: float | None = None,
+        replace: bool = False,
     ) -> list[PutResult | LarderError]:
         """Stores many objects; answers per key a PutResult, or the error. `started` is called on the store's thread."""
         return self._run(
@@ -102,13 +115,21 @@ class Store:
             depths=depths,
             started=started,
             wait_s=wait_s,
+            replace=replace,
         )
 
     def put_tensor(
-        self, key: Key, tensor: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None
+        self,
+        key: Key,
+        tensor: Any,
+        *,
+        copies: int = 1,
+        pin: Pin = None,
+        ttl_s: float | None = None,
+        replace: bool = False,
     ) -> PutResult:
         """Stores a CPU torch tensor with its dtype and shape."""
-        return self._run(self._store.put_tensor, key, tensor, copies=copies, pin=pin, ttl_s=ttl_s)
+        return self._run(self._store.put_tensor, key, tensor, copies=copies, pin=pin, ttl_s=ttl_s, replace=replace)
 
     def get(self, key: Key) -> bytes | None:
         """The object's bytes, or None for a miss, and only for a miss."""

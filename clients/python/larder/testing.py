@@ -37,8 +37,17 @@ class FakeStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def put(self, key: Key, buffer: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None) -> PutResult:
-        return or_raise(self.put_many([key], [buffer], copies=copies, pin=pin, ttl_s=ttl_s)[0])
+    def put(
+        self,
+        key: Key,
+        buffer: Any,
+        *,
+        copies: int = 1,
+        pin: Pin = None,
+        ttl_s: float | None = None,
+        replace: bool = False,
+    ) -> PutResult:
+        return or_raise(self.put_many([key], [buffer], copies=copies, pin=pin, ttl_s=ttl_s, replace=replace)[0])
 
     def put_many(
         self,
@@ -51,17 +60,27 @@ class FakeStore:
         depths: Sequence[int] | None = None,
         started: Callable[[], None] | None = None,
         wait_s: float | None = None,
+        replace: bool = False,
     ) -> list[PutResult | LarderError]:
         put = check_put(
-            keys, buffers, copies=copies, depths=depths, pin=pin, ttl_s=ttl_s, started=started, wait_s=wait_s
+            keys,
+            buffers,
+            copies=copies,
+            depths=depths,
+            pin=pin,
+            ttl_s=ttl_s,
+            started=started,
+            wait_s=wait_s,
+            replace=replace,
         )
         self._check_open()
         if started is not None:
             started()
         answers: list[PutResult | LarderError] = []
         for name, memory in zip(put.names, put.memories, strict=True):
-            existed = self._has(name)
+            existed = self._has(name) and not put.terms.replace
             if not existed:
+                self._ends.pop(name, None)
                 if put.terms.ttl_ms:
                     self._ends[name] = self._clock() + put.terms.ttl_ms / 1000
                 self._objects[name] = _bytes_of(memory)
@@ -71,9 +90,16 @@ class FakeStore:
         return answers
 
     def put_tensor(
-        self, key: Key, tensor: Any, *, copies: int = 1, pin: Pin = None, ttl_s: float | None = None
+        self,
+        key: Key,
+        tensor: Any,
+        *,
+        copies: int = 1,
+        pin: Pin = None,
+        ttl_s: float | None = None,
+        replace: bool = False,
     ) -> PutResult:
-        return self.put(key, tensors.parts(tensor), copies=copies, pin=pin, ttl_s=ttl_s)
+        return self.put(key, tensors.parts(tensor), copies=copies, pin=pin, ttl_s=ttl_s, replace=replace)
 
     def get(self, key: Key) -> bytes | None:
         return or_raise(self.get_many([key])[0])

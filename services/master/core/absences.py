@@ -56,10 +56,11 @@ class Absences:
             self._removed = {}
 
     def note_removed(self, keys: Iterable[bytes], newest_write_id: int) -> None:
-        """These keys were removed; puts up to `newest_write_id` had begun."""
+        """These keys were removed or got new bytes; what they had was of puts up to `newest_write_id`."""
         if not self._away:
             return
-        self._removed.update(dict.fromkeys(keys, newest_write_id))
+        for key in keys:
+            self._removed[key] = max(newest_write_id, self._removed.get(key, 0))
         if len(self._removed) > REMOVED_MAX:
             self._removed = {}
             for away in self._away.values():

@@ -127,7 +127,7 @@ class Adoption:
     def _agree(self, obj: Object, segment: Segment, claims: Claims) -> None:
         """Strike out the claims to an object that the master knows of; drop copies the node no longer has."""
         state = self.state
-        if state.objects.get(obj.key) is not obj and state.partial.get(obj.key) is not obj:
+        if state.objects.get(obj.key) is not obj and state.partial.get(obj.write_id) is not obj:
             return  # it went meanwhile
         for part in obj.slices:
             for copy in [copy for copy in part.copies if copy.segment == segment.number]:
@@ -137,7 +137,7 @@ class Adoption:
                     continue
                 state.counters.lost_copies += 1
                 self.catalogue.drop_copy(obj, part, copy)
-        if not all(part.copies for part in obj.slices) and obj.key not in state.partial:
+        if not all(part.copies for part in obj.slices) and obj.write_id not in state.partial:
             state.counters.lost_objects += 1
             self.catalogue.discard(obj)
         else:
@@ -200,13 +200,13 @@ class Adoption:
     def _adopt(self, segment: Segment, claim: HeldCopy) -> Object | None:
         """The object that it is a copy of; None where it was dropped."""
         state = self.state
-        obj = state.objects.get(claim.key) or state.partial.get(claim.key)
-        if self.away is not None and self.away.is_stale(claim):
+        shown = state.objects.get(claim.key)
+        is_older = shown is not None and claim.write_id < shown.write_id
+        if is_older or (self.away is not None and self.away.is_stale(claim)):
             self._drop(segment, claim)
             return None
-        if obj is not None and obj.write_id < claim.write_id and state.partial.get(claim.key) is obj:
-            self.catalogue.discard(obj)  # of an older put, and not readable
-            obj = None
+        is_shown = shown is not None and claim.write_id == shown.write_id
+        obj = shown if is_shown else state.partial.get(claim.write_id)
         is_new = obj is None
         if obj is None:
             slices = [Slice(0, 0, []) for _ in range(claim.slice_count)]
@@ -229,9 +229,11 @@ class Adoption:
         state.counters.adopted_copies += 1
         is_whole = all([each.copies for each in obj.slices])
         if is_new and not is_whole:
-            state.partial[obj.key] = obj
+            state.partial[obj.write_id] = obj
             state.at(state.now + state.config.partial_ms, lambda: self._give_up(obj))
-        elif is_new or (is_whole and state.partial.pop(obj.key, None) is not None):
+        elif is_new or (is_whole and state.partial.pop(obj.write_id, None) is not None):
+            if shown is not None:  # of an older put
+                state.absences.note_removed((obj.key,), obj.write_id - 1)
             self.catalogue.show(obj)
         return obj
 
@@ -243,7 +245,7 @@ class Adoption:
 
     def _fits(self, obj: Object, claim: HeldCopy) -> bool:
         """Whether the claim is one more copy of that very object."""
-        if (obj.write_id, obj.size, len(obj.slices)) != (claim.write_id, claim.object_size, claim.slice_count):
+        if (obj.key, obj.size, len(obj.slices)) != (claim.key, claim.object_size, claim.slice_count):
             return False
         part = obj.slices[claim.slice_index]
         if part.copies and (part.length, part.checksum) != (claim.length, claim.checksum):
@@ -252,7 +254,7 @@ class Adoption:
         return not any(copy.segment in segments and segments[copy.segment].node is self.node for copy in part.copies)
 
     def _give_up(self, obj: Object) -> None:
-        if self.state.partial.get(obj.key) is obj:
+        if self.state.partial.get(obj.write_id) is obj:
             self.catalogue.discard(obj)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from services.master.core.messages import Answer, PutAborted, PutEnded, PutStarted, Rejected, Removed, Reply
 from services.master.core.packed import PackedKeys
-from services.master.core.pending import PendingRemove
 from services.master.core.tables import State
 
 REQUEST_ID_BYTES = 16
@@ -67,13 +66,6 @@ class Calls:
         while self._remembered_keys > self.state.config.remembered_max:
             _, oldest = self._answered.popitem(last=False)
             self._remembered_keys -= len(oldest.results)
-
-    def removed(self, remove: PendingRemove) -> None:
-        """One thing less that a Remove waits for."""
-        remove.remaining -= 1
-        assert remove.remaining >= 0
-        if not remove.remaining:
-            self.finish(remove.request_id, Removed([*remove.results]))
 
     def check_batch(self, count: int) -> None:
         limit = self.state.config.batch_max

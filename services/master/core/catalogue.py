@@ -16,8 +16,8 @@ class Catalogue:
         self.state = state
         self.extents = extents
 
-    def enter(self, obj: Object) -> None:
-        """A put has ended: what was reserved for it is live, may be found, and may be evicted."""
+    def enter(self, obj: Object) -> list[Quarantined]:
+        """A put has ended: what was reserved for it is live, may be found, and may be evicted. As show()."""
         segments, returns, pin = self.state.segments, self.state.traffic.put(obj), obj.pin
         for part in obj.slices:
             length = part.length
@@ -25,7 +25,7 @@ class Catalogue:
                 segment = segments[number]
                 segment.settle(length, pin)
                 segment.residents.add(obj, returns)
-        self.show(obj)
+        return self.show(obj)
 
     def add_copy(self, obj: Object, part: Slice, copy: Copy) -> None:
         """One more copy of a slice has been made: its extent was reserved."""
@@ -43,10 +43,11 @@ class Catalogue:
         elif obj not in segment.residents:
             segment.residents.add(obj, max(holder.residents.returns(obj) or 0 for holder in holders))
 
-    def show(self, obj: Object) -> None:
-        """From now on the object can be found."""
-        state, key = self.state, obj.key
-        assert key not in state.objects
+    def show(self, obj: Object) -> list[Quarantined]:
+        """From now on the object can be found, in place of an older put's: the extents of that are returned."""
+        state, key, older = self.state, obj.key, self.state.objects.get(obj.key)
+        assert older is None or older.write_id < obj.write_id
+        entries = [] if older is None else self.discard(older)
         for part in obj.slices:
             assert part.copies
         state.objects[key] = obj
@@ -54,6 +55,7 @@ class Catalogue:
         state.object_bytes += obj.size
         if obj.expires_at:
             state.expiring[obj.expires_at, obj.write_id] = obj
+        return entries
 
     def discard(self, obj: Object) -> list[Quarantined]:
         """Drop an object and all its copies. Its space returns once leases ended and nodes forgot it."""
@@ -66,8 +68,8 @@ class Catalogue:
             state.missing.pop(obj, None)
             if obj.expires_at:
                 del state.expiring[obj.expires_at, obj.write_id]
-        elif state.partial.get(obj.key) is obj:
-            del state.partial[obj.key]
+        elif state.partial.get(obj.write_id) is obj:
+            del state.partial[obj.write_id]
         entries = []
         for part in obj.slices:
             for copy in list(part.copies):

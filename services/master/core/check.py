@@ -20,7 +20,6 @@ def check(master: Master) -> None:
     assert not state.unreached
     assert list(state.names) == sorted(state.objects)
     assert state.object_bytes == sum(obj.size for obj in state.objects.values())
-    assert not state.objects.keys() & state.partial.keys()
     assert list(state.expiring.values()) == sorted(
         (obj for obj in state.objects.values() if obj.expires_at), key=lambda obj: (obj.expires_at, obj.write_id)
     )
@@ -58,9 +57,11 @@ def _check_outstanding(master: Master) -> None:
 
 def _check_objects(master: Master) -> None:
     state = master.state
-    for table, whole in ((state.objects, True), (state.partial, False)):
-        for key, obj in table.items():
-            assert obj.key == key
+    assert all(obj.key == key for key, obj in state.objects.items())
+    assert all(obj.write_id == write_id for write_id, obj in state.partial.items())
+    for table, whole in ((state.objects.values(), True), (state.partial.values(), False)):
+        for obj in table:
+            key = obj.key
             assert all(part.copies for part in obj.slices) == whole, key
             if whole:
                 assert sum(part.length for part in obj.slices) == obj.size, key
@@ -71,7 +72,7 @@ def _check_objects(master: Master) -> None:
     for segment in state.segments.values():
         assert len(segment.residents) == len(set(segment.residents)), "resident twice"
         for obj in segment.residents:
-            assert state.objects.get(obj.key) is obj or state.partial.get(obj.key) is obj, obj.key
+            assert state.objects.get(obj.key) is obj or state.partial.get(obj.write_id) is obj, obj.key
             assert any(copy.segment == segment.number for part in obj.slices for copy in part.copies)
 
 
@@ -111,6 +112,7 @@ def _check_writes(master: Master) -> None:
         for part in write.slices:
             _check_distinct(master, part)
     assert counts == state.writing
+    assert state.replaced.keys() <= counts.keys()
     granted = Counter(write.terms.client for write in state.writes.values())
     for pending in master.puts.waiting:
         granted[pending.command.client] += pending.write_ids.count(0)

@@ -15,6 +15,7 @@ from services.master.core.extents import Extents
 from services.master.core.messages import HeldCopy, Result
 from services.master.core.objects import Copy, Object, Slice
 from services.master.core.pending import PendingEnd, Write
+from services.master.core.precedence import may_show, renumber
 from services.master.core.put_checks import check_end
 from services.master.core.repair import Repair
 from services.master.core.runs import link
@@ -59,6 +60,8 @@ class Ends:
                 self._resolve(pending, index, Result.UNKNOWN_WRITE, 0)
                 continue
             write.end, write.end_index, write.ended_at = pending, index, self.state.now
+            if write.terms.replaces:
+                renumber(self.state, write)
             for number, part in enumerate(write.slices):
                 part.checksum = command.checksums[starts[index] + number]
                 if failed or not live.issuperset([copy[0] for copy in part.copies]):
@@ -77,7 +80,7 @@ class Ends:
 
     def _record(self, write: Write, records: dict[Node, tuple[list[Write], list[HeldCopy]]]) -> None:
         slices, terms, segments = write.slices, write.terms, self.state.segments
-        if self.state.has(write.key) or not _fewest(slices):
+        if not may_show(self.state, write) or not _fewest(slices):
             self._complete(write)  # nothing to record: another was first, or it is lost
             return
         for number, part in enumerate(slices):
@@ -150,49 +153,52 @@ class Ends:
         """
         pending, index = write.end, write.end_index
         assert pending is not None
-        if self.state.at_hand(write.slices) and not self.state.has(write.key):
-            obj = pending.objects[index] = self._become_object(write)
-            self.writes.close(write)
-            if self.state.draining:
-                self.repair.want(obj)  # the node may be to go since the put began
-            copies = _fewest(write.slices)
-            if copies >= write.terms.wanted:
-                self._resolve(pending, index, _OK, copies)
-            else:
-                self.state.counters.degraded_puts += 1
-                self._mend(obj, pending, index)
+        if self.state.at_hand(write.slices) and may_show(self.state, write):
+            self._become_object(write, pending, index)
             return
         for part in write.slices:
             for copy in part.copies:
                 self.extents.release(copy, part.length, write.write_id, not_before=self.state.now, recorded=True)
         self.writes.close(write)
-        self._resolve(pending, index, _EXISTS if self.state.has(write.key) else Result.LOST, 0)
+        gives_way = self.state.has(write.key) and not may_show(self.state, write)
+        self._resolve(pending, index, _EXISTS if gives_way else Result.LOST, 0)
 
-    def _mend(self, obj: Object, pending: PendingEnd, index: int) -> None:
-        """Have the copies made that are missing; the answer waits for them as long as it may."""
+    def _become_object(self, write: Write, pending: PendingEnd, index: int) -> None:
+        """The answer to a put that replaces waits until what was there is forgotten."""
+        state, (wanted, ttl_ms, pin, _, replaces) = self.state, write.terms
+        expires_at = write.ended_at + ttl_ms if ttl_ms else 0
+        obj = Object(write.key, write.write_id, write.size, write.depth, write.slices, 0, wanted, expires_at, pin)
+        state.counters.put_objects += 1
+        state.counters.put_bytes += obj.size
+        pending.objects[index] = obj
+        before = self.catalogue.enter(obj)
+        if replaces:
+            state.replaced[obj.key] = obj.write_id
+            state.absences.note_removed((obj.key,), obj.write_id - 1)
+        self.writes.close(write)
         copies = _fewest(obj.slices)
+        if state.draining or (replaces and before):
+            self.repair.want(obj)  # the node may be to go since the put began
+        if replaces and before:
+            self.extents.await_forgetting(before, lambda: self._stored(obj, copies, pending, index))
+        else:
+            self._stored(obj, copies, pending, index)
+
+    def _stored(self, obj: Object, copies: int, pending: PendingEnd, index: int) -> None:
+        """Answer; where copies are missing, once they were made, for as long as that may wait."""
+        if copies >= obj.wanted:
+            self._resolve(pending, index, _OK, copies)
+            return
+        self.state.counters.degraded_puts += 1
 
         def answer() -> None:  # the object can be read meanwhile; it may be gone, or have lost a copy more
             self._resolve(pending, index, _OK, max(copies, _fewest(obj.slices)))
 
-        if pending.until > self.state.now:
+        if pending.until > self.state.now and self.state.objects.get(obj.key) is obj:
             self.repair.promise(obj, pending.until, answer)
         else:
             answer()
             self.repair.want(obj)
-
-    def _become_object(self, write: Write) -> Object:
-        key = write.key
-        for table in (self.state.objects, self.state.partial):
-            if key in table:
-                self.catalogue.discard(table[key])
-        wanted, ttl_ms, pin, _ = write.terms
-        expires_at = write.ended_at + ttl_ms if ttl_ms else 0
-        obj = Object(key, write.write_id, write.size, write.depth, write.slices, 0, wanted, expires_at, pin)
-        self.state.counters.put_objects += 1
-        self.state.counters.put_bytes += obj.size
-        self.catalogue.enter(obj)
-        return obj
 
     def _resolve(self, pending: PendingEnd, index: int, result: Result, copies: int) -> None:
         pending.results[index] = result

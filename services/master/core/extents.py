@@ -4,10 +4,12 @@ Keeps invariants 3 (extents disjoint, bytes add up) and 7 (no reuse while a leas
 could still touch an extent). What each waits for is in `quarantine`.
 """
 
-from services.master.core.calls import Calls
+from collections.abc import Callable, Iterable
+
 from services.master.core.cluster import Node, Quarantined, Segment
 from services.master.core.messages import Forget
 from services.master.core.objects import Copy
+from services.master.core.pending import Forgetting
 from services.master.core.phases import Phase
 from services.master.core.quarantine import TRANSITIONS, UNACKNOWLEDGED, Event, Hold
 from services.master.core.tables import State
@@ -20,9 +22,8 @@ WATCHED_PER_FORGET = 64  # a writer that was stopped holds up no more extents th
 class Extents:
     outlives_silence = True
 
-    def __init__(self, state: State, calls: Calls) -> None:
+    def __init__(self, state: State) -> None:
         self.state = state
-        self.calls = calls
         self.forgetting: dict[int, list[Quarantined]] = {}  # by the command's number: not acknowledged
 
     def release(self, copy: Copy, length: int, write_id: int, *, not_before: int, recorded: bool) -> Quarantined | None:
@@ -59,16 +60,25 @@ class Extents:
 
     def forgotten(self, entry: Quarantined) -> None:
         """The node no longer holds the extent, nor does anybody write there by shared memory."""
-        self.settle_remove(entry)
+        self.wait_no_more(entry)
         if entry.hold is Hold.LEASED and entry.not_before <= self.state.now:  # its timer comes later in this step
             self._on(entry, Event.TIME)
         self._on(entry, Event.ACKNOWLEDGED)
 
-    def settle_remove(self, entry: Quarantined) -> None:
-        """A Remove waits for this extent no longer."""
-        if entry.remove is not None:
-            self.calls.removed(entry.remove)
-            entry.remove = None
+    def await_forgetting(self, entries: Iterable[Quarantined], then: Callable[[], None]) -> None:
+        """Go on once live nodes have forgotten these. A suspect one is told when it returns: nobody waits for that."""
+        forgetting = Forgetting(then)
+        for entry in entries:
+            if entry.segment.live:
+                entry.forgetting = forgetting
+                forgetting.remaining += 1
+        forgetting.one_less()
+
+    def wait_no_more(self, entry: Quarantined) -> None:
+        """It is forgotten, or nobody knows when it will be."""
+        forgetting, entry.forgetting = entry.forgetting, None
+        if forgetting is not None:
+            forgetting.one_less()
 
     def _on(self, entry: Quarantined, event: Event) -> None:
         segment = entry.segment

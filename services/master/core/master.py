@@ -38,7 +38,7 @@ class Master:
         """
         self.state = State(config, epoch, now, salt)
         self.calls = Calls(self.state)
-        self.extents = Extents(self.state, self.calls)
+        self.extents = Extents(self.state)
         self.catalogue = Catalogue(self.state, self.extents)
         self.placing = Placing(self.state)
         self.room = Room(self.state, self.catalogue)

@@ -57,6 +57,7 @@ class PutStart:
     ttl_ms: int = 0
     pin: Pin = Pin.NONE
     client: str = ""  # whoever is to be told from others
+    replace: bool = False  # what can be read under the keys, too
 
 
 @dataclass(frozen=True, slots=True)

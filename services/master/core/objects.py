@@ -72,3 +72,4 @@ class Terms(NamedTuple):
     ttl_ms: int  # from when it is ended; 0: no end
     pin: int
     client: str
+    replaces: bool  # what can be read under the key

@@ -1,5 +1,7 @@
 """Calls whose answer waits: a PutStart for room, a PutEnd for the holders, a Remove until the nodes have forgotten."""
 
+from collections.abc import Callable
+
 from services.master.core import messages as m
 from services.master.core.messages import Result
 from services.master.core.objects import Object, Slice, Terms
@@ -44,15 +46,20 @@ class PendingEnd:
         self.remaining = count
 
 
-class PendingRemove:
-    """A Remove whose answer waits until the nodes have forgotten, so that no restart brings the keys back."""
+class Forgetting:
+    """What goes on once the nodes have forgotten some copies, so that no restart brings those back."""
 
-    __slots__ = ("remaining", "request_id", "results")
+    __slots__ = ("remaining", "then")
 
-    def __init__(self, request_id: bytes) -> None:
-        self.request_id = request_id
-        self.results: list[Result] = []
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.then = then
         self.remaining = 1  # one for the step itself
+
+    def one_less(self) -> None:
+        self.remaining -= 1
+        assert self.remaining >= 0
+        if not self.remaining:
+            self.then()
 
 
 class Write:

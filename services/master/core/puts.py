@@ -14,6 +14,7 @@ from services.master.core.messages import Pin, Result
 from services.master.core.objects import Near, Terms
 from services.master.core.pending import PendingStart, Write
 from services.master.core.placing import Placing, make_places
+from services.master.core.precedence import stays
 from services.master.core.put_checks import check_start
 from services.master.core.room import Room
 from services.master.core.shortage import Shortage, shortage
@@ -45,7 +46,8 @@ class Puts:
             return
         wait_ms = min(command.wait_ms, config.wait_ms_max)
         now = self.state.now
-        terms = Terms(command.copies or config.copies, command.ttl_ms, command.pin, command.client)
+        copies = command.copies or config.copies
+        terms = Terms(copies, command.ttl_ms, command.pin, command.client, command.replace)
         pending = PendingStart(command, terms, now, now + wait_ms)
         if self.waiting or not self._advance(pending):
             pending.waited = True
@@ -70,7 +72,7 @@ class Puts:
             size = pending.size
             if size not in fits:
                 fits[size] = self.placing.could_ever_fit(size)
-            if self.state.has(command.keys[pending.next]):
+            if stays(self.state, command.keys[pending.next], pending.terms):
                 self.state.objects[command.keys[pending.next]].used = self.state.traffic.use()
                 pending.decide(_EXISTS)
             elif not fits[size]:
@@ -94,8 +96,8 @@ class Puts:
         stop = min(len(keys), first + max(1, self.state.config.slice_bytes // aligned(size)))
         if sizes[first:stop].count(size) == stop - first and self.state.objects.keys().isdisjoint(keys[first:stop]):
             return stop - first  # as for most, at a tenth of the time
-        following = range(first + 1, stop)
-        return next((i for i in following if sizes[i] != size or self.state.has(keys[i])), stop) - first
+        following, state, terms = range(first + 1, stop), self.state, pending.terms
+        return next((i for i in following if sizes[i] != size or stays(state, keys[i], terms)), stop) - first
 
     def _started(self, pending: PendingStart) -> None:
         """Answer. The time to write runs from here. The client counts from before it asked: what it waited is added."""

@@ -11,11 +11,11 @@ from itertools import chain, repeat
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
 from services.master.core.catalogue import Catalogue
+from services.master.core.cluster import Quarantined
 from services.master.core.leases import Leases
 from services.master.core.messages import Fault, Result
 from services.master.core.objects import Copy, Object, Slice
 from services.master.core.packed import PackedKeys
-from services.master.core.pending import PendingRemove
 from services.master.core.placing import make_places
 from services.master.core.repair import Repair
 from services.master.core.runs import leading
@@ -186,18 +186,18 @@ class Reads:
         self.calls.check_keys(command.keys)
         if not self.calls.begin(command.call, command.request_id, m.Removed):
             return
-        pending = PendingRemove(command.request_id)
         self.state.absences.note_removed(command.keys, self.state.next_write_id)
+        results: list[Result] = []
+        entries: list[Quarantined] = []
         for key in command.keys:
             obj = self.state.objects.get(key)
             if obj is not None and 0 < obj.expires_at <= self.state.now:
                 obj = None
-            pending.results.append(Result.MISS if obj is None else Result.OK)
-            for entry in self.catalogue.discard(obj) if obj is not None else ():
-                if entry.segment.live:  # a suspect node is told when it is back; nobody waits for that
-                    entry.remove = pending
-                    pending.remaining += 1
-        self.calls.removed(pending)
+            results.append(Result.MISS if obj is None else Result.OK)
+            if obj is not None:
+                entries += self.catalogue.discard(obj)
+        removed = m.Removed(results)
+        self.catalogue.extents.await_forgetting(entries, lambda: self.calls.finish(command.request_id, removed))
 
     def report(self, command: m.Report) -> None:
         self.calls.check_keys(command.keys)

@@ -141,7 +141,7 @@ class Silence:
         for segment in node.segments:
             segment.live = False
             for entry in segment.quarantine.values():
-                self.extents.settle_remove(entry)
+                self.extents.wait_no_more(entry)
         for command_id, sender in list(node.outstanding.items()):
             if node.stream is None or not sender.outlives_silence:
                 del node.outstanding[command_id]

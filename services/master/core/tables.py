@@ -110,7 +110,7 @@ class State:
     now: int = 0
     salt: int = 0  # where the write ids of an epoch begin
     objects: dict[bytes, Object] = field(default_factory=dict)
-    partial: dict[bytes, Object] = field(default_factory=dict)  # adopted, slices still missing
+    partial: dict[int, Object] = field(default_factory=dict)  # by write id: adopted, slices still missing
     names: SortedList[bytes] = field(default_factory=SortedList)  # keys of `objects`
     object_bytes: int = 0
     missing: dict[Object, int] = field(default_factory=dict)  # copies that readable objects lack, by the last look
@@ -120,6 +120,7 @@ class State:
     departed: OrderedDict[int, Departed] = field(default_factory=OrderedDict)  # the last DEPARTED_MAX
     writes: dict[int, Write] = field(default_factory=dict)
     writing: dict[bytes, int] = field(default_factory=dict)  # key -> writes in flight
+    replaced: dict[bytes, int] = field(default_factory=dict)  # of these keys -> the last write that replaced
     effects: list[Effect] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
     asked: dict[str, Asked] = field(default_factory=lambda: {"lookup": Asked(), "match": Asked()})

@@ -77,4 +77,6 @@ class Writes:
         left = state.writing.pop(key) - 1
         if left:
             state.writing[key] = left
+        elif state.replaced:
+            state.replaced.pop(key, None)
         state.ended_keys.append(key)

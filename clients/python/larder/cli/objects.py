@@ -28,6 +28,7 @@ READ_BYTES: Final = 2**20
 @click.option("--copies", default=1, show_default=True)
 @click.option("--pin", type=click.Choice(["soft", "hard"]), help="Evicted last, or never.")
 @click.option("--ttl", "ttl_s", type=float, help="Seconds after which it is gone.")
+@click.option("--replace", is_flag=True, help="A KEY that exists gets the new bytes, pin and time to live.")
 @common_options
 def put(
     common: Common,
@@ -36,14 +37,19 @@ def put(
     copies: int,
     pin: Literal["soft", "hard"] | None,
     ttl_s: float | None,
+    replace: bool,
 ) -> None:
     """Stores FILE (- is standard input) under KEY. What exists stays as it is, its pin and time to live too."""
     with _content(file) as data:
         size = len(data)
-        result = use_store(common, lambda store: store.put(key, data, copies=copies, pin=pin, ttl_s=ttl_s))
+        result = use_store(
+            common, lambda store: store.put(key, data, copies=copies, pin=pin, ttl_s=ttl_s, replace=replace)
+        )
     shown = show_argument(key)
     said = f"{show_size(size)}, copies: {result.copies}"
-    if result.existed:
+    if result.existed and replace:
+        said = "another put replaced it at the same time"
+    elif result.existed:
         said = "existed, and stays as it is" + (": neither pin nor time to live changes" if pin or ttl_s else "")
     if common.is_json:
         say_json({"key": shown, "bytes": size, "copies": result.copies, "existed": result.existed})

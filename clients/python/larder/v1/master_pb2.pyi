@@ -17,7 +17,7 @@ FAULT_CORRUPT: Fault
 FAULT_UNREACHABLE: Fault
 
 class PutStartRequest(_message.Message):
-    __slots__ = ("request_id", "keys", "sizes", "copies", "depths", "host_id", "wait_ms", "zone", "ttl_ms", "pin", "client_id")
+    __slots__ = ("request_id", "keys", "sizes", "copies", "depths", "host_id", "wait_ms", "zone", "ttl_ms", "pin", "client_id", "replace")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class PutStartRequest(_message.Message):
     TTL_MS_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
     request_id: bytes
     keys: _types_pb2.Keys
     sizes: _containers.RepeatedScalarFieldContainer[int]
@@ -40,7 +41,8 @@ class PutStartRequest(_message.Message):
     ttl_ms: int
     pin: _types_pb2.Pin
     client_id: bytes
-    def __init__(self, request_id: _Optional[bytes] = ..., keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., copies: _Optional[int] = ..., depths: _Optional[_Iterable[int]] = ..., host_id: _Optional[str] = ..., wait_ms: _Optional[int] = ..., zone: _Optional[str] = ..., ttl_ms: _Optional[int] = ..., pin: _Optional[_Union[_types_pb2.Pin, str]] = ..., client_id: _Optional[bytes] = ...) -> None: ...
+    replace: bool
+    def __init__(self, request_id: _Optional[bytes] = ..., keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., sizes: _Optional[_Iterable[int]] = ..., copies: _Optional[int] = ..., depths: _Optional[_Iterable[int]] = ..., host_id: _Optional[str] = ..., wait_ms: _Optional[int] = ..., zone: _Optional[str] = ..., ttl_ms: _Optional[int] = ..., pin: _Optional[_Union[_types_pb2.Pin, str]] = ..., client_id: _Optional[bytes] = ..., replace: bool = ...) -> None: ...
 
 class PutStartReply(_message.Message):
     __slots__ = ("results", "write_ids", "places", "write_ttl_ms", "shortage", "remedy")
