@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from larder.addresses import DIRECTLY, ip_of, join, split
+from larder.addresses import ip_of, join, split
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 logger = logging.getLogger(__name__)
@@ -36,18 +36,8 @@ _OPTIONS: Final = [
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 500),  # peers ping every second: see CHANNEL_OPTIONS
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),  # peers ping every second: see larder.channel
 ]
-CHANNEL_OPTIONS: Final = [
-    DIRECTLY,
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.keepalive_time_ms", 1_000),  # with the time-out, a silent peer is given up after 3 s
-    ("grpc.keepalive_timeout_ms", 2_000),
-    ("grpc.http2.ping_timeout_ms", 2_000),  # gRPC 1.85 heeds only this one, and its default is 60 s
-    ("grpc.http2.max_pings_without_data", 0),
-]
-"""For long-lived channels to a server of this module."""
 
 
 async def overloaded(context: Any, reason: str, retry_ms: int) -> NoReturn:

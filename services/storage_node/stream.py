@@ -3,19 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import grpc
+from larder.channel import open_channel
 from larder.errors import LarderError
 from larder.v1.node_pb2 import MasterMessage, NodeMessage
 from larder.v1.node_pb2_grpc import NodeRegistryStub
 
-from services.common.rpc import CHANNEL_OPTIONS
-
-_OPTIONS: Final = [
-    *CHANNEL_OPTIONS,
-    ("grpc.use_local_subchannel_pool", 1),
-]  # else a new try inherits gRPC's own back-off
 T = TypeVar("T")
 
 
@@ -52,7 +47,7 @@ class MasterStream:
 @asynccontextmanager
 async def open_stream(address: str, send_timeout_s: float) -> AsyncIterator[MasterStream]:
     """A stream to the master at HOST:PORT; nothing is known of that master before it answers."""
-    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+    async with open_channel(address) as channel:
         call = NodeRegistryStub(channel).Attach()
         try:
             yield MasterStream(call, send_timeout_s)

@@ -7,8 +7,6 @@ import ipaddress
 import re
 from typing import Final
 
-DIRECTLY: Final = ("grpc.enable_http_proxy", 0)
-"""An option of every gRPC channel: what http_proxy names is for the world outside, and knows no master."""
 _HOST_PORT: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]+)):([0-9]{1,5})")
 
 

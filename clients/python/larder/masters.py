@@ -13,14 +13,13 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from larder.addresses import DIRECTLY
+from larder.channel import open_channel
 from larder.v1 import master_pb2 as pb
 from larder.v1 import master_pb2_grpc
 
 SEVERAL: Final = "larder-masters"
 """Metadata of a call: how many masters the caller names, where it names several."""
 SURVEY_S: Final = 2.0
-_OPTIONS: Final = [DIRECTLY, ("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def warnings(seen: Sequence[Seen]) -> list[str]:
 
 
 async def _ask(address: str, wait_s: float) -> Seen:
-    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+    async with open_channel(address) as channel:
         stub: Any = master_pb2_grpc.MasterStub(channel)
         try:
             reply: pb.StatusReply = await stub.Status(pb.StatusRequest(brief=True), timeout=wait_s)

@@ -17,8 +17,8 @@ import grpc
 import grpc.aio
 
 from larder import forks
-from larder.addresses import DIRECTLY
 from larder.arguments import Terms
+from larder.channel import open_channel
 from larder.errors import InvalidArgument, LarderError, NoSpace, StoreClosed, Unavailable
 from larder.facts import Known, known
 from larder.host import host_id
@@ -30,19 +30,6 @@ from larder.v1 import master_pb2_grpc, types_pb2
 from larder.v1.types_pb2 import Result
 from larder.wire import pack_keys, unpack_keys
 
-_CHANNEL_OPTIONS: Final = [
-    DIRECTLY,
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.use_local_subchannel_pool", 1),  # a new store does not inherit an old one's back-off
-    ("grpc.keepalive_time_ms", 1_000),  # with the time-out: a silent master is given up after 3 s
-    ("grpc.keepalive_timeout_ms", 2_000),
-    ("grpc.http2.ping_timeout_ms", 2_000),  # gRPC 1.85 heeds this one only
-    ("grpc.http2.max_pings_without_data", 0),
-]
 _CLOSED: Final = "the store was closed while the call was under way"
 _PINS: Final = {None: types_pb2.PIN_NONE, "soft": types_pb2.PIN_SOFT, "hard": types_pb2.PIN_HARD}
 _OK: Final = int(Result.RESULT_OK)  # attributes of protobuf's enums are slow
@@ -113,7 +100,7 @@ class MasterClient:
         self._id = os.urandom(16)
         self.addresses = list(addresses)
         self._stats = stats
-        self._channels = [grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) for address in addresses]
+        self._channels = [open_channel(address) for address in addresses]
         self._stubs: list[Any] = [_stub(channel) for channel in self._channels]
         self._leader = 0
         self._metadata = ((SEVERAL, str(len(addresses))),) if len(addresses) > 1 else None

@@ -10,10 +10,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from larder.channel import open_channel
 from larder.v1 import master_pb2, master_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from services.common.rpc import CALLS_IN_FLIGHT_MAX, CHANNEL_OPTIONS, RpcServer
+from services.common.rpc import CALLS_IN_FLIGHT_MAX, RpcServer
 
 
 class Servicer(master_pb2_grpc.MasterServicer):
@@ -40,7 +41,7 @@ class Servicer(master_pb2_grpc.MasterServicer):
 class Running:
     def __init__(self, rpc: RpcServer, port: int, registry: CollectorRegistry, servicer: Servicer) -> None:
         self.rpc, self.port, self.registry, self.servicer = rpc, port, registry, servicer
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS)
+        self.channel = open_channel(f"127.0.0.1:{port}")
         self.master = master_pb2_grpc.MasterStub(self.channel)
 
     async def counted(self, op: str, result: str) -> None:

@@ -11,7 +11,8 @@ from typing import Final
 import grpc
 import grpc.aio
 
-from larder.addresses import DIRECTLY, ip_of, is_loopback, join, split
+from larder.addresses import ip_of, is_loopback, join, split
+from larder.channel import open_channel
 from larder.diagnosis import why_unreached
 from larder.doctor.finding import Finding, Part
 from larder.doctor.listeners import listener
@@ -146,7 +147,7 @@ def is_own(ip: str) -> bool:
 
 
 async def _ask(address: str, findings: list[Finding]) -> Reached:
-    async with grpc.aio.insecure_channel(address, options=[DIRECTLY, ("grpc.use_local_subchannel_pool", 1)]) as channel:
+    async with open_channel(address) as channel:
         stub = master_pb2_grpc.MasterStub(channel)
         asked_s = time.time()
         try:
