@@ -15,7 +15,8 @@ from typing import Any
 import larder
 import numpy as np
 import pytest
-from larder.calls import Call, LoopThread
+from larder.calls import Call
+from larder.loops import LoopThread
 from larder.transports import pump, shm
 
 from demo.cluster import Cluster

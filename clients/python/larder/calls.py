@@ -6,21 +6,13 @@ one call of a C function that does not look at signals, reached in a straight li
 """
 
 import asyncio
-import atexit
 import ctypes
-import logging
-import socket
-import threading
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar, cast
 
-from larder import forks
-from larder.errors import InvalidArgument, StoreClosed
+from larder.loops import LoopThread
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
-CLOSE_S: Final = 5.0
 
 _FOR_EVER: Final = -1
 _BY_SIGNALS, _BY_NOTHING = 1, 0
@@ -43,7 +35,7 @@ class Call(Generic[T]):
         self._work: Callable[[], Coroutine[Any, Any, T]] | None = work
         self._task: asyncio.Task[None] | None = None
         self._begun = self._ended = self.given_up = False
-        self._under_way: set[Call[Any]] = set()
+        self._under_way: set[Any] = set()
         self._answer: T | None = None
         self._error: BaseException | None = None
         self._gate: int | None = None
@@ -54,7 +46,7 @@ class Call(Generic[T]):
         if self._gate:  # no exception came between
             free(self._gate)
 
-    def result(self, thread: "LoopThread") -> T:
+    def result(self, thread: LoopThread) -> T:
         """Has the thread carry the call out, and waits for its end; raises what it raised."""
         try:
             thread.begin(self)
@@ -85,7 +77,7 @@ class Call(Generic[T]):
 
     # ---- on the loop -----------------------------------------------------------------------------
 
-    def begin(self, under_way: "set[Call[Any]]") -> None:
+    def begin(self, under_way: set[Any]) -> None:
         """`under_way` has the call until it has ended."""
         self._begun = True
         if self.given_up:
@@ -117,103 +109,3 @@ class Call(Generic[T]):
         self._under_way.discard(self)
         self._ended = True
         _open_gate(self._gate)
-
-
-class LoopThread:
-    """A thread with an event loop, to carry out calls until it is stopped."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """`close` is the last that it does."""
-        forks.cannot_cross(self)
-        self._loop = loop
-        self._close = close
-        self.stopping = self._told = False
-        self._last: asyncio.Task[None] | None = None
-        self._under_way: set[Call[Any]] = set()
-        self._bell, self._ringer = socket.socketpair()
-        self._bell.setblocking(False)
-        self._ringer.setblocking(False)
-        self.ring = self._ringer.send
-        """Has the calls that were given up cancelled; a call of C, which nothing breaks off."""
-        self._lock = threading.RLock()  # a signal handler may make calls in the middle of one
-        self._thread = threading.Thread(target=self._run, name="larder", daemon=True)
-        _running.add(self)
-        try:
-            self._thread.start()
-        except RuntimeError:  # too many threads
-            self._shut()
-            raise
-        except BaseException:  # a signal handler's: it may run by now, or not
-            _running.discard(self)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            raise
-
-    def begin(self, call: Call[Any]) -> None:
-        """Raises StoreClosed, or InvalidArgument on this very thread."""
-        if threading.current_thread() is self._thread:
-            raise InvalidArgument("this thread carries out the store's calls: call from another, not from a callback")
-        with self._lock:
-            if self.stopping:
-                raise StoreClosed("the store is closed")
-            self._loop.call_soon_threadsafe(call.begin, self._under_way)
-
-    def _heed_the_bell(self) -> None:
-        with suppress(BlockingIOError):
-            self._bell.recv(4096)
-        for call in list(self._under_way):
-            if call.given_up:
-                call.cancel()
-
-    def stop(self, wait_s: float = 0.0) -> None:
-        """Ends the calls under way and closes; waits so long for it. Broken off, it may be called again."""
-        with self._lock:
-            self.stopping = True
-            if not self._told:
-                with suppress(RuntimeError):  # it was told, and is closed
-                    self._loop.call_soon_threadsafe(self._begin_stopping)
-                self._told = True
-        if wait_s and threading.current_thread() is not self._thread:
-            self._thread.join(wait_s)
-
-    def _begin_stopping(self) -> None:
-        if self._last is None:
-            self._last = self._loop.create_task(self._end())
-
-    async def _end(self) -> None:
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await self._close()
-        except Exception:
-            logger.exception("a store did not close in order")
-        current = asyncio.current_task()
-        calls = [task for task in asyncio.all_tasks() if task is not current]
-        for task in calls:
-            task.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
-        self._loop.stop()
-
-    def _run(self) -> None:
-        try:
-            self._loop.add_reader(self._bell, self._heed_the_bell)
-            self._loop.run_forever()
-        finally:
-            self._loop.remove_reader(self._bell)
-            self._shut()
-
-    def _shut(self) -> None:
-        self._loop.close()
-        self._bell.close()
-        self._ringer.close()
-        _running.discard(self)
-
-
-_running: Final[set[LoopThread]] = set()
-
-
-@atexit.register
-def _stop_all() -> None:
-    """Threads that are in the engine when the interpreter goes would take the process down with them."""
-    if not forks.inherited():
-        for thread in list(_running):
-            thread.stop(wait_s=CLOSE_S)

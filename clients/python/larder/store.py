@@ -14,9 +14,10 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from larder import aio, forks
 from larder.arguments import Pin
-from larder.calls import CLOSE_S, Call, LoopThread
+from larder.calls import Call
 from larder.errors import LarderError, StoreClosed
 from larder.keys import Key
+from larder.loops import CLOSE_S, LoopThread
 from larder.options import Options, resolve
 from larder.puts import PutResult
 

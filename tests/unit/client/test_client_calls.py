@@ -15,9 +15,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from larder import calls
-from larder.calls import Call, LoopThread
+from larder import loops
+from larder.calls import Call
 from larder.errors import StoreClosed
+from larder.loops import LoopThread
 from larder.tasks import together, unbroken
 
 RESULT = Call.result.__code__
@@ -212,14 +213,14 @@ def test_a_thread_whose_start_is_broken_off_does_not_stay(monkeypatch: pytest.Mo
         begun.append(thread)
         raise Interrupt
 
-    before = set(calls._running)
+    before = set(loops._running)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", broken_off)
         with pytest.raises(Interrupt):
             LoopThread(asyncio.new_event_loop(), nothing)
     begun[0].join(5)
     assert not begun[0].is_alive()
-    assert calls._running == before
+    assert loops._running == before
 
 
 @pytest.mark.parametrize("after", [True, False])
@@ -250,13 +251,13 @@ def test_where_there_are_too_many_threads_nothing_stays(monkeypatch: pytest.Monk
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    before, loop = set(calls._running), asyncio.new_event_loop()
+    before, loop = set(loops._running), asyncio.new_event_loop()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(RuntimeError):
             LoopThread(loop, nothing)
     assert loop.is_closed()
-    assert calls._running == before
+    assert loops._running == before
 
 
 def until(condition: Callable[[], Any]) -> None:

@@ -7,22 +7,20 @@ is probed in the background until it does, so that a stopped master does not cos
 
 import asyncio
 import logging
-import os
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, Protocol, TypeVar
 
 from larder import forks
-from larder.errors import LarderError, StoreClosed, Unavailable
+from larder.errors import LarderError, Unavailable
+from larder.loops import CLOSE_S, LoopThread
 
 logger = logging.getLogger("vllm.larder")  # below "vllm": the engine's own handlers print it
 
 PROBE_EVERY_S: Final = 0.5
 PROBE_S: Final = 2.0
 PROBE_KEY: Final = b"larder"
-CLOSE_S: Final = 5.0
 SWITCH_S: Final = 0.0005
 
 Buffers = Sequence[memoryview]
@@ -60,49 +58,40 @@ class StoreLink:
     """
 
     def __init__(self, connect: Callable[[], Awaitable[AsyncStore]]) -> None:
-        forks.cannot_cross(self)
-        self._pid = os.getpid()
         self._connect = connect
         self._store: AsyncStore | None = None
         self._connecting = asyncio.Lock()
         self._up = False
         self._told_down = False
         self._probing: asyncio.Task[None] | None = None
-        self._closed = False
         # A message passes through several threads; each waits so long for the interpreter while the engine runs.
         sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="larder", daemon=True)
-        self._thread.start()
+        self._thread = LoopThread(asyncio.new_event_loop(), self._close)
         self.doubt()
 
     def ready(self) -> bool:
         """Whether the store answered when it was last asked."""
-        return self._up and not self._left_behind()
+        return self._up and not forks.inherited()
 
     def call(self, work: Callable[[AsyncStore], Awaitable[T]]) -> Future[T]:
         """Run `work` on the loop; the future has its result or what it raised. Never waits."""
-        if self._closed:
-            return _refused(StoreClosed("the connector was shut down"))
-        if self._left_behind():
-            return _refused(forks.Forked("this process was forked from an engine's that uses Larder"))
-        return asyncio.run_coroutine_threadsafe(self._run(work), self._loop)
+        try:
+            forks.check()
+        except forks.Forked as error:
+            refused: Future[T] = Future()
+            refused.set_exception(error)
+            return refused
+        return self._thread.submit(self._run(work))
 
     def soon(self, action: Callable[[], object]) -> None:
         """Run `action` on the loop, where it has not been closed."""
-        if not self._closed:
-            self._loop.call_soon_threadsafe(action)
+        if not forks.inherited():
+            self._thread.soon(action)
 
     def doubt(self) -> None:
         """The store may be gone: it counts as silent until it has answered a probe."""
         self._up = False
-        if self._left_behind():
-            return
-        self._loop.call_soon_threadsafe(self._start_probing)
-
-    def _left_behind(self) -> bool:
-        """Whether this process was forked later: the loop's thread is the parent's."""
-        return self._pid != os.getpid()
+        self.soon(self._start_probing)
 
     async def _run(self, work: Callable[[AsyncStore], Awaitable[T]]) -> T:
         try:
@@ -118,8 +107,8 @@ class StoreLink:
             return self._store
 
     def _start_probing(self) -> None:
-        if self._probing is None and not self._closed:
-            self._probing = self._loop.create_task(self._probe())
+        if self._probing is None:
+            self._probing = asyncio.create_task(self._probe())
 
     async def _probe(self) -> None:
         try:
@@ -148,20 +137,13 @@ class StoreLink:
 
     def close(self) -> None:
         """Close the store and end the thread; calls under way end with an error. Waits at most about CLOSE_S."""
-        if self._closed or self._left_behind():
-            return
-        self._closed, self._up = True, False
-        future = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
-        try:
-            future.result(CLOSE_S)
-        except (TimeoutError, LarderError, OSError) as error:
-            logger.warning("Larder's store did not close in order: %r", error)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(CLOSE_S)
-        if not self._thread.is_alive():
-            self._loop.close()
+        self._up = False
+        if not forks.inherited():
+            self._thread.stop(wait_s=CLOSE_S)
 
     async def _close(self) -> None:
+        """Whoever uses the store ends before it does."""
+        self._up = False
         current = asyncio.current_task()
         under_way = [task for task in asyncio.all_tasks() if task is not current]
         for task in under_way:
@@ -169,9 +151,3 @@ class StoreLink:
         await asyncio.gather(*under_way, return_exceptions=True)
         if self._store is not None:
             await self._store.close()
-
-
-def _refused(error: LarderError) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_exception(error)
-    return future
