@@ -1,7 +1,7 @@
-"""Streams of server-sent events: where an event ends, which ones are errors, and how each protocol says that it failed.
+"""Streams of server-sent events: where an event ends, which ones are errors, and how each protocol reports a failure.
 
 A stream that breaks off must look broken to its client. So the proxy's last word has the form in which that protocol's
-clients expect an error, and never follows half an event: a blank line after it would make it a whole one, with
+clients expect an error, and never follows half an event: the blank line after it would complete that event, with
 contents that no engine meant.
 """
 
@@ -20,7 +20,7 @@ _SEQUENCE: Final = re.compile(rb'"sequence_number":\s*(\d+)')
 
 
 class Form(Enum):
-    """How errors are said."""
+    """How errors are worded."""
 
     OPENAI = "openai"
     RESPONSES = "responses"
@@ -38,7 +38,7 @@ _FORMS: Final = {
 
 
 def form_of(path: str) -> Form | None:
-    """None: not known, and nothing that the proxy could say would be understood for sure."""
+    """None: not known, so nothing that the proxy could say would surely be understood."""
     path = path.rstrip("/")
     if path.startswith(("/v1/messages/", "/v1/responses/")):
         path = path[: path.index("/", 4)]
@@ -46,7 +46,7 @@ def form_of(path: str) -> Form | None:
 
 
 def error_body(form: Form | None, status: int, message: str) -> dict[str, Any]:
-    """What the proxy itself answers with that status; OpenAI's shape, unless the path has another one."""
+    """What the proxy itself answers with that status: in OpenAI's form, unless the path has another."""
     if form is Form.ANTHROPIC:
         return {"type": "error", "error": {"type": _anthropic_type(status), "message": message, "code": status}}
     kind = "invalid_request_error" if status < 500 else "server_error"
@@ -56,7 +56,7 @@ def error_body(form: Form | None, status: int, message: str) -> dict[str, Any]:
 def error_event(form: Form, status: int, message: str, before: bytes = b"") -> bytes:
     """The event that ends a broken stream. Before: what was sent last."""
     body = error_body(form, status, message)
-    if form is Form.RESPONSES:  # its event has the fields at the top; what the client raises on is `error`
+    if form is Form.RESPONSES:  # its event has the fields at the top, but its client raises on `error`
         numbers = _SEQUENCE.findall(before)
         said = {"type": "error", "code": body["error"]["type"], "message": message, "param": None}
         body = said | {"sequence_number": int(numbers[-1]) + 1 if numbers else 0} | body
@@ -65,20 +65,20 @@ def error_event(form: Form, status: int, message: str, before: bytes = b"") -> b
 
 
 def is_stream(headers: Mapping[str, str]) -> bool:
-    """Whether what they speak of is a stream of events that can be read."""
+    """Whether they announce a stream of events that can be read."""
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     return kind == "text/event-stream" and headers.get("Content-Encoding", "identity").strip().lower() == "identity"
 
 
 class Events:
-    """Cuts a stream where its events end: what has not ended yet is held back, up to HELD_BYTES_MAX."""
+    """Cuts a stream where its events end: an unfinished one is held back, up to HELD_BYTES_MAX."""
 
     __slots__ = ("held", "is_torn", "last")
 
     def __init__(self) -> None:
         self.held = b""
-        self.is_torn = False  # what was passed ends within an event
-        self.last = b""  # what was passed last
+        self.is_torn = False  # what was passed on ends within an event
+        self.last = b""  # what was passed on last
 
     def feed(self, chunk: bytes) -> bytes:
         """More of the stream; returns what can be passed on."""
@@ -105,12 +105,12 @@ _LAST: Final = {
 
 
 def is_last(form: Form, events: bytes) -> bool:
-    """Whether a stream that ends so has come to its end."""
+    """Whether a stream that ends with these events is complete."""
     return _LAST[form].search(events) is not None
 
 
 class Failure(NamedTuple):
-    """What an event that is an error says."""
+    """What an error event says."""
 
     status: int
     message: str
@@ -118,7 +118,7 @@ class Failure(NamedTuple):
 
 
 def first_event(events: bytes) -> tuple[bytes, bytes] | None:
-    """Name and data of the first event that has data; None if that has not come whole."""
+    """Name and data of the first event that has data; None if it is not complete."""
     name, data = b"", list[bytes]()
     for line in events.splitlines(keepends=True):
         if line.startswith(b"data:"):
@@ -133,7 +133,7 @@ def first_event(events: bytes) -> tuple[bytes, bytes] | None:
 
 
 def failure_of(events: bytes) -> Failure | None:
-    """What the first event of a stream says if it is an error; None if it is anything else."""
+    """What the first event of a stream says if it is an error; None if it is not."""
     if b"error" not in events or (first := first_event(events)) is None:
         return None
     name, data = first
@@ -155,7 +155,7 @@ def failure_of(events: bytes) -> Failure | None:
 
 
 def _status_of(error: dict[str, Any], around: dict[str, Any]) -> int:
-    """By number, where there is one, else by name. 500 where nothing is said: whose fault it is nobody knows."""
+    """By number if there is one, else by name; 500 if there is neither, since nobody knows whose fault it is."""
     for fields in (error, around):
         for name in ("code", "status", "status_code"):
             if (status := _number(fields.get(name))) is not None:
@@ -173,7 +173,7 @@ def _number(value: Any) -> int | None:
 
 
 def _plain(name: str) -> str:
-    """rate_limit_error, RateLimitError and "Rate Limit" are one."""
+    """Makes rate_limit_error, RateLimitError and "Rate Limit" the same."""
     return re.sub(r"[^a-z]", "", name.lower()).removesuffix("error")
 
 

@@ -1,11 +1,11 @@
-"""The engines as the proxy sees them: who is there, who answers, how much each has to do. Decides; sends nothing.
+"""The engines as the proxy sees them: which are there, which answer, how much each has to do. Decides; sends nothing.
 
 What is known of an engine comes from three sides: probes of its health (probed), the legs sent to it (answered, failed,
-ended), and operators (add, drain, remove). An engine is offered in the order of `_tier`; one that refuses connections
-is never offered, so that a dead engine costs a request nothing until a probe finds it again.
+ended), and operators (add, drain, remove). Engines are offered in the order of `_tier`; one that refuses connections
+never is, so that a dead engine costs requests nothing until a probe finds it again.
 
-What is seen of one connection says nothing about others: an engine that takes no new ones may be about to end and
-still answer what it has, and what it answers then does not say that it takes new ones.
+One connection says nothing about others: an engine that accepts no new ones may be about to end and still answer on
+those it has, and that it does so does not mean that it accepts new ones.
 
 Keeps invariant 12 for its part: what it remembers grows with the engines, never with the requests.
 """
@@ -29,7 +29,7 @@ from services.proxy.core.engine import (
 FAILURES_MAX: Final = 3  # in a row, until the breaker opens
 OPEN_S_MAX: Final = 30.0
 SAY_EVERY_S: Final = 60.0
-SILENT_PROBES: Final = 2  # probes in a row without an answer, until an engine counts as silent
+SILENT_PROBES: Final = 2  # unanswered probes in a row, until an engine counts as silent
 
 
 def _ignore(_engine: Engine, _change: Change) -> None:
@@ -37,12 +37,12 @@ def _ignore(_engine: Engine, _change: Change) -> None:
 
 
 class Fleet:
-    """`on_change` is called within the call that made the change."""
+    """`on_change` is called from within the call that makes the change."""
 
     def __init__(self, on_change: Callable[[Engine, Change], None] = _ignore) -> None:
         self._on_change = on_change
         self._engines: dict[Role, dict[Address, Engine]] = {role: {} for role in Role}
-        self._common: dict[Role, frozenset[str] | None] = dict.fromkeys(Role)  # what all list; None: nobody lists any
+        self._common: dict[Role, frozenset[str] | None] = dict.fromkeys(Role)  # what all list; None: none lists any
 
     def engines(self, role: Role) -> tuple[Engine, ...]:
         """In the order in which they were added."""
@@ -54,7 +54,7 @@ class Fleet:
     # -- operators
 
     def add(self, role: Role, address: Address, health: Health = Health.UP) -> bool:
-        """False if it is there already. A draining engine that is added takes requests again. GONE: not before a probe
+        """False if it is there already. Adding a draining engine lets it take requests again. GONE: not before a probe
         has found it."""
         known = self._engines[role].get(address)
         if known is None:
@@ -66,13 +66,13 @@ class Fleet:
         return True
 
     def remove(self, role: Role, address: Address) -> Engine | None:
-        """Takes it out; legs under way to it go on."""
+        """Takes it out; its legs under way go on."""
         removed = self._engines[role].pop(address, None)
         self._compare(role)
         return removed
 
     def drain(self, role: Role, address: Address) -> Engine | None:
-        """No new legs; those under way go on."""
+        """It gets no new legs; those under way go on."""
         engine = self._engines[role].get(address)
         if engine is not None:
             engine.draining = True
@@ -81,7 +81,7 @@ class Fleet:
     # -- choice
 
     def candidates(self, role: Role, now: float, tried: frozenset[Address] = frozenset()) -> list[Engine]:
-        """The best engines that there are, all equally fit; empty if nobody can be asked."""
+        """The best engines there are, all equally good; empty if none can be asked."""
         best: list[Engine] = []
         best_tier = _NEVER
         for engine in self._engines[role].values():
@@ -93,7 +93,7 @@ class Fleet:
         return best
 
     def listing(self, role: Role, now: float) -> list[Engine]:
-        """Those to ask for what is served: the best, and whoever else alone has a model."""
+        """Those to ask for their models: the best, and others that have a model none of these has."""
         asked = self.candidates(role, now)
         listed = frozenset[str]().union(*(engine.models or () for engine in asked))
         more = (engine for engine in self._engines[role].values() if engine.is_offered and engine not in asked)
@@ -104,11 +104,11 @@ class Fleet:
         return _tier(engine, now) == 0
 
     def serves(self, role: Role, now: float) -> bool:
-        """Whether an engine answers that may be asked."""
+        """Whether there is an engine that answers and may be asked."""
         return any(_tier(engine, now) < _SILENT for engine in self._engines[role].values())
 
     def book(self, engine: Engine, prompt_tokens: int, now: float) -> Booking:
-        """A leg is sent to it: answered() or failed() tells how it began, ended() must follow in any case."""
+        """A leg is sent to it. answered() or failed() may tell how it went; ended() must follow in any case."""
         trial = engine.breaker(now) is Breaker.HALF_OPEN and not engine.trial
         engine.trial |= trial
         engine.requests += 1
@@ -118,25 +118,25 @@ class Fleet:
     # -- what legs tell
 
     def answered(self, booking: Booking) -> None:
-        """The leg has an answer that can be used."""
+        """The leg has a usable answer."""
         engine = booking.engine
         was_open = engine.open_until is not None
         engine.failures, engine.open_until, engine.open_s = 0, None, OPEN_S
-        is_news = booking.health is engine.health or engine.is_mute  # else it has what was sent before it was lost
+        is_news = booking.health is engine.health or engine.is_mute  # else it answers what was sent before it was lost
         if is_news and engine.health is not Health.GONE:
             self._heard(engine)
         if was_open:
             self._on_change(engine, Change.CLOSED)
 
     def failed(self, booking: Booking, now: float) -> None:
-        """The engine was reached and gave no answer that can be used."""
+        """The engine was reached and gave no usable answer."""
         engine = booking.engine
         if engine.health is Health.GONE:
             return  # what comes back may be another one
         engine.failures += 1
         if engine.open_until is not None:
             if not booking.trial:
-                return  # sent before it opened, or for want of a better one: it tells nothing new
+                return  # sent before it opened, or for want of a better engine: it tells nothing new
             engine.open_s = min(2 * engine.open_s, OPEN_S_MAX)
         elif engine.failures < FAILURES_MAX:
             return
@@ -144,7 +144,7 @@ class Fleet:
         self._on_change(engine, Change.OPENED)
 
     def misfit(self, booking: Booking, now: float) -> bool:
-        """It refused, as if it were the client's fault, what another one took. Whether to say so: once in a while."""
+        """It refused, blaming the client, what another engine accepted. Returns whether to report it: not too often."""
         self.failed(booking, now)
         engine = booking.engine
         if engine.said_at is not None and now - engine.said_at < SAY_EVERY_S:
@@ -153,7 +153,7 @@ class Fleet:
         return True
 
     def unreachable(self, booking: Booking, *, refused: bool) -> None:
-        """No connection to the engine; refused: at once, so nobody listens there."""
+        """There was no connection to it. Refused: at once, so nobody listens there."""
         self._turn(booking.engine, Health.GONE if refused else Health.SILENT)
 
     def ended(self, booking: Booking) -> None:
@@ -167,13 +167,13 @@ class Fleet:
             engine.trial = False
 
     def awaits(self, engine: Engine, count: int) -> None:
-        """So many more (or fewer) decode legs need the KV that it holds."""
+        """So many more (or fewer) decode legs need the KV it holds."""
         engine.awaited += count
 
     # -- what probes tell
 
     def probed(self, engine: Engine, probe: Probe) -> bool:
-        """Whether that shows, for the first time, that it is frozen: whoever waits on it may wait for ever."""
+        """Returns whether this shows, for the first time, that it is frozen: who waits for it may wait for ever."""
         match probe:
             case Probe.OK:
                 self._heard(engine)
@@ -203,19 +203,19 @@ class Fleet:
             self._on_change(engine, Change.BACK if health is Health.UP else Change.LOST)
 
     def learned(self, engine: Engine, handover: Handover, transfer_ids: tuple[str, ...] = ()) -> None:
-        """What was found out of a prefill engine. STORE is what is left: it contradicts nothing that is known."""
+        """How a prefill engine hands over. STORE is only the default: it overrides nothing that is known."""
         if handover is Handover.STORE and engine.handover is not None:
             return
         engine.handover, engine.transfer_ids = handover, transfer_ids
 
     def listed(self, engine: Engine, models: frozenset[str]) -> None:
-        """The models that it says it serves."""
+        """The models it says it serves."""
         if engine.models != models:
             engine.models = models
             self._compare(engine.role)
 
     def all_serve(self, role: Role, model: str) -> bool:
-        """As far as they list their models. Costs nothing."""
+        """As far as they list their models. Costs next to nothing."""
         common = self._common[role]
         return common is None or model in common
 
@@ -224,7 +224,7 @@ class Fleet:
         self._common[role] = frozenset.intersection(*lists) if lists else None
 
     def check(self) -> None:
-        """Asserts what must always hold; for tests."""
+        """Asserts what must always hold, for tests."""
         for role, engines in self._engines.items():
             for address, engine in engines.items():
                 assert (engine.role, engine.address) == (role, address)
@@ -239,11 +239,11 @@ _DOUBTFUL, _OPEN, _SILENT, _NEVER = 1, 2, 3, 4
 
 
 def _tier(engine: Engine, now: float) -> int:
-    """0: as it should be · it owes a probe's answer · its breaker is open · it is silent · not to be asked."""
+    """0: all is well · a probe is unanswered · its breaker is open · it is silent · not to be asked."""
     if not engine.is_offered:
         return _NEVER
     if engine.health is Health.UP and (engine.open_until is None or (now >= engine.open_until and not engine.trial)):
         return _DOUBTFUL if engine.unanswered else 0
     if engine.role is Role.PREFILL:
-        return _NEVER  # its work is a help only: rather do without than wait for it
+        return _NEVER  # its work only helps: better to do without than to wait for it
     return _OPEN if engine.health is Health.UP else _SILENT

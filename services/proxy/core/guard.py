@@ -1,9 +1,9 @@
-"""Who may tell an engine from where to fetch KV or embeddings: the proxy, and nobody else. Engines connect to wherever
-such a field points, so every body that a client sends is looked at here, as the engine will get it.
+"""Only the proxy may tell an engine where to fetch KV or embeddings from. Engines connect to wherever such a field
+points, so every body that a client sends is inspected here, as the engine will get it.
 
-One list says which fields these are (`_NAMES`), one where a field of that name is a client's own data (`_DATA`): what
-stands anywhere else is refused, at any depth, however it is spelt, and whatever the body says that it is. Bodies that
-cannot be read here are refused too. Looks at bytes: 64 MB of brackets must not become 1.3 GB of lists.
+One list names these fields (`_NAMES`), another where a field of such a name is the client's own data (`_DATA`):
+anywhere else it is refused, at any depth, however it is spelt, and whatever the body claims to be. Bodies that cannot
+be read here are refused too. Works on bytes: 64 MB of brackets must not become 1.3 GB of lists.
 """
 
 import re
@@ -30,12 +30,12 @@ _DATA: Final = frozenset(
         *("metadata", "chat_template_kwargs"),
     }
 )
-"""Fields at the top of a request in which any name is the user's: schemas, conversations, notes."""
+"""Top-level fields in which any name is the user's: schemas, conversations, notes."""
 
 _SIGNS: Final = (b"_transfer_params", b"disaggregated_params", b"bootstrap_", b"\\u00")
 _FORMS: Final = frozenset({"multipart/form-data", "application/x-www-form-urlencoded"})
-_URLENCODED_BYTES_MAX: Final = 256 << 10  # unpacking takes two hundred times as much
-_CONTENT_TYPE_MAX: Final = 512  # to read one takes the square of its length
+_URLENCODED_BYTES_MAX: Final = 256 << 10  # decoding takes two hundred times as much
+_CONTENT_TYPE_MAX: Final = 512  # reading one takes time that grows with the square of its length
 _UTF_8: Final = frozenset({"", "utf-8", "utf8", "us-ascii", "ascii"})
 
 
@@ -49,12 +49,12 @@ _FORM_FIELD: Final = re.compile(rf"(?:\bname\s*=\s*[\"']?|(?:^|[&;]))({'|'.join(
 
 
 def check(body: bytes, content_types: Sequence[str], encodings: Sequence[str]) -> None:
-    """Raises BadRequest if the body says what only the proxy may say. The headers are those that are sent with it."""
+    """Raises BadRequest if the body says what only the proxy may say. The headers are those sent with it."""
     if not body:
         return
     for encoding in encodings:
         if encoding.strip().lower() not in ("", "identity"):
-            raise BadRequest(415, f"Content-Encoding {encoding!r}: send the body unpacked, engines take no other")
+            raise BadRequest(415, f"Content-Encoding {encoding!r}: send the body unencoded, engines take no other")
     if b"\0" in body[:4]:  # UTF-16, UTF-32; or no text at all
         if "json" in "".join(content_types).lower() or not content_types:
             raise BadRequest(400, "the request body is not valid JSON in UTF-8")
@@ -89,7 +89,7 @@ def _kind_of(content_type: str) -> tuple[str, str]:
 
 
 def _in_data(body: bytes) -> int:
-    """How often a name stands where it is the user's own; of a field that is given twice only the last one counts."""
+    """How many of the names are the user's own data; of a field that is given twice only the last counts."""
     try:
         fields = decode_fields(body)
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""Which engine made which response: what follows on one (previous_response_id, /v1/responses/ID) must go there.
+"""Which engine made which response: what refers to one (previous_response_id, /v1/responses/ID) must go there.
 
-Bounded (invariant 12): of the responses of an old day the proxy asks the engines themselves.
+Bounded (invariant 12): for old responses the proxy asks the engines themselves.
 """
 
 import re
@@ -32,13 +32,13 @@ class Homes:
 
 
 def response_made(answer: bytes) -> str | None:
-    """The id of the response that an answer, or a stream's first event, begins with."""
+    """The id of the response whose answer, or stream's first event, begins with these bytes."""
     found = _ID.search(answer, 0, _HEAD_BYTES)
     return None if found is None else found[1].decode(errors="replace")
 
 
 def response_followed(path: Iterable[str], fields: Fields) -> str | None:
-    """The id of the response that a request is about: by its path, in parts, or as previous_response_id."""
+    """The id of the response a request is about: named in its path (split at slashes) or previous_response_id."""
     match tuple(path):
         case ("v1", "responses", named, *_):
             return named if _can_be_id(named) else None

@@ -1,8 +1,8 @@
 """What each engine is asked, made from what the client asked.
 
-The prefill leg is there for the KV it leaves behind. So it keeps everything that shapes the prompt (messages, tools,
+The prefill leg is sent for the KV it leaves behind. So it keeps everything that shapes the prompt (messages, tools,
 template arguments, LoRA's model name, cache salt), generates one token, and asks for nothing that costs more. The
-decode engine gets the client's own bytes, but for the field that tells it where the KV lies.
+decode engine gets the client's own bytes, apart from the field that tells it where the KV lies.
 """
 
 import ipaddress
@@ -20,21 +20,21 @@ PARAMS: Final = "kv_transfer_params"
 _DROPPED: Final = (
     "stream_options",  # refused without stream
     "min_tokens",  # would contradict max_tokens=1
-    # A prefill that ends otherwise than by length hands over nothing: who waits for its KV does so for minutes.
+    # A prefill that ends other than by length hands over nothing, and whoever waits for its KV waits for minutes.
     "stop",
     "stop_token_ids",
     "include_stop_str_in_output",
     "repetition_detection",
     "best_of",
     "use_beam_search",
-    # They make an engine compute the whole prompt's logits, and vLLM pass over its prefix cache:
+    # These make an engine compute the whole prompt's logits, and vLLM bypass its prefix cache:
     "echo",
     "logprobs",
     "prompt_logprobs",
     "top_logprobs",
     "logprob_token_ids",
 )
-_ASK_TO_KEEP: Final = {  # what vLLM's NIXL connector wants to be told; other connectors pass over it
+_ASK_TO_KEEP: Final = {  # for vLLM's NIXL connector; other connectors ignore it
     "do_remote_decode": True,
     "do_remote_prefill": False,
     "remote_engine_id": None,
@@ -45,7 +45,7 @@ _ASK_TO_KEEP: Final = {  # what vLLM's NIXL connector wants to be told; other co
 
 
 def prefill_request(request: Fields, *, chat: bool, handover: Handover | None, transfer_id: str = "") -> dict[str, Any]:
-    """The prefill leg's request for a completion, or for a chat completion. Handover None: it is to be found out."""
+    """The prefill leg's request for a completion, or a chat completion. Handover None: it is yet to be found out."""
     leg: dict[str, Any] = {name: value for name, value in request.items() if name not in _DROPPED}
     leg |= {"max_tokens": 1, "stream": False, "ignore_eos": True}
     if chat or "max_completion_tokens" in leg:
@@ -60,9 +60,9 @@ def prefill_request(request: Fields, *, chat: bool, handover: Handover | None, t
 
 
 def pulled_params(answer: bytes, prefill: Address) -> dict[str, Any] | None:
-    """Where the KV lies, as a prefill engine's answer says; None if it does not, or is no JSON object.
+    """Where the KV lies, as a prefill engine's answer says; None if it does not, or is not a JSON object.
 
-    An engine that knows itself by a loopback address only is given the address that the proxy reaches it by.
+    An engine that knows only a loopback address of itself is given the address at which the proxy reaches it.
     """
     try:
         content = decode(answer)
@@ -78,7 +78,7 @@ def pulled_params(answer: bytes, prefill: Address) -> dict[str, Any] | None:
 
 
 def sends_nothing(answer: bytes) -> bool:
-    """Whether a prefill engine that pushes keeps its KV for itself: it ended the answer otherwise than by length."""
+    """Whether a prefill engine that pushes keeps its KV to itself: its answer ended other than by length."""
     try:
         reasons = {choice.finish_reason for choice in _ended.decode(answer).choices}
     except (ValueError, RecursionError):
@@ -87,14 +87,14 @@ def sends_nothing(answer: bytes) -> bool:
 
 
 def with_params(body: bytes, request: Fields, params: dict[str, Any]) -> bytes:
-    """The client's request, told where the KV lies; `request` is what `body` says."""
+    """The client's request with where the KV lies; `request` is `body`, parsed."""
     if not request or PARAMS in request:
         return encode({**request, PARAMS: params})
     return b'%b,"%b":%b}' % (body[: body.rindex(b"}")], PARAMS.encode(), encode(params))
 
 
 def pushed_params(transfer_id: str, engine_id: str, bootstrap: str) -> dict[str, Any]:
-    """What the decode leg of a pair is told, as vLLM's MooncakeConnector wants it. Bootstrap: http://HOST:PORT."""
+    """For the decode leg of a pair, as vLLM's MooncakeConnector wants it. Bootstrap: http://HOST:PORT."""
     return {
         "do_remote_decode": False,
         "do_remote_prefill": True,
@@ -110,7 +110,7 @@ def bootstrap_of(engine: Engine, port: int) -> str:
 
 
 def transfer_ids(answer: bytes) -> tuple[str, ...]:
-    """The engine's ids by data-parallel rank, as a bootstrap server's /query lists them; empty if it is none."""
+    """The engine's ids by data-parallel rank, from a bootstrap server's /query; empty if it is not one."""
     try:
         ranks = decode(answer)
         if not isinstance(ranks, dict):

@@ -1,9 +1,9 @@
 """Which engines the proxy has: those it was started with, those that were found, and what operators changed since.
-Decides; keeps nothing.
+Decides; stores nothing.
 
-A change is remembered only where it differs from what is given or found. So an engine that is given and was removed
-stays away, until it is added again or no longer given; one that was added stays, until it is removed. That one was
-drained or removed while it was found is forgotten when it is found no more: who has its address next is another engine.
+A change is remembered only where it differs from what is given or found. So a given engine that was removed stays away
+until it is added again or no longer given; one that was added stays until it is removed. That a found engine was
+drained or removed is forgotten once it is no longer found: whoever has its address next is another engine.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from typing import Final
 from services.proxy.core.engine import Address, Health, Role
 from services.proxy.core.fleet import Fleet
 
-ENGINES_MAX: Final = 1024  # of one role, those that were removed among them
+ENGINES_MAX: Final = 1024  # of one role, removed ones included
 
 
 class Wish(StrEnum):
@@ -26,7 +26,7 @@ class Wish(StrEnum):
 
 
 class Unchanged(Exception):
-    """The change cannot be made; str() says why."""
+    """The change cannot be made. str() says why."""
 
 
 class AlreadyThere(Unchanged):
@@ -47,26 +47,26 @@ Changes = Mapping[Role, Mapping[Address, Wish]]
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """Given: the engines of the command line; found: those of --discover. Every change makes a new one."""
+    """Given: the engines of the command line; found: those of --discover. Every change makes a new Membership."""
 
     given: Mapping[Role, tuple[Address, ...]]
     changes: Changes = field(default_factory=dict)
     found: Found = field(default_factory=dict)
     leaving: Mapping[Role, frozenset[Address]] = field(
         default_factory=dict
-    )  # were found, and go when nobody needs them
+    )  # were found once, and go when nobody needs them
 
     def expected(self, role: Role) -> tuple[Address, ...]:
-        """As if nobody had changed anything."""
+        """The engines, had nobody changed anything."""
         return tuple(dict.fromkeys((*self.given.get(role, ()), *self.found.get(role, ()))))
 
     def engines(self, role: Role) -> dict[Address, Wish]:
-        """ACTIVE or DRAINING: the given ones first, then found and added ones, in their order."""
+        """ACTIVE or DRAINING: given ones first, then found and added ones, in their order."""
         wishes = dict.fromkeys(self.expected(role), Wish.ACTIVE) | dict(self.changes.get(role, {}))
         return {address: wish for address, wish in wishes.items() if wish is not Wish.REMOVED}
 
     def added(self, role: Role, address: Address) -> "Membership":
-        """Also takes a draining engine back."""
+        """Also takes back a draining engine."""
         if self.engines(role).get(address) is Wish.ACTIVE:
             raise AlreadyThere("Instance already exists.")
         return self._with(role, address, Wish.ACTIVE)
@@ -81,7 +81,7 @@ class Membership:
 
     def _check_known(self, role: Role, address: Address) -> None:
         if address in self.leaving.get(role, ()):
-            raise NotThere(f"{address} is not found any more: it leaves the {role.value} instances by itself.")
+            raise NotThere(f"{address} is no longer found: it leaves the {role.value} instances by itself.")
         if address not in self.engines(role):
             raise NotThere(f"{address} is not among the {role.value} instances.")
 
@@ -97,8 +97,8 @@ class Membership:
         return replace(self, changes={**self.changes, role: changed})
 
     def following(self, found: Found, changes: Changes) -> "Membership":
-        """With what is found and changed now. What is not found any more leaves: it gets nothing new, and is gone when
-        nobody needs it."""
+        """With what is found and changed now. What is no longer found leaves: it gets nothing new, and goes when nobody
+        needs it."""
         after = replace(self, found=found, changes=changes)
         leaving = {
             role: (self.leaving.get(role, frozenset()) | frozenset(self.found.get(role, ())))
@@ -109,9 +109,9 @@ class Membership:
         return replace(after, leaving=leaving)
 
     def bring(self, fleet: Fleet) -> "Membership":
-        """Makes the fleet what it should be; what is in it already keeps its state. What was found is asked for its
-        health before it is offered. Returns the membership without those that have left by now; where some are still
-        leaving, it is to be called again."""
+        """Makes the fleet what it should be; engines already in it keep their state, found ones are probed before they
+        are offered. Returns the membership without those that have left by now; while some are still leaving, it must
+        be called again."""
         leaving: dict[Role, frozenset[Address]] = {}
         for role in Role:
             wanted = self.engines(role)
@@ -135,13 +135,13 @@ class Membership:
 
 
 def without_stale(membership: Membership, *, removals_only: bool = True) -> Changes:
-    """Forgets removals (and drains) of engines not given or found any more: who gives them again wants them."""
+    """Forgets removals (and drains) of engines no longer given or found: whoever gives them again wants them."""
     stale = {Wish.REMOVED} if removals_only else {Wish.REMOVED, Wish.DRAINING}
     return _kept(membership, lambda role, address, wish: wish not in stale or address in membership.expected(role))
 
 
 def without_left(membership: Membership, found: Found) -> Changes:
-    """Forgets removals and drains of engines that were found and are not among these now."""
+    """Forgets removals and drains of engines that were found and no longer are."""
     after = replace(membership, found=found)
     return _kept(
         membership,

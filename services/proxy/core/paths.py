@@ -1,5 +1,5 @@
-"""Which paths of engines clients may reach through the proxy besides /v1, as vLLM serves them, and which requests may
-run twice. Not among them is what changes an engine, or tells of it alone: that is its operators' affair (broadcast).
+"""Which of vLLM's paths besides /v1 clients may reach through the proxy, and which requests may run twice. Paths that
+change an engine, or tell of one alone, are not among them: they are the operators' affair (broadcast).
 """
 
 from typing import Final
@@ -22,7 +22,7 @@ PASSED: Final = {
     "/cohere/v2/chat": "POST",
     "/cohere/v2/chat/render": "POST",
 }
-"""Path -> method; *: any."""
+"""Path -> method; * is any."""
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _REPEATABLE: Final = frozenset(PASSED) | {
@@ -39,5 +39,5 @@ def may_run_twice(method: str, path: str) -> bool:
 
 
 def is_under_way(route: str) -> bool:
-    """Whether the proxy's end waits for requests of this route: for clients', not for operators'."""
+    """Whether the proxy waits for requests of this route before it ends: for clients', not for operators'."""
     return route.startswith("/v1/") or route in PASSED

@@ -1,6 +1,4 @@
-"""What a client asks, as far as the proxy has to understand it: its fields, unread, and what the choice of engines may
-go by.
-"""
+"""What a client asks, as far as the proxy has to understand it: its fields, unread, and what engines are chosen by."""
 
 import contextlib
 import re
@@ -14,18 +12,18 @@ import xxhash
 from services.proxy.core.codec import NotAnObject, Raw, TooManyFields, decode_fields, decode_text, encode
 from services.proxy.core.scheduling import Ask
 
-PREFIX_BYTES: Final = 2048  # about 500 tokens: what prompts must share to be sent to one engine
+PREFIX_BYTES: Final = 2048  # about 500 tokens: what prompts must share to go to the same engine
 _BYTES_A_TOKEN: Final = 4
-_MEDIA_TOKENS: Final = 1_000  # an image's, roughly: from a hundred to many thousands, which only engines know
+_MEDIA_TOKENS: Final = 1_000  # an image's, roughly: only engines know, from a hundred to many thousands
 _GLANCE_BYTES: Final = 64
-_PARTS_MAX: Final = 65_536  # of a chat that is longer than
+_PARTS_MAX: Final = 65_536  # in a chat of more than
 _PARTS_BYTES: Final = 1 << 20
 _QUOTES_A_PART: Final = 8
 _ONE: Final = frozenset({b"null", b"1"})
 _NOT_SET: Final = frozenset({b"null", b"false"})
 _TRUNCATED: Final = "truncate_prompt_tokens"
 _SEVERAL: Final = re.compile(rb'\[\s*(?:\{|(?:"[^"\\]*(?:\\.[^"\\]*)*"|\[[^\]]*\])\s*,)', re.DOTALL)
-"""A list with a second prompt in it, or with what nobody understands."""
+"""A list with a second prompt in it, or with something nobody understands."""
 _FORM_MODEL: Final = re.compile(rb'name="?model"?\r\n')
 _FORM_VALUE: Final = re.compile(rb"(?:[^\r\n]{1,256}\r\n){0,4}\r\n([^\r\n]{1,256})\r\n")
 _FORM_LOOKS: Final = 16  # at what may be a part of that name
@@ -35,7 +33,7 @@ Fields = Mapping[str, Raw]
 
 
 class BadRequest(Exception):
-    """The client's request cannot be understood; str() says why."""
+    """The client's request cannot be understood, or not served. str() says why."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -43,7 +41,7 @@ class BadRequest(Exception):
 
 
 def parse_request(content_type: str, body: bytes) -> Fields:
-    """The JSON object in a request's body; raises BadRequest where there is none."""
+    """The JSON object in a request's body; raises BadRequest if there is none."""
     if content_type != "application/json":
         raise BadRequest(415, "Unsupported Media Type: Only 'application/json' is allowed")
     try:
@@ -62,9 +60,9 @@ def is_streamed(request: Fields) -> bool:
 
 
 def is_handed_over(request: Fields) -> bool:
-    """Whether one engine can be told where another keeps the KV of it: one prompt, one sequence, and a prompt that need
-    not be computed anyway, and is the same for both. An engine knows one place for each request; several sequences
-    would share it, and all but one decode from what another's prompt left there."""
+    """Whether one engine can be told where another keeps its KV: it has one prompt and one sequence, and the prompt
+    need not be computed anyway, and is the same for both. An engine knows one place for each request; several sequences
+    would share it, and all but one would decode from what another's prompt left there."""
     if any(_says(request, name, but=_ONE) for name in ("n", "best_of")):
         return False
     if _says(request, "use_beam_search") or _says(request, "prompt_logprobs", but=frozenset({b"null"})):
@@ -72,18 +70,18 @@ def is_handed_over(request: Fields) -> bool:
     if _says(request, "echo") and (_says(request, "logprobs") or _says(request, "top_logprobs")):
         return False
     if _says(request, _TRUNCATED, but=frozenset({b"null"})) and not bytes(request[_TRUNCATED]).isdigit():
-        return False  # -1: to what the engine can take, less what it is to generate perhaps
+        return False  # -1: to what the engine can take, perhaps less what it is to generate
     prompts = [request[name] for name in ("prompt", "prompt_embeds") if _says(request, name)]
     return len(prompts) < 2 and not any(_SEVERAL.match(prompt) for prompt in prompts)
 
 
 def _says(request: Fields, name: str, *, but: frozenset[bytes] = _NOT_SET) -> bool:
-    """Whether the request sets that field, to something else than the values in `but`."""
+    """Whether the request sets that field to anything but the values in `but`."""
     return name in request and (len(memoryview(request[name])) > len(b"false") or bytes(request[name]) not in but)
 
 
 def ask_of(request: Fields, session: str) -> Ask:
-    """What the choice of an engine may go by. A prompt's tokens are estimated: from its bytes, if it is text."""
+    """What engines are chosen by. A prompt's tokens are estimated: from its bytes, if it is text."""
     digest, size, tokens = xxhash.xxh3_64(request.get("model", b"")), 0, 0
     prompt = memoryview(request.get("prompt", b""))
     if bytes(prompt[:1]) == b"[" and b'"' not in bytes(prompt[:_GLANCE_BYTES]):
@@ -118,7 +116,7 @@ def model_of(request: Fields) -> str:
 
 
 def fields_of(body: bytes) -> Fields:
-    """What can be read of a request that is the engine's to understand: a JSON object's fields, a form's model."""
+    """What can be read of a request that only the engine understands: a JSON object's fields, a form's model."""
     if body.lstrip(b" \t\r\n")[:1] == b"{":
         with contextlib.suppress(ValueError, RecursionError):
             return decode_fields(body)
@@ -144,8 +142,8 @@ class _Message(msgspec.Struct, gc=False):
 
 
 def _texts(messages: Raw) -> Iterator[str | memoryview | None]:
-    """The texts of a chat, in order, and None for an image, a sound or what else is none; all as it was written, where
-    that is not what it should be."""
+    """The texts of a chat, in order, and None for an image, a sound or anything else; if it is not a proper chat, all
+    of it as written."""
     written = memoryview(messages)
     try:
         if len(written) > _PARTS_BYTES and _may_have_many_parts(bytes(written)):

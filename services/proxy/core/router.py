@@ -1,5 +1,5 @@
-"""What all routes share: which engines fit a request, how KV gets from one to the next, and how often engines may be
-asked again.
+"""What all routes share: which engines fit a request, how KV gets from one to the next, and how many reruns there may
+be.
 """
 
 from typing import Final
@@ -8,8 +8,8 @@ from services.proxy.core.engine import Address, Engine, Handover, Role
 from services.proxy.core.fleet import Fleet
 from services.proxy.core.scheduling import Ask, Policy
 
-BUDGET_MAX: Final = 2048.0  # as many as are served at once by default: all may move from an engine that dies
-BUDGET_SHARE: Final = 0.2  # reruns that each request earns the proxy: failing engines get a fifth more work, no more
+BUDGET_MAX: Final = 2048.0  # as many as are served at once by default: all may move away from an engine that dies
+BUDGET_SHARE: Final = 0.2  # reruns that each request earns: failing engines cost at most a fifth more work
 
 
 class Budget:
@@ -32,20 +32,20 @@ class Router:
     """What all routes share."""
 
     def __init__(self, fleet: Fleet, policies: dict[Role, Policy], handover: Handover | None = None) -> None:
-        """Handover None: found out for each prefill engine."""
+        """Handover None: to be found out for each prefill engine."""
         self.fleet = fleet
         self.policies = policies
         self.handover = handover
         self.budget = Budget()
 
     def may_prefill(self, ask: Ask) -> bool:
-        """Whether there is a prefill engine for it, and a way from there."""
+        """Whether there is a prefill engine for it, and a way for its KV to leave it."""
         if self.handover is Handover.NONE:
             return False
         return len(self.fleet.engines(Role.PREFILL)) > len(self.unfit(Role.PREFILL, ask))
 
     def unfit(self, role: Role, ask: Ask) -> frozenset[Address]:
-        """The engines that cannot do what the request needs. A model that no engine lists is a decode engine's to
+        """The engines that cannot do what the request needs. A model that no engine lists is for a decode engine to
         refuse: it may have been loaded a moment ago."""
         handed_over = ask.handed_over or role is Role.DECODE
         if handed_over and ask.home is None and (not ask.model or self.fleet.all_serve(role, ask.model)):
@@ -66,8 +66,8 @@ class Router:
         return True
 
     def handover_of(self, engine: Engine, ask: Ask) -> Handover | None:
-        """None: its answer will tell. STORE is asked again with every prefill: one answer without kv_transfer_params
-        proves little."""
+        """None: its answer will tell. An engine of STORE is asked again with every prefill: one answer without
+        kv_transfer_params proves little."""
         if not ask.handed_over:
             return Handover.STORE
         return self.handover or (None if engine.handover is Handover.STORE else engine.handover)

@@ -1,18 +1,18 @@
 """One request's way through the engines: which legs it takes, and what follows when one fails. Decides; sends nothing.
 
-A Route says with first() what to do, and with next() what follows the outcome of that. It asks every engine
-at most once, and after legs that may have run no more than RERUNS_MAX others: a request that kills engines must not
-kill them all. So it always ends. Engines come and go under way: a route sees the fleet as it is then.
+A Route says with first() what to do, and with next() what follows from the outcome. It asks every engine at most once,
+and after legs that may have run no more than RERUNS_MAX others: a request that kills engines must not kill them all. So
+it always ends. Engines come and go meanwhile: a route sees the fleet as it is at each step.
 
     store, pull:  Prefill ──done──▶ Decode ──done──▶ Finished       no prefill engine left: Decode(alone=True)
                     │ ▲ fails: another │ ▲ fails: another           no decode engine left: Unserved
                     └─┘                └─┘
     push:         Pair ──done──▶ Finished; either leg fails: another pair, without a prefill engine Decode(alone=True)
 
-A prefill engine that refuses a request, as if it were the client's fault, is believed once a decode engine says so too;
-if another engine takes it, the refusal was that engine's failure (took).
+A prefill engine that refuses a request and blames the client is believed once a decode engine says so too; if another
+engine accepts it, the refusal was that engine's failure (took).
 
-What keeps a failing prefill from failing the request is invariant 16: the decode engine computes what it cannot load.
+That a failing prefill does not fail the request is invariant 16: the decode engine computes what it cannot load.
 """
 
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Send the request. Alone: there should have been a prefill before, and none of the engines gave it. Fetching: what
-    the prefill's answer said of where its KV lies is still true."""
+    """Send the request. Alone: there should have been a prefill, and no engine gave one. Fetching: the KV still lies
+    where the prefill's answer said."""
 
     leg: Booking
     alone: bool
@@ -62,7 +62,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Unserved:
-    """No engine is left to ask: these decode engines failed. May_have_run: sending it again may do its work twice."""
+    """No engine is left to ask: these decode engines failed. May_have_run: repeating it may do its work twice."""
 
     failed: tuple[Address, ...]
     may_have_run: bool
@@ -93,7 +93,7 @@ class Route:
 
     def first(self, now: float) -> Decision:
         """What to do first."""
-        served = bool(self._candidates(Role.DECODE, now))  # else a prefill would be for nothing
+        served = bool(self._candidates(Role.DECODE, now))  # else a prefill would be in vain
         self._last = self._prefill(now) if self._prefill_wanted and served else self._decode(now, alone=False)
         return self._last
 
@@ -113,14 +113,14 @@ class Route:
                 self._end_all()
                 if outcome is Outcome.DONE:
                     self._last = Finished()
-                elif role is Role.PREFILL:  # the decode engine waits for nothing: ask it anew
+                elif role is Role.PREFILL:  # the decode engine waited for nothing: ask it again
                     self._tried[Role.DECODE] = self._tried[Role.DECODE][:-1]
                     self._last = self._prefill(now) if rerun else self._decode(now, alone=True)
                 else:
                     self._tried[Role.PREFILL] = self._tried[Role.PREFILL][:-1]
                     self._last = self._prefill(now) if rerun else self._unserved(may_have_run=True)
             case Decode(alone=alone):
-                self._fetching = self._fetching and outcome in _UNSEEN  # else it may have been fetched, and freed
+                self._fetching = self._fetching and outcome in _UNSEEN  # else the KV may have been fetched, and freed
                 if outcome is Outcome.DONE:
                     self._last = Finished()
                 else:
@@ -142,13 +142,13 @@ class Route:
         self._need(None)
 
     def took(self, now: float) -> list[Address]:
-        """An engine took the request: those that refused it failed. Returns of which of them that is to be said."""
+        """An engine accepted the request: those that refused it failed. Returns those of which to report it."""
         refused, self._refused = self._refused, []
         return [leg.engine.address for leg in refused if self._fleet.misfit(leg, now)]
 
     def may_move(self, now: float) -> bool:
-        """Whether a decode leg that is late is to be given up: only for an engine that is well, and that may be asked.
-        The rerun is paid for, so that it follows."""
+        """Whether to give up a decode leg that is late: only for an engine that is well and may be asked. The rerun is
+        paid for, so that it will follow."""
         if self._has_paid:
             return True
         if not self._repeatable or self._reruns[Role.DECODE] >= RERUNS_MAX:
@@ -167,7 +167,7 @@ class Route:
         self._need(None)
 
     def _need(self, source: Engine | None) -> None:
-        """Until the decode engine has answered, operators must not think that the source can go."""
+        """Until the decode engine has answered, operators must not believe that the source can go."""
         if self._source is not None:
             self._fleet.awaits(self._source, -1)
         if source is not None:

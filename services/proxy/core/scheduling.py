@@ -1,7 +1,7 @@
 """Which of several fit engines a request goes to: the policies of --scheduling.
 
-A policy sees the engines that can be asked and what is known of the request, and names one. It keeps nothing of the
-requests, so its memory is bounded (invariant 12), and has no randomness but the generator that is handed in.
+A policy sees the engines that can be asked and what is known of the request, and picks one. It remembers no requests,
+so its memory is bounded (invariant 12), and has no randomness but the generator handed in.
 """
 
 import math
@@ -13,7 +13,7 @@ import xxhash
 
 from services.proxy.core.engine import Address, Engine, Role
 
-BOUND: Final = 1.25  # of the mean load: prefix_affinity passes over an engine that has more (arXiv:1608.01350)
+BOUND: Final = 1.25  # times the mean load: prefix_affinity passes over engines with more (arXiv:1608.01350)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +23,14 @@ class Ask:
     prompt_tokens: int = 0  # estimated
     prefix: int = 0  # hash of how the prompt begins
     session: str = ""  # empty: none was given
-    has_media: bool = False  # images, sounds: how many tokens they are is a guess
+    has_media: bool = False  # images, sounds: their number of tokens is a guess
     model: str = ""  # empty: whichever an engine has
-    home: Address | None = None  # the one decode engine that can answer: it has the response which this one follows
+    home: Address | None = None  # the one decode engine that can answer: it has the response that this refers to
     handed_over: bool = True  # False: KV reaches decode through a store only (requests.is_handed_over)
 
 
 Policy = Callable[[Sequence[Engine], Ask], Engine]
-"""Chooses one of the engines; there is at least one."""
+"""Chooses one of the engines, of which there is at least one."""
 
 
 class Random(Protocol):
@@ -40,16 +40,16 @@ class Random(Protocol):
 
 
 def make_policy(name: str, random: Random) -> Policy:
-    """The policy of that name; raises KeyError for others than POLICIES lists."""
+    """The policy of that name; raises KeyError if it is not one of POLICIES."""
     return _MAKERS[name](random)
 
 
 class RoundRobin:
-    """In turn. Goes by who was asked last, so that engines may come and go."""
+    """In turn: the one asked longest ago, so that engines may come and go."""
 
     def __init__(self) -> None:
         self._turns = 0
-        self._asked: dict[str, int] = {}  # an engine's address -> the turn in which it was asked last
+        self._asked: dict[str, int] = {}  # address -> the turn in which the engine was last asked
 
     def __call__(self, engines: Sequence[Engine], ask: Ask) -> Engine:
         chosen = min(engines, key=lambda engine: self._asked.get(engine.address, 0))
@@ -62,12 +62,12 @@ class RoundRobin:
 
 
 def least_loaded(engines: Sequence[Engine], ask: Ask) -> Engine:
-    """The least outstanding prompt tokens of prefill engines, requests of decode engines."""
+    """The fewest outstanding prompt tokens of prefill engines, or requests of decode engines."""
     return min(engines, key=lambda engine: (engine.load, engine.requests))
 
 
 class LeastLoaded:
-    """Least_loaded; equals take turns."""
+    """As least_loaded; equals take turns."""
 
     def __init__(self) -> None:
         self._turn = RoundRobin()
@@ -78,7 +78,7 @@ class LeastLoaded:
 
 
 class PowerOfTwo:
-    """The less loaded of two drawn at random: nearly as even as the least loaded, and no herd runs to an idle one."""
+    """The less loaded of two drawn at random: nearly as even as least_loaded, and no herd runs to an idle engine."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
@@ -89,7 +89,7 @@ class PowerOfTwo:
 
 
 def prefix_affinity(engines: Sequence[Engine], ask: Ask) -> Engine:
-    """The same engine for prompts that begin alike while its load stays near the mean: rendezvous hashing, bounded."""
+    """The same engine for prompts that begin alike, while its load stays near the mean: bounded rendezvous hashing."""
     bound = _bound(engines, ask)
     ranked = sorted(engines, key=lambda engine: _weight(engine, ask.prefix), reverse=True)
     return next((engine for engine in ranked if engine.load <= bound), ranked[0])
@@ -109,7 +109,7 @@ class Session:
 
 
 def _bound(engines: Sequence[Engine], ask: Ask) -> int:
-    """The load up to which an engine is taken: then with this request none is over BOUND means, but by one request."""
+    """The load up to which an engine is taken, so that none exceeds BOUND times the mean by more than one request."""
     own = ask.prompt_tokens if engines[0].role is Role.PREFILL else 1
     return math.floor(BOUND * (sum(engine.load for engine in engines) + own) / len(engines))
 

@@ -1,7 +1,8 @@
-"""What a client is told of its prompt's tokens that were cached: what the prefill engine found, by which it is billed.
+"""How many of its prompt's tokens a client is told were cached: as many as the prefill engine found, since it is billed
+by them.
 
 The decode engine counts as cached what the prefill has just computed for it, which is nearly everything. Its bytes are
-passed on as they come but for these numbers, also where they arrive in pieces.
+passed on as they come, except for these numbers, even where they arrive in pieces.
 """
 
 import re
@@ -12,8 +13,8 @@ import msgspec
 _NAMES: Final = (b'"cached_tokens"', b'"created_cache_tokens"')
 _COUNTS: Final = re.compile(rb'("c(?:ached|reated_cache)_tokens")\s*:\s*(?:\d+|null)')
 _REST: Final = re.compile(rb"\s*(?::\s*(?:\d*|n|nu|nul))?")
-_WINDOW: Final = 64  # bytes that name and number may take
-_WHOLE: Final = (b"\n", b"}")  # nothing of them ends so
+_WINDOW: Final = 64  # bytes that a name and its number may take
+_WHOLE: Final = (b"\n", b"}")  # no beginning of them ends so
 
 
 class Cached(NamedTuple):
@@ -56,11 +57,11 @@ class Corrector:
         self._held = b""
 
     def concerns(self, piece: bytes) -> bool:
-        """Whether there is a number in it, or may be."""
+        """Whether it contains such a number, or may."""
         return bool(self._held) or (b'_tokens"' in piece and any(name in piece for name in _NAMES))
 
     def feed(self, piece: bytes, cached: Cached | None, *, last: bool) -> bytes:
-        """What can be passed on: all of it, but for a number that may go on in the next piece. Cached None: the
+        """What can be passed on: all of it, except a number that may continue in the next piece. Cached None: the
         engine's own numbers stay."""
         piece, self._held = self._held + piece, b""
         if not last and (rest := _unfinished(piece)):
@@ -71,7 +72,7 @@ class Corrector:
 
 
 def _unfinished(piece: bytes) -> int:
-    """How many bytes at its end may be the beginning of a count."""
+    """How many bytes at the end may be the beginning of a count."""
     if piece.endswith(_WHOLE):
         return 0
     start = len(piece) - 1 if piece.endswith(b'"') else piece.rfind(b'"c', -_WINDOW)
