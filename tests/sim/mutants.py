@@ -10,9 +10,10 @@ from typing import Any
 from unittest.mock import patch
 
 from larder.errors import LarderError
-from larder.gets import Getter, _KeyRead
+from larder.gets import Getter
 from larder.places import Fault
 from larder.puts import _Write
+from larder.reads import KeyRead
 from larder.rpc import MasterClient
 from larder.transports import Move
 
@@ -293,24 +294,24 @@ def read_unverified(put: Put) -> None:
 
 @breaks("10")
 def never_fail_over(put: Put) -> None:
-    original = _KeyRead.__init__
+    original = KeyRead.__init__
 
-    def init(self: _KeyRead, *args: Any) -> None:
-        original(self, *args)
+    def init(self: KeyRead, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
         for read in self.reads:
             del read.copies[1:]
 
-    put(_KeyRead, "__init__", init)
+    put(KeyRead, "__init__", init)
 
 
 @breaks("1")
 def keep_memory_of_an_abandoned_read(put: Put) -> None:
-    original = _KeyRead.bring_home
+    original = KeyRead.bring_home
 
-    def bring_home(self: _KeyRead, prepare: Any) -> Any:
+    def bring_home(self: KeyRead, prepare: Any) -> Any:
         return original(self, lambda index, size: self.landing)
 
-    put(_KeyRead, "bring_home", bring_home)
+    put(KeyRead, "bring_home", bring_home)
 
 
 @breaks("7")

@@ -145,6 +145,7 @@ def installed(world: Any) -> Iterator[None]:
                 "larder.rpc.time",
                 "larder.puts.time",
                 "larder.gets.time",
+                "larder.races.time",
                 "larder.background.time",
                 "larder.copying.time",
                 "larder.transports.shm.time",

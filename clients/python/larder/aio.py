@@ -20,12 +20,13 @@ from larder import engine_ports, forks, tensors
 from larder.arguments import WAIT_S_MAX, Pin, check_get_into, check_length, check_put, or_raise, seconds
 from larder.background import Background
 from larder.errors import InvalidArgument, LarderError, LeaseExpired, StoreClosed
-from larder.gets import Getter, Landing
+from larder.gets import Getter
 from larder.keys import Key, batches, encode_key, encode_keys
 from larder.memory import destination, fresh_bytes
 from larder.mover import Mover
 from larder.options import Options, resolve
 from larder.puts import PutResult, Putter
+from larder.reads import Landing
 from larder.rpc import MasterClient
 from larder.stats import Stats
 

@@ -8,11 +8,12 @@ from typing import Any
 from larder.arguments import Terms
 from larder.background import Background
 from larder.errors import LarderError
-from larder.gets import Getter, Landing
+from larder.gets import Getter
 from larder.memory import fresh_bytes, source, view_at
 from larder.mover import Mover
 from larder.places import Copy, Fault, Segment, Slice
 from larder.puts import PutResult, Putter
+from larder.reads import Landing
 from larder.rpc import BadCopy, Ended, Found, Started
 from larder.stats import Stats
 from larder.transports import Move, Reach

@@ -7,10 +7,10 @@ import time
 import pytest
 from larder.arguments import check_length
 from larder.errors import DataLost, DeadlineExceeded, Unreachable, WriteFailed
-from larder.gets import Landing
 from larder.memory import destination
 from larder.places import Fault, Segment, Slice
 from larder.puts import ATTEMPTS, PutResult
+from larder.reads import Landing
 from larder.rpc import BadCopy
 from larder.transports import Move, Reach
 

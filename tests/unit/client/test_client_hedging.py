@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from larder.arguments import or_raise
 from larder.errors import DataLost, Unreachable
-from larder.gets import Landing
 from larder.hedging import BURST_BYTES, DELAY_S_MIN, SHARE, Hedging
 from larder.memory import destination
 from larder.places import Fault, Segment, Slice
+from larder.reads import Landing
 from larder.rpc import BadCopy
 from larder.transports import Move, Reach
 
@@ -121,7 +121,7 @@ def ready(world: World) -> None:
     """Node a is read first, without chance, and hedged after 5 ms."""
     world.mover.plan(B, 100)
     for _ in range(20):
-        world.getter._hedging.note(10, 0.001)
+        world.getter._races.hedging.note(10, 0.001)
 
 
 def counts(world: World) -> tuple[int, int, int]:
@@ -224,7 +224,7 @@ def memory_that_the_engine_writes_itself(world: World, engine: HangingTransport)
 
 
 def no_budget(world: World, engine: HangingTransport) -> None:
-    assert world.getter._hedging.take(BURST_BYTES)
+    assert world.getter._races.hedging.take(BURST_BYTES)
 
 
 @pytest.mark.parametrize("reason", [no_other_copy, the_other_in_doubt, memory_that_the_engine_writes_itself, no_budget])
