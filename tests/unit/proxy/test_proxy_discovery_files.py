@@ -246,7 +246,7 @@ def test_what_was_found_and_is_needed_leaves_only_when_it_is_not() -> None:
     booking = fleet.book(found, 1, 0.0)
     members = members.following({}, {}).bring(fleet)
     assert [(each.address, each.draining) for each in fleet.engines(Role.DECODE)] == [(C, False), (A, True)]
-    with pytest.raises(NotThere, match="not found any more"):
+    with pytest.raises(NotThere, match="no longer found"):
         members.removed(Role.DECODE, A)
     members = members.following({Role.DECODE: (A,)}, {}).bring(fleet)  # back: as it was
     assert fleet.get(Role.DECODE, A) is found
