@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from services.master.core import messages as m
 from services.master.core.master import Master
+from services.master.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Driver:
         self._streams: dict[int, asyncio.Queue[ToNode]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: int | None = None
+        self._recorder = Recorder(core)
         self.broken: asyncio.Future[None] | None = None
         self.told: dict[str, Told] = {}  # by node id
         self.on_note: Callable[[m.Note], None] = lambda note: None
@@ -93,12 +95,16 @@ class Driver:
             self._timer.cancel()
 
     def step(self, command: m.Command) -> None:
+        now = self._clock_ms()
         try:
-            effects = self.core.step(self._clock_ms(), command)
+            effects = self.core.step(now, command)
         except Exception as error:
             if self.broken is not None and not self.broken.done():
                 self.broken.set_exception(error)
+                self._recorder.keep(now, command, None)
+                self._write(error)
             raise
+        self._recorder.keep(now, command, effects)
         for effect in effects:
             if isinstance(effect, m.Reply):
                 future = self._calls.get(effect.call)
@@ -118,6 +124,14 @@ class Driver:
                 effect = m.Close(effect.stream, "commands were not taken")
             queue.put_nowait(effect)
         self._set_timer()
+
+    def _write(self, error: Exception) -> None:
+        try:
+            file = self._recorder.write(error)
+        except OSError as trouble:
+            logger.critical("the core failed, and its last steps could not be written: %s", trouble)
+        else:
+            logger.critical("the core failed; its last steps are in %s: see larder debug replay", file)
 
     def _set_timer(self) -> None:
         when = self.core.next_deadline_ms()
