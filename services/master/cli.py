@@ -52,12 +52,11 @@ async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
     # The wall clock grows from one start to the next; where it was set back, a node that obeyed a later epoch says so.
     driver = Driver(Master(config, epoch=int(time.time()), now=monotonic_ms(), salt=secrets.randbits(31)))
     registry = CollectorRegistry()
-    registry.register(CoreCollector(driver.core))
+    registry.register(CoreCollector(driver.report))
     show_build(registry, "master")
     rpc = RpcServer(settings.host, settings.port, "master", registry)
     master_pb2_grpc.add_MasterServicer_to_server(MasterService(driver), rpc.server)
     node_pb2_grpc.add_NodeRegistryServicer_to_server(NodeRegistry(driver), rpc.server)
-    state = driver.core.state
     overview = Overview(driver, rpc.answered)
     # It rests and is ready: reads go on, and nodes have to find it.
     ops = Ops(
@@ -65,7 +64,7 @@ async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
         settings.metrics_port,
         registry,
         lambda: not stop.is_set(),
-        lambda: state.rest.said(state.now),
+        driver.rests,
         page.routes(overview),
     )
     port = await rpc.start(SERVICES)

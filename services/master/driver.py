@@ -51,12 +51,22 @@ class Driver:
         self.on_note: Callable[[m.Note], None] = lambda note: None
 
     def tell(self, node_id: str, told: Told) -> None:
-        """Remembers what a node says of itself, as long as the core knows that node."""
+        """Remembers what a node says of itself for as long as the core knows that node."""
         self.told = {known: words for known, words in self.told.items() if known in self.core.state.nodes}
         self.told[node_id] = told
 
-    def now_ms(self) -> int:
-        return self._clock_ms()
+    def report(self) -> m.StatusReport:
+        """The core at a glance, as of now."""
+        return self.core.report(self._clock_ms())
+
+    def rests(self) -> str:
+        """What free space waits for after a start, for people; empty where it does not wait."""
+        return self.core.state.rest.said(self.core.state.now)
+
+    @property
+    def has_nodes(self) -> bool:
+        """Whether a storage node answers."""
+        return self.core.state.attached() > 0
 
     async def call(self, command: Callable[[int], m.ClientCommand]) -> m.Answer:
         """The core's answer; `command` is made with the number of this call."""
@@ -78,6 +88,12 @@ class Driver:
         del self._streams[number]
         self.step(m.Broken(number))
 
+    def refuse(self, stream: int, reason: str) -> None:
+        """Ends a stream from this side; its node is told why."""
+        queue = self._streams.get(stream)
+        if queue is not None and not queue.full():
+            queue.put_nowait(m.Close(stream, self.core.state.epoch, reason))
+
     async def failure(self) -> None:
         """Returns never; raises what broke the core. A core that contradicts itself must not go on: the nodes hold the
         log, and the next master learns everything from them."""
@@ -86,9 +102,8 @@ class Driver:
 
     def end_streams(self, reason: str) -> None:
         """Tell every node to look for a master elsewhere, or later."""
-        for number, queue in self._streams.items():
-            if not queue.full():
-                queue.put_nowait(m.Close(number, reason))
+        for stream in self._streams:
+            self.refuse(stream, reason)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -121,7 +136,7 @@ class Driver:
             if queue.full():
                 logger.error("a node does not take its commands: its stream is closed")
                 queue.get_nowait()
-                effect = m.Close(effect.stream, "commands were not taken")
+                effect = m.Close(effect.stream, effect.epoch, "commands were not taken")
             queue.put_nowait(effect)
         self._set_timer()
 

@@ -1,13 +1,13 @@
 """The core's counters and gauges as Prometheus metrics, read when they are scraped."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from services.master.core.master import Master
+from services.master.core import messages as m
 
 _HELP = {
     "put_objects": "Objects put",
@@ -43,56 +43,55 @@ _TIER = "dram"  # there is no other
 
 
 class CoreCollector(Collector):
-    def __init__(self, core: Master) -> None:
-        self._core = core
+    def __init__(self, report: Callable[[], m.StatusReport]) -> None:
+        self._report = report
 
     def collect(self) -> Iterator[Metric]:
-        state = self._core.state
-        for field in fields(state.counters):
-            value = getattr(state.counters, field.name)
+        report = self._report()
+        for field in fields(report.counters):
+            value = getattr(report.counters, field.name)
             yield CounterMetricFamily(f"larder_master_{field.name}", _HELP[field.name], value=value)
         for name, text in _ASKED_HELP.items():
             family = CounterMetricFamily(f"larder_master_{name}", text, labels=["op"])
-            for op, asked in state.asked.items():
+            for op, asked in report.asked.items():
                 family.add_metric([op], getattr(asked, name))
             yield family
-        yield GaugeMetricFamily("larder_master_objects", "Readable objects", value=len(state.objects))
-        yield GaugeMetricFamily(
-            "larder_master_object_bytes", "Sizes of objects, copies not counted", state.object_bytes
-        )
-        yield GaugeMetricFamily("larder_master_writes_in_flight", "Puts between start and end", value=len(state.writes))
-        yield GaugeMetricFamily("larder_master_waiting_puts", "Puts waiting for room", len(self._core.puts.waiting))
-        yield GaugeMetricFamily("larder_master_repairs_pending", "Objects that lack copies", self._core.repair.pending)
-        missing = state.missing
-        yield GaugeMetricFamily(
-            "larder_master_objects_below_target", "Readable objects with fewer copies than wanted", value=len(missing)
-        )
-        yield GaugeMetricFamily("larder_master_copies_missing", "Copies that these lack", value=sum(missing.values()))
-        yield GaugeMetricFamily("larder_master_epoch", "Number of this master's reign", value=state.epoch)
-        yield GaugeMetricFamily("larder_master_draining_nodes", "Storage nodes that are to go", state.draining)
-        rests_s = state.rest.left_ms(state.now) / 1000
-        yield GaugeMetricFamily(
-            "larder_master_rest_seconds", "Until what is free can be used, after a start; 0: nothing rests", rests_s
-        )
+        for name, text, value in (
+            ("objects", "Readable objects", report.objects),
+            ("object_bytes", "Sizes of objects, copies not counted", report.object_bytes),
+            ("writes_in_flight", "Puts between start and end", report.writes_in_flight),
+            ("waiting_puts", "Puts waiting for room", report.waiting_puts),
+            ("repairs_pending", "Objects that lack copies", report.repairs_pending),
+            ("objects_below_target", "Readable objects with fewer copies than wanted", report.objects_below_target),
+            ("copies_missing", "Copies that these lack", report.copies_missing),
+            ("epoch", "Number of this master's reign", report.epoch),
+            ("draining_nodes", "Storage nodes that are to go", sum(node.draining for node in report.nodes)),
+            (
+                "rest_seconds",
+                "Until what is free can be used, after a start; 0: nothing rests",
+                report.rest_left_ms / 1000,
+            ),
+        ):
+            yield GaugeMetricFamily(f"larder_master_{name}", text, value=value)
         nodes = GaugeMetricFamily("larder_master_nodes", "Storage nodes by state", labels=["state"])
-        for phase in ("attaching", "attached", "suspect"):
-            nodes.add_metric([phase], sum(node.phase.said == phase for node in state.nodes.values()))
+        for state in ("attaching", "attached", "suspect"):
+            nodes.add_metric([state], sum(node.state == state for node in report.nodes))
         yield nodes
-        yield from self._space()
+        yield from _space(report)
 
-    def _space(self) -> Iterator[Metric]:
-        labels = ["node", "tier"]
-        capacity = GaugeMetricFamily("larder_master_capacity_bytes", "Size of a node's pools", labels=labels)
-        pinned = GaugeMetricFamily("larder_master_pinned_bytes", "Of the live bytes, those pinned hard", labels=labels)
-        space = GaugeMetricFamily(
-            "larder_master_segment_bytes", "What a node's pools are used for, in bytes", labels=[*labels, "use"]
-        )
-        for node in self._core.state.nodes.values():
-            where = [node.node_id, _TIER]
-            capacity.add_metric(where, sum(segment.capacity for segment in node.segments))
-            pinned.add_metric(where, sum(segment.pinned_bytes for segment in node.segments))
-            for use in ("live", "reserved", "quarantined"):
-                total = sum(getattr(segment, f"{use}_bytes") for segment in node.segments)
-                space.add_metric([*where, use], total)
-            space.add_metric([*where, "free"], sum(segment.allocator.free_bytes for segment in node.segments))
-        yield from (capacity, pinned, space)
+
+def _space(report: m.StatusReport) -> Iterator[Metric]:
+    labels = ["node", "tier"]
+    capacity = GaugeMetricFamily("larder_master_capacity_bytes", "Size of a node's pools", labels=labels)
+    pinned = GaugeMetricFamily("larder_master_pinned_bytes", "Of the live bytes, those pinned hard", labels=labels)
+    space = GaugeMetricFamily(
+        "larder_master_segment_bytes", "What a node's pools are used for, in bytes", labels=[*labels, "use"]
+    )
+    for node in report.nodes:
+        where = [node.node_id, _TIER]
+        capacity.add_metric(where, sum(segment.capacity_bytes for segment in node.segments))
+        pinned.add_metric(where, sum(segment.pinned_bytes for segment in node.segments))
+        for use in ("live", "reserved", "quarantined", "free"):
+            total = sum(getattr(segment, f"{use}_bytes") for segment in node.segments)
+            space.add_metric([*where, use], total)
+    yield from (capacity, pinned, space)

@@ -10,13 +10,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from services.common.version import VERSION
 from services.master.core import messages as m
-from services.master.core.cluster import Node
-from services.master.core.phases import Phase
-from services.master.core.tables import State
 from services.master.driver import Driver, Told
 
 TICK_S: Final = 1.0
@@ -27,6 +24,8 @@ RATE_TICKS: Final = 10
 SAME_EVENT_S: Final = 60.0
 TEXT_LENGTH_MAX: Final = 500
 USES: Final = ("live", "reserved", "quarantined")
+ATTACHED: Final = "attached"  # as nodes' states are told
+SUSPECT: Final = "suspect"
 _COUNTED: Final = {  # counters whose growth is an event, and what is said of it: how many, and whether it is grave
     "corrupt_copies": ("{} corrupt copies were found by readers, and dropped", True),
     "lost_objects": ("{} objects lost the last copy of some part", True),
@@ -46,11 +45,6 @@ class Event:
     count: int = 0
 
 
-class Asked(NamedTuple):
-    requested: int = 0
-    hits: int = 0
-
-
 class Overview:
     """Call tick() each second, as watch() does."""
 
@@ -63,14 +57,13 @@ class Overview:
     ) -> None:
         """`answered`: calls so far, by method."""
         self._driver = driver
-        self._state = driver.core.state
         self._answered = answered
         self._clock_s, self._wall_clock_s = clock_s, wall_clock_s
         self._started = self._sampled_at = clock_s()
-        self._samples = deque([_asked(self._state)], SAMPLES_MAX + 1)
+        self._samples = deque([driver.report().asked], SAMPLES_MAX + 1)
         self._calls = deque([(self._started, dict(answered))], RATE_TICKS + 1)
         self._events: deque[Event] = deque(maxlen=EVENTS_MAX)
-        self._phases: dict[str, Phase] = {}
+        self._states: dict[str, str] = {}  # of nodes, by id
         self._counted = dict.fromkeys(_COUNTED, 0)
         driver.on_note = self._noted
 
@@ -83,32 +76,32 @@ class Overview:
     def tick(self) -> None:
         now = self._clock_s()
         self._calls.append((now, dict(self._answered)))
-        self._look_at_nodes()
-        self._look_at_counters()
+        report = self._driver.report()
+        self._look_at_nodes(report)
+        self._look_at_counters(report)
         steps = int((now - self._sampled_at) // SAMPLE_S)  # more than one where ticks came late
         self._sampled_at += steps * SAMPLE_S
-        self._samples.extend([_asked(self._state)] * min(steps, SAMPLES_MAX + 1))
+        self._samples.extend([report.asked] * min(steps, SAMPLES_MAX + 1))
 
     def snapshot(self) -> dict[str, Any]:
         """For JSON. Times are seconds; `at` is the wall clock's, since 1970."""
-        state, core = self._state, self._driver.core
-        nodes = [_node(node, self._driver.told.get(node.node_id, Told())) for node in state.nodes.values()]
-        rest_ms = state.rest.left_ms(core_now(self._driver))
+        report = self._driver.report()
+        nodes = [_node(node, self._driver.told.get(node.node_id, Told())) for node in report.nodes]
         return {
             "version": VERSION,
-            "epoch": state.epoch,
+            "epoch": report.epoch,
             "at": self._wall_clock_s(),
             "up_s": self._clock_s() - self._started,
-            "rest_s": rest_ms / 1000,
-            "objects": len(state.objects),
-            "object_bytes": state.object_bytes,
-            "writes": len(state.writes),
-            "waiting_puts": len(core.puts.waiting),
-            "below_target": len(state.missing),
-            "repairs": core.repair.pending,
+            "rest_s": report.rest_left_ms / 1000,
+            "objects": report.objects,
+            "object_bytes": report.object_bytes,
+            "writes": report.writes_in_flight,
+            "waiting_puts": report.waiting_puts,
+            "below_target": report.objects_below_target,
+            "repairs": report.repairs_pending,
             "requests_per_s": self._rates(),
             "bytes": {use: sum(node[use] for node in nodes) for use in ("capacity", *USES, "free", "pinned")},
-            "asked": self._history(),
+            "asked": self._history(report),
             "nodes": nodes,
             "events": [{"at": event.at, "text": event.text, "grave": event.grave} for event in reversed(self._events)],
         }
@@ -123,11 +116,11 @@ class Overview:
             if count > before.get(op, 0)
         }
 
-    def _history(self) -> dict[str, Any]:
+    def _history(self, report: m.StatusReport) -> dict[str, Any]:
         """Keys asked for, and of these found: in the last hour, and in each of its steps, the oldest first."""
-        samples = [*self._samples, _asked(self._state)]
+        samples = [*self._samples, report.asked]
         steps = [
-            {op: (new[op].requested - old[op].requested, new[op].hits - old[op].hits) for op in new}
+            {op: (new[op].requested_keys - old[op].requested_keys, new[op].hit_keys - old[op].hit_keys) for op in new}
             for old, new in pairwise(samples)
         ]
         return {
@@ -142,25 +135,25 @@ class Overview:
     def _noted(self, note: m.Note) -> None:
         self._add(note.text, grave=note.grave)
 
-    def _look_at_nodes(self) -> None:
-        phases = {node.node_id: node.phase for node in self._state.nodes.values()}
-        for node_id, phase in phases.items():
-            before = self._phases.get(node_id)
-            if phase is Phase.LIVE and before is not Phase.LIVE:
+    def _look_at_nodes(self, report: m.StatusReport) -> None:
+        states = {node.node_id: node.state for node in report.nodes}
+        for node_id, state in states.items():
+            before = self._states.get(node_id)
+            if state == ATTACHED and before != ATTACHED:
                 self._add(f"node {node_id} is attached")
-            elif phase.is_suspect and before is Phase.LIVE and not self._was_told(f"node {node_id} "):
+            elif state == SUSPECT and before == ATTACHED and not self._was_told(f"node {node_id} "):
                 self._add(f"node {node_id} broke its connection: its copies are not offered", grave=True)
-        self._phases = phases
+        self._states = states
 
     def _was_told(self, beginning: str) -> bool:
         """Whether the core itself said something grave of it just now."""
         since = self._wall_clock_s() - 2 * TICK_S
         return any(event.grave and event.at >= since and event.text.startswith(beginning) for event in self._events)
 
-    def _look_at_counters(self) -> None:
-        counters, now = self._state.counters, self._wall_clock_s()
+    def _look_at_counters(self, report: m.StatusReport) -> None:
+        now = self._wall_clock_s()
         for name, (text, grave) in _COUNTED.items():
-            count = getattr(counters, name)
+            count = getattr(report.counters, name)
             grown, self._counted[name] = count - self._counted[name], count
             if not grown:
                 continue
@@ -174,16 +167,7 @@ class Overview:
         self._events.append(Event(self._wall_clock_s(), text[:TEXT_LENGTH_MAX], grave))
 
 
-def core_now(driver: Driver) -> int:
-    """The core's clock, which stands still between steps, as it would be now."""
-    return max(driver.core.state.now, driver.now_ms())
-
-
-def _asked(state: State) -> dict[str, Asked]:
-    return {op: Asked(asked.requested_keys, asked.hit_keys) for op, asked in state.asked.items()}
-
-
-def _node(node: Node, told: Told) -> dict[str, Any]:
+def _node(node: m.NodeReport, told: Told) -> dict[str, Any]:
     segments = node.segments
     return {
         "id": node.node_id,
@@ -191,11 +175,11 @@ def _node(node: Node, told: Told) -> dict[str, Any]:
         "host": told.host_name,
         "address": told.address,
         "version": told.version,
-        "state": node.phase.said,
+        "state": node.state,
         "draining": node.draining,
         "copies": sum(segment.copies for segment in segments),
-        "capacity": sum(segment.capacity for segment in segments),
+        "capacity": sum(segment.capacity_bytes for segment in segments),
         **{use: sum(getattr(segment, f"{use}_bytes") for segment in segments) for use in USES},
-        "free": sum(segment.allocator.free_bytes for segment in segments),
+        "free": sum(segment.free_bytes for segment in segments),
         "pinned": sum(segment.pinned_bytes for segment in segments),
     }

@@ -28,6 +28,7 @@ KEPT_MAX: Final = 1 << 16
 """Steps and the entries of their columns: some 16 MB."""
 BYTES_WHOLE_MAX: Final = 32
 _SECRETS: Final = frozenset({"shm_token"})
+_HIDDEN: Final = b"hidden: "
 _COLUMNS: Final = {  # by which a value is weighed
     "keys": (m.PutStart, m.Lookup, m.Match, m.Exists, m.Remove, m.Report, m.Stat, m.Listed),
     "checksums": (m.PutEnd,),
@@ -136,14 +137,18 @@ def _named(value: m.Command | m.Effect) -> dict[str, Any]:
 
 
 def _shortened(value: Any, name: str = "") -> Any:
+    """What was shortened before stays as it is: a replay has nothing else."""
     if isinstance(value, bytes):
-        if len(value) <= BYTES_WHOLE_MAX and name not in _SECRETS:
-            return value
-        digest = blake2b(value, digest_size=BYTES_WHOLE_MAX // 2).digest()
-        return digest if name in _SECRETS else value[: BYTES_WHOLE_MAX // 2] + digest
+        if name in _SECRETS:
+            return value if value.startswith(_HIDDEN) else _HIDDEN + _digest(value)
+        return value if len(value) <= BYTES_WHOLE_MAX else value[: BYTES_WHOLE_MAX // 2] + _digest(value)
     if isinstance(value, dict):
         return {key: _shortened(each, key) for key, each in value.items()}
     return [_shortened(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _digest(value: bytes) -> bytes:
+    return blake2b(value, digest_size=BYTES_WHOLE_MAX // 2).digest()
 
 
 def _weight(value: Any) -> int:

@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 import grpc
 from larder.masters import SEVERAL
 from larder.v1 import master_pb2 as pb
-from larder.v1 import master_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
+from larder.v1 import master_pb2_grpc, node_pb2, node_pb2_grpc
 from larder.wire import pack_keys, unpack_keys
 
 from services.common.rpc import overloaded, peer_host
 from services.common.version import VERSION
 from services.master import wire
 from services.master.core import messages as m
-from services.master.driver import Driver, Told, ToNode
+from services.master.driver import Driver, Told
 from services.master.reach import check_address
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
         return pb.PutStartReply(
             results=wire.results(answer.results),
             write_ids=answer.write_ids,
-            places=wire.places_message(answer.places, self._segment),
+            places=wire.places_message(answer.places),
             write_ttl_ms=answer.write_ttl_ms,
             shortage=answer.shortage,
             remedy=answer.remedy,
@@ -58,7 +58,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
         return pb.LookupReply(
             results=wire.results(answer.results),
             sizes=answer.sizes,
-            places=wire.places_message(answer.places, self._segment),
+            places=wire.places_message(answer.places),
             lease_ms=answer.lease_ms,
             lease_id=answer.lease,
         )
@@ -93,21 +93,18 @@ class MasterService(master_pb2_grpc.MasterServicer):
 
     async def Stat(self, request: pb.StatRequest, context: Context) -> pb.StatReply:
         answer: m.Known = await self._ask(lambda call: m.Stat(call, unpack_keys(request.keys), request.lease), context)
-        return wire.stat_message(answer, self._segment)
+        return wire.stat_message(answer)
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
         answer: m.StatusReport = await self._ask(lambda call: m.Status(call, request.brief), context)
-        return wire.status_message(answer, VERSION, self._segment, self._driver.told, int(time.time() * 1000))
+        return wire.status_message(answer, VERSION, self._driver.told, int(time.time() * 1000))
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
         await self._ask(lambda call: m.Drain(call, request.node_id, request.cancel), context)
         return pb.DrainReply()
 
-    def _segment(self, number: int) -> types_pb2.Segment:
-        return segment_message(self._driver, number)
-
     async def _ask(self, command: Callable[[int], m.ClientCommand], context: Context) -> Any:
-        if not self._driver.core.state.attached() and _knows_others(context):
+        if not self._driver.has_nodes and _knows_others(context):
             await _abort(context, grpc.StatusCode.UNAVAILABLE, NO_NODES)
         try:
             answer = await self._driver.call(command)
@@ -118,15 +115,6 @@ class MasterService(master_pb2_grpc.MasterServicer):
                 await overloaded(context, answer.reason, answer.retry_ms)
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, answer.reason)
         return answer
-
-
-def segment_message(driver: Driver, number: int) -> types_pb2.Segment:
-    state = driver.core.state
-    segment = state.segments.get(number)
-    if segment is not None:
-        return wire.segment_message(number, segment.node, segment.info)
-    departed = state.departed[number]  # it went after the answer was made, or before it was asked for again
-    return wire.segment_message(number, departed, departed.info)
 
 
 class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
@@ -141,14 +129,11 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
         stream, queue = self._driver.open_stream()
         names: list[str] = []  # of the node, once it has said hello
         peer, why = context.peer(), "the connection broke"
-        reader = asyncio.create_task(self._read(stream, queue, requests, peer_host(peer), names))
+        reader = asyncio.create_task(self._read(stream, requests, peer_host(peer), names))
         try:
             while True:
                 effect = await queue.get()
-                core = self._driver.core
-                if isinstance(effect, m.Fetch) and effect.source_segment not in core.state.segments:
-                    continue  # its source went meanwhile: the time-out tells the core
-                yield wire.to_node(effect, core.state.epoch, core.state.config.heartbeat_ms, self._segment)
+                yield wire.to_node(effect)
                 if isinstance(effect, m.Close | m.Farewell):
                     why = getattr(effect, "reason", "it left")
                     return
@@ -158,16 +143,8 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
             reader.cancel()
             self._driver.close_stream(stream)
 
-    def _segment(self, number: int) -> types_pb2.Segment:
-        return segment_message(self._driver, number)
-
     async def _read(
-        self,
-        stream: int,
-        queue: asyncio.Queue[ToNode],
-        requests: AsyncIterator[node_pb2.NodeMessage],
-        host: str,
-        names: list[str],
+        self, stream: int, requests: AsyncIterator[node_pb2.NodeMessage], host: str, names: list[str]
     ) -> None:
         reason = "the node ended its stream"
         try:
@@ -186,8 +163,7 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
             reason = f"bad message: {error}"
         except grpc.aio.UsageError:
             pass  # the call is over: the writer's end sees to it
-        if not queue.full():
-            queue.put_nowait(m.Close(stream, reason))
+        self._driver.refuse(stream, reason)
 
 
 def _knows_others(context: Context) -> bool:

@@ -1,6 +1,6 @@
 """Between the core's values and protobuf. Columns in, columns out; nothing is decided here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,15 +9,11 @@ from larder.v1 import node_pb2, types_pb2
 from larder.wire import pack_keys, unpack_keys
 
 from services.master.core import messages as m
-from services.master.core.cluster import Node
 from services.master.core.packed import PackedKeys
-from services.master.core.tables import Departed
-from services.master.driver import Told
+from services.master.driver import Told, ToNode
 
 CLIENT_ID_BYTES_MAX = 64
 REASON_LENGTH_MAX = 1_000
-
-SegmentOf = Callable[[int], types_pb2.Segment]
 
 
 def results(column: list[m.Result]) -> Any:
@@ -37,12 +33,13 @@ def segment_info(segment: types_pb2.Segment) -> m.SegmentInfo:
     )
 
 
-def segment_message(number: int, node: Node | Departed, info: m.SegmentInfo) -> types_pb2.Segment:
+def segment_message(ref: m.SegmentRef) -> types_pb2.Segment:
+    info = ref.info
     return types_pb2.Segment(
-        id=number,
-        node_id=node.node_id,
-        host_id=node.host_id,
-        zone=node.zone,
+        id=ref.number,
+        node_id=ref.node_id,
+        host_id=ref.host_id,
+        zone=ref.zone,
         capacity_bytes=info.capacity_bytes,
         shm_path=info.shm_path,
         shm_token=info.shm_token,
@@ -53,9 +50,9 @@ def segment_message(number: int, node: Node | Departed, info: m.SegmentInfo) -> 
     )
 
 
-def places_message(places: m.Places, segment_of: SegmentOf) -> types_pb2.Places:
+def places_message(places: m.Places) -> types_pb2.Places:
     return types_pb2.Places(
-        segments=[segment_of(number) for number in places.segments],
+        segments=list(map(segment_message, places.segments)),
         slice_counts=places.slice_counts,
         slice_lengths=places.slice_lengths,
         checksums=places.checksums,
@@ -121,11 +118,11 @@ def report(call: int, request: pb.ReportRequest) -> m.Report:
     )
 
 
-def stat_message(answer: m.Known, segment_of: SegmentOf) -> pb.StatReply:
+def stat_message(answer: m.Known) -> pb.StatReply:
     return pb.StatReply(
         results=results(answer.results),
         sizes=answer.sizes,
-        places=places_message(answer.places, segment_of),
+        places=places_message(answer.places),
         silent=answer.silent,
         wanted=answer.wanted,
         pins=answer.pins,
@@ -138,9 +135,7 @@ def stat_message(answer: m.Known, segment_of: SegmentOf) -> pb.StatReply:
     )
 
 
-def status_message(
-    answer: m.StatusReport, version: str, segment_of: SegmentOf, told: Mapping[str, Told], wall_ms: int
-) -> pb.StatusReply:
+def status_message(answer: m.StatusReport, version: str, told: Mapping[str, Told], wall_ms: int) -> pb.StatusReply:
     return pb.StatusReply(
         version=version,
         epoch=answer.epoch,
@@ -153,7 +148,7 @@ def status_message(
         attached=answer.attached,
         wall_ms=wall_ms,
         up_ms=answer.up_ms,
-        counts=pb.Counts(**asdict(answer.counts)),
+        counts=_counts_message(answer),
         objects_below_target=answer.objects_below_target,
         copies_missing=answer.copies_missing,
         repairs_pending=answer.repairs_pending,
@@ -165,13 +160,13 @@ def status_message(
                 zone=node.zone,
                 state=node.state,
                 incarnation=node.incarnation,
-                draining=node.drain is not None,
+                draining=node.draining,
                 drain_objects=node.drain.objects if node.drain else 0,
                 drain_without_room=node.drain.without_room if node.drain else 0,
                 **told.get(node.node_id, Told())._asdict(),
                 segments=[
                     pb.SegmentStatus(
-                        segment=segment_of(segment.segment),
+                        segment=segment_message(segment.segment),
                         live_bytes=segment.live_bytes,
                         reserved_bytes=segment.reserved_bytes,
                         quarantined_bytes=segment.quarantined_bytes,
@@ -186,6 +181,14 @@ def status_message(
             for node in answer.nodes
         ],
     )
+
+
+def _counts_message(answer: m.StatusReport) -> pb.Counts:
+    counts = asdict(answer.counters)
+    for op, asked in answer.asked.items():
+        counts[f"{op}_keys"], counts[f"{op}_hit_keys"] = asked.requested_keys, asked.hit_keys
+        counts[f"{op}_hit_bytes"] = asked.hit_bytes
+    return pb.Counts(**{name: counts[name] for name in pb.Counts.DESCRIPTOR.fields_by_name})
 
 
 # ---- the nodes' stream ---------------------------------------------------------------------------
@@ -268,9 +271,10 @@ def node_command(stream: int, message: node_pb2.NodeMessage, peer_host: str = ""
     raise ValueError("the message is of no kind this master knows")
 
 
-def to_node(effect: m.Effect, epoch: int, heartbeat_ms: int, segment_of: SegmentOf) -> node_pb2.MasterMessage:
+def to_node(effect: ToNode) -> node_pb2.MasterMessage:
+    epoch = effect.epoch
     if isinstance(effect, m.Welcome):
-        welcome = node_pb2.Welcome(segment_ids=effect.segments, heartbeat_ms=heartbeat_ms)
+        welcome = node_pb2.Welcome(segment_ids=effect.segments, heartbeat_ms=effect.heartbeat_ms)
         return node_pb2.MasterMessage(epoch=epoch, welcome=welcome)
     if isinstance(effect, m.Record):
         record = node_pb2.Record(command_id=effect.command_id, copies=copies_message(effect.copies))
@@ -289,7 +293,7 @@ def to_node(effect: m.Effect, epoch: int, heartbeat_ms: int, segment_of: Segment
         fetch = node_pb2.Fetch(
             command_id=effect.command_id,
             copies=copies_message([effect.copy]),
-            source=segment_of(effect.source_segment),
+            source=segment_message(effect.source),
             source_offset=effect.source_offset,
             timeout_ms=effect.timeout_ms,
         )
@@ -300,6 +304,4 @@ def to_node(effect: m.Effect, epoch: int, heartbeat_ms: int, segment_of: Segment
         return node_pb2.MasterMessage(epoch=epoch, drain=node_pb2.Drain(draining=effect.draining))
     if isinstance(effect, m.Farewell):
         return node_pb2.MasterMessage(epoch=epoch, farewell=node_pb2.Farewell())
-    if not isinstance(effect, m.Close):
-        raise TypeError(f"{type(effect).__name__} is not for nodes")
     return node_pb2.MasterMessage(epoch=epoch, refuse=node_pb2.Refuse(reason=effect.reason, id_taken=effect.id_taken))

@@ -137,7 +137,7 @@ class World:
                 put.lengths.append(places.slice_lengths[part])
                 copies = range(copy, copy + places.copy_counts[part])
                 put.places.append(
-                    [self.spot(places.segments[places.copy_segments[c]], places.copy_offsets[c]) for c in copies]
+                    [self.spot(places.segments[places.copy_segments[c]].number, places.copy_offsets[c]) for c in copies]
                 )
                 copy += places.copy_counts[part]
                 part += 1
@@ -199,7 +199,7 @@ class World:
                 length = places.slice_lengths[part]
                 assert places.copy_counts[part] > 0
                 for c in range(copy, copy + places.copy_counts[part]):
-                    spot = self.spot(places.segments[places.copy_segments[c]], places.copy_offsets[c])
+                    spot = self.spot(places.segments[places.copy_segments[c]].number, places.copy_offsets[c])
                     spots.append((spot, whole[start : start + length]))
                 copy += places.copy_counts[part]
                 start += length
@@ -313,7 +313,7 @@ class World:
 
     def _fetch(self, node: Node, effect: m.Fetch, epoch: int) -> None:
         """Node to node: the source may be dead by now, or its bytes others; the checksum tells."""
-        source, memory = self.memory_of[effect.source_segment]
+        source, memory = self.memory_of[effect.source.number]
         copy = effect.copy
         data = memory[effect.source_offset : effect.source_offset + copy.length]
         whole = content(copy.key, copy.write_id, copy.object_size)

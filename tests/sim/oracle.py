@@ -174,7 +174,7 @@ class Oracle:
             self.writes.setdefault(write_id, Write(key, values[key], write_id, count, command))
             for _ in range(count):
                 for _ in range(places.copy_counts[part]):
-                    segment = core.state.segments.get(places.segments[places.copy_segments[copy]])
+                    segment = core.state.segments.get(places.segments[places.copy_segments[copy]].number)
                     if segment is not None:
                         self.write_until[segment.info.shm_token, places.copy_offsets[copy]] = until
                     copy += 1
@@ -251,7 +251,7 @@ class Oracle:
             if not count:
                 raise Violation("a slice is offered without a copy")
             for _ in range(count):
-                segment = core.state.segments.get(places.segments[places.copy_segments[copy]])
+                segment = core.state.segments.get(places.segments[places.copy_segments[copy]].number)
                 if segment is None or not self._was_live(core, segment):
                     raise Violation("a copy is offered on a node that is not live")
                 self._grant(segment.info.shm_token, places.copy_offsets[copy], length, until, answer.lease)

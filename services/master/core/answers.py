@@ -6,6 +6,8 @@ Batches are columns, as on the wire: one list entry a key, slice or copy.
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from services.master.core.refs import SegmentRef
+
 
 class Result(IntEnum):
     """What became of one key. The numbers are the wire's (`larder.v1.Result`)."""
@@ -30,9 +32,9 @@ class Pin(IntEnum):
 
 @dataclass(slots=True)
 class Places:
-    """Columns of `larder.v1.Places`, with segments by the core's number."""
+    """Columns of `larder.v1.Places`."""
 
-    segments: list[int] = field(default_factory=list)
+    segments: list[SegmentRef] = field(default_factory=list)
     slice_counts: list[int] = field(default_factory=list)
     slice_lengths: list[int] = field(default_factory=list)
     checksums: list[int] = field(default_factory=list)
@@ -124,7 +126,8 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class SegmentReport:
-    segment: int
+    segment: SegmentRef
+    capacity_bytes: int
     live_bytes: int
     reserved_bytes: int
     quarantined_bytes: int
@@ -148,39 +151,60 @@ class NodeReport:
     incarnation: int
     segments: list[SegmentReport]
     zone: str
-    drain: DrainReport | None
+    draining: bool
+    drain: DrainReport | None = None  # told where it is asked for: to find it, objects are looked at
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Since the master's start; they only grow. As `larder.v1.Counts`."""
+@dataclass(slots=True)
+class Counters:
+    """What the metrics show of the core. Only ever grows."""
 
-    put_objects: int
-    put_bytes: int
-    lookup_keys: int
-    lookup_hit_keys: int
-    lookup_hit_bytes: int
-    match_keys: int
-    match_hit_keys: int
-    match_hit_bytes: int
-    evicted_objects: int
-    evicted_bytes: int
-    expired_objects: int
-    lost_objects: int
-    corrupt_copies: int
-    repaired_copies: int
-    failed_repairs: int
+    put_objects: int = 0
+    put_bytes: int = 0
+    evicted_objects: int = 0
+    evicted_bytes: int = 0
+    displaced_objects: int = 0
+    expired_objects: int = 0
+    refused_pins: int = 0
+    refused_puts: int = 0
+    expired_writes: int = 0
+    lost_objects: int = 0
+    lost_copies: int = 0
+    corrupt_copies: int = 0
+    unreachable_reports: int = 0
+    probes: int = 0
+    failed_probes: int = 0
+    adopted_copies: int = 0
+    dropped_claims: int = 0
+    degraded_puts: int = 0
+    repaired_copies: int = 0
+    failed_repairs: int = 0
+    trimmed_copies: int = 0
+    drained_copies: int = 0
+    stale_messages: int = 0
+
+
+@dataclass(slots=True)
+class Asked:
+    """What calls of one kind were asked for, and what of it was there. Only ever grows."""
+
+    requested_keys: int = 0
+    hit_keys: int = 0
+    hit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class StatusReport:
+    """The core at a glance: nothing here is found by looking at objects, but for `NodeReport.drain`."""
+
     epoch: int
     objects: int
     object_bytes: int
     writes_in_flight: int
     slice_bytes: int
     nodes: list[NodeReport]
-    counts: Counts
+    counters: Counters
+    asked: dict[str, Asked]  # by operation: lookup, match
     up_ms: int
     objects_below_target: int
     copies_missing: int

@@ -47,7 +47,7 @@ class Claims:
             node.claimant = None
             command = self.waiting.pop(claimant)
             if node.stream is not None:
-                self.state.effects.append(m.Close(node.stream, f"silent while {command.where} asked for its node id"))
+                self.state.close(node.stream, f"silent while {command.where} asked for its node id")
             if self.state.nodes.get(node.node_id) is node:
                 self.silence.give_up(node)
             self._admit(command)
@@ -58,7 +58,7 @@ class Claims:
         if self.waiting.pop(stream, None) is not None:
             node.claimant = None
         reason = f"node id {node.node_id} belongs to a storage node on {node.where}: give another --node-id"
-        self.state.effects.append(m.Close(stream, reason, id_taken=True))
+        self.state.effects.append(m.Close(stream, self.state.epoch, reason, id_taken=True))
 
     def withdraw(self, stream: int) -> None:
         """Who claimed an id has gone."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from services.master.core.allocator import Allocator, aligned
 from services.master.core.eviction import Residents, Traffic
-from services.master.core.messages import HeldCopy, Hello, Pin, SegmentInfo
+from services.master.core.messages import HeldCopy, Hello, Pin, SegmentInfo, SegmentRef
 from services.master.core.pending import Forgetting
 from services.master.core.phases import TRANSITIONS, Event, Phase
 from services.master.core.quarantine import Hold
@@ -68,6 +68,10 @@ class Segment:
         self.pinned_bytes = 0  # of the live ones, pinned hard
         self.soon_bytes = 0  # quarantined bytes that only wait for an acknowledgement
         self.copies = 0
+
+    @property
+    def ref(self) -> SegmentRef:
+        return SegmentRef(self.number, self.node.node_id, self.node.host_id, self.node.zone, self.info)
 
     def excess(self, size: int) -> int:
         """Bytes above the watermark, with `size` more; below it less than 0."""

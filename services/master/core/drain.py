@@ -40,7 +40,7 @@ class Drains:
 
     def tell(self, node: Node) -> None:
         if node.stream is not None:
-            self.state.effects.append(m.Draining(node.stream, node.draining))
+            self.state.effects.append(m.Draining(node.stream, self.state.epoch, node.draining))
 
     def is_empty(self, node: Node) -> bool:
         """Whether nothing is there, nothing is on its way there, and nobody may be reading what was there."""

@@ -73,7 +73,7 @@ class Ends:
             command_id = self.state.number()
             self.recording[command_id] = Recording(node, writes)
             node.outstanding[command_id] = self
-            self.state.effects.append(m.Record(node.stream, command_id, copies))
+            self.state.effects.append(m.Record(node.stream, self.state.epoch, command_id, copies))
             self._time_out_later(command_id)
         if not command.write_ids:
             self.calls.finish(command.request_id, m.PutEnded([], []))

@@ -123,7 +123,7 @@ class Extents:
         self.forgetting[command_id] = entries
         node.outstanding[command_id] = self
         extents = [(entry.segment.number, entry.offset, entry.write_id) for entry in entries]
-        self.state.effects.append(Forget(node.stream, command_id, strays + extents, lengths))
+        self.state.effects.append(Forget(node.stream, self.state.epoch, command_id, strays + extents, lengths))
 
     def done(self, command_id: int) -> None:
         for entry in self.forgetting.pop(command_id):

@@ -3,10 +3,12 @@
 Keeps invariant 7 for who asks for a lease. Neither the order of eviction nor a counter of hits changes by it.
 """
 
+from dataclasses import replace
 from itertools import chain
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls
+from services.master.core.cluster import Node, Segment
 from services.master.core.drain import Drains
 from services.master.core.leases import Leases
 from services.master.core.messages import Result
@@ -35,14 +37,14 @@ class Facts:
         lease = self.leases.give(there) if command.lease and there else 0
         parts = list(chain.from_iterable(obj.slices for obj in there))
         held = [[copy for copy in part.copies if copy.segment in state.segments] for part in parts]
-        places = make_places([len(obj.slices) if obj else 0 for obj in objects], parts, held)
+        places = make_places([len(obj.slices) if obj else 0 for obj in objects], parts, held, state.segments)
         self.calls.reply(
             command.call,
             m.Known(
                 results=[Result.OK if obj else Result.MISS for obj in objects],
                 sizes=[obj.size if obj else 0 for obj in objects],
                 places=places,
-                silent=[at for at, number in enumerate(places.segments) if not state.segments[number].live],
+                silent=[at for at, ref in enumerate(places.segments) if not state.segments[ref.number].live],
                 wanted=[obj.wanted if obj else 0 for obj in objects],
                 pins=[obj.pin if obj else 0 for obj in objects],
                 ttls_ms=[max(0, obj.expires_at - now) if obj else 0 for obj in objects],
@@ -55,58 +57,53 @@ class Facts:
         )
 
     def status(self, command: m.Status) -> None:
-        self.calls.reply(command.call, self.report_status(brief=command.brief))
+        report = self.report(self.state.now)
+        nodes = [] if command.brief else [replace(node, drain=self._drain(node.node_id)) for node in report.nodes]
+        self.calls.reply(command.call, replace(report, nodes=nodes))
 
-    def report_status(self, *, brief: bool = False) -> m.StatusReport:
+    def report(self, now: int) -> m.StatusReport:
+        """As of `now`, which may be later than the last step."""
         state = self.state
-        nodes = [
-            m.NodeReport(
-                node.node_id,
-                node.host_id,
-                node.phase.said,
-                node.incarnation,
-                [
-                    m.SegmentReport(
-                        segment.number,
-                        segment.live_bytes,
-                        segment.reserved_bytes,
-                        segment.quarantined_bytes,
-                        segment.allocator.free_bytes,
-                        segment.allocator.largest_free_bytes,
-                        segment.copies,
-                        segment.pinned_bytes,
-                    )
-                    for segment in node.segments
-                ],
-                node.zone,
-                self.drains.report(node),
-            )
-            for node in (() if brief else state.nodes.values())
-        ]
-        rest_left_ms = state.rest.left_ms(state.now)
+        rest_left_ms = state.rest.left_ms(now)
         return m.StatusReport(
             epoch=state.epoch,
             objects=len(state.objects),
             object_bytes=state.object_bytes,
             writes_in_flight=len(state.writes),
             slice_bytes=state.config.slice_bytes,
-            nodes=nodes,
-            counts=self._counts(),
-            up_ms=state.now - state.began_at,
+            nodes=list(map(_node_report, state.nodes.values())),
+            counters=replace(state.counters),
+            asked={op: replace(asked) for op, asked in state.asked.items()},
+            up_ms=now - state.began_at,
             objects_below_target=len(state.missing),
             copies_missing=sum(state.missing.values()),
             repairs_pending=self.repair.pending,
             waiting_puts=len(self.puts.waiting),
-            rested_ms=state.now - state.rest.since if rest_left_ms else 0,
+            rested_ms=now - state.rest.since if rest_left_ms else 0,
             rest_left_ms=rest_left_ms,
             attached=state.attached(),
         )
 
-    def _counts(self) -> m.Counts:
-        counters, lookup, match = self.state.counters, self.state.asked["lookup"], self.state.asked["match"]
-        return m.Counts(
-            counters.put_objects, counters.put_bytes, lookup.requested_keys, lookup.hit_keys, lookup.hit_bytes,
-            match.requested_keys, match.hit_keys, match.hit_bytes, counters.evicted_objects, counters.evicted_bytes,
-            counters.expired_objects, counters.lost_objects, counters.corrupt_copies, counters.repaired_copies,
-            counters.failed_repairs,
-        )  # fmt: skip
+    def _drain(self, node_id: str) -> m.DrainReport | None:
+        return self.drains.report(self.state.nodes[node_id])
+
+
+def _node_report(node: Node) -> m.NodeReport:
+    segments = list(map(_segment_report, node.segments))
+    return m.NodeReport(
+        node.node_id, node.host_id, node.phase.said, node.incarnation, segments, node.zone, node.draining
+    )
+
+
+def _segment_report(segment: Segment) -> m.SegmentReport:
+    return m.SegmentReport(
+        segment.ref,
+        segment.capacity,
+        segment.live_bytes,
+        segment.reserved_bytes,
+        segment.quarantined_bytes,
+        segment.allocator.free_bytes,
+        segment.allocator.largest_free_bytes,
+        segment.copies,
+        segment.pinned_bytes,
+    )

@@ -6,9 +6,8 @@ from services.master.core.catalogue import Catalogue
 from services.master.core.cluster import Node, Segment
 from services.master.core.objects import Object
 from services.master.core.repair import Repair
-from services.master.core.tables import Departed, State
+from services.master.core.tables import State
 
-DEPARTED_MAX = 4_096  # segments remembered: no answer to a retry is older
 SWEEP_PER_STEP = 1_024  # objects of a lost segment that one step sees to: a step must stay short
 
 
@@ -35,16 +34,9 @@ class Losses:
                 self._lose(next(iter(segment.residents)), segment)
             if not segment.residents:
                 self.sweeping.popleft()
-                self._depart(segment)
+                del self.state.segments[segment.number]
         if self.sweeping:
             self.state.at(self.state.now, self._sweep)
-
-    def _depart(self, segment: Segment) -> None:
-        state, node = self.state, segment.node
-        del state.segments[segment.number]
-        state.departed[segment.number] = Departed(node.node_id, node.host_id, node.zone, segment.info)
-        if len(state.departed) > DEPARTED_MAX:
-            state.departed.popitem(last=False)
 
     def _lose(self, obj: Object, segment: Segment) -> None:
         for part in obj.slices:

@@ -102,6 +102,10 @@ class Master:
         poll, expiry = self.puts.next_poll_ms(), self.expiry.next_ms()
         return min((when for when in (due, poll, expiry) if when is not None), default=None)
 
+    def report(self, now: int | None = None) -> m.StatusReport:
+        """The core at a glance, between two steps; `now`: later than the last, where time has passed since."""
+        return self.facts.report(max(now or 0, self.state.now))
+
     def _handle(self, command: m.Command) -> None:
         try:
             self._handlers[type(command)](command)  # type: ignore[operator]

@@ -9,7 +9,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from services.master.core.answers import Answer as Answer
-from services.master.core.answers import Counts as Counts
+from services.master.core.answers import Asked as Asked
+from services.master.core.answers import Counters as Counters
 from services.master.core.answers import DrainReport as DrainReport
 from services.master.core.answers import DrainSet as DrainSet
 from services.master.core.answers import Existing as Existing
@@ -31,6 +32,8 @@ from services.master.core.answers import Reported as Reported
 from services.master.core.answers import Result as Result
 from services.master.core.answers import SegmentReport as SegmentReport
 from services.master.core.answers import StatusReport as StatusReport
+from services.master.core.refs import SegmentInfo as SegmentInfo
+from services.master.core.refs import SegmentRef as SegmentRef
 
 
 class Fault(IntEnum):
@@ -155,19 +158,6 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentInfo:
-    """A pool as its node announces it; opaque to the core but for its capacity."""
-
-    capacity_bytes: int
-    shm_path: str = ""
-    shm_token: bytes = b""
-    shm_data_offset: int = 0
-    engine_endpoint: str = ""
-    engine_base: int = 0
-    engine_protocol: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Hello:
     stream: int
     node_id: str
@@ -248,7 +238,7 @@ NodeCommand = Hello | Inventory | InventoryEnd | Heartbeat | Ack | Leave | Broke
 Command = ClientCommand | NodeCommand | Tick
 
 
-# ---- effects -------------------------------------------------------------------------------------
+# ---- effects; `epoch` is that of the reign in which a node was told ------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,12 +250,15 @@ class Reply:
 @dataclass(frozen=True, slots=True)
 class Welcome:
     stream: int
+    epoch: int
     segments: list[int]
+    heartbeat_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     stream: int
+    epoch: int
     command_id: int
     copies: list[HeldCopy]
 
@@ -273,6 +266,7 @@ class Record:
 @dataclass(frozen=True, slots=True)
 class Forget:
     stream: int
+    epoch: int
     command_id: int
     extents: list[tuple[int, int, int]]  # (segment, offset, write id)
     lengths: Sequence[int] = ()  # of extents where no writer may be left either; empty: not looked at
@@ -283,31 +277,35 @@ class Fetch:
     """Copy a slice from another node into this one, verify it, and hold it."""
 
     stream: int
+    epoch: int
     command_id: int
     copy: HeldCopy
-    source_segment: int
+    source: SegmentRef
     source_offset: int
     timeout_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """The node is to say a word at once."""
+    """Asks the node for a heartbeat now."""
 
     stream: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """The node is to remember whether it is to go."""
+    """Tells the node whether it is being drained, which it remembers."""
 
     stream: int
+    epoch: int
     draining: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Farewell:
     stream: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +313,7 @@ class Close:
     """End the stream, telling the node why."""
 
     stream: int
+    epoch: int
     reason: str
     id_taken: bool = False  # by another process, which is alive
 

@@ -44,7 +44,7 @@ class Nodes:
         """A node dials: known (its stream broke, or it took another) or new, or a later life of a known one."""
         state = self.state
         if not command.node_id or not command.segments or any(s.capacity_bytes <= 0 for s in command.segments):
-            state.effects.append(m.Close(command.stream, "hello needs a node id and segments with capacity"))
+            state.close(command.stream, "hello needs a node id and segments with capacity")
             return
         node = state.nodes.get(command.node_id)
         if command.epoch > state.epoch or (command.epoch == state.epoch and node is None):
@@ -61,7 +61,7 @@ class Nodes:
             self.silence.give_up(node)
             node = None
         if node is not None and node.stream is not None:
-            state.effects.append(m.Close(node.stream, "the node attached again"))
+            state.close(node.stream, "the node attached again")
             self.silence.detach(node)
         if node is None:
             node = self._new_node(command)
@@ -79,7 +79,8 @@ class Nodes:
         node.probed_at = None
         node.inventory = []
         state.streams[command.stream] = node
-        state.effects.append(m.Welcome(command.stream, [segment.number for segment in node.segments]))
+        numbers = [segment.number for segment in node.segments]
+        state.effects.append(m.Welcome(command.stream, state.epoch, numbers, state.config.heartbeat_ms))
         if node.draining is not command.draining:
             self.drains.tell(node)
 
@@ -101,9 +102,7 @@ class Nodes:
         if node is not None and node.phase is Phase.ATTACHING:
             node.inventory.extend(command.copies)
             if len(node.inventory) > sum(segment.capacity for segment in node.segments) // ALIGN_BYTES:
-                self.state.effects.append(
-                    m.Close(command.stream, "the inventory has more copies than fit into the pools")
-                )
+                self.state.close(command.stream, "the inventory has more copies than fit into the pools")
                 self.silence.detach(node)
                 node.inventory = []
 
@@ -156,7 +155,7 @@ class Nodes:
         assert node.stream is not None
         done = f"the drain of node {node.node_id} has ended: it" if node.draining else f"node {node.node_id}"
         self.state.note(f"{done} leaves")
-        self.state.effects.append(m.Farewell(node.stream))
+        self.state.effects.append(m.Farewell(node.stream, self.state.epoch))
         self.state.absences.end(node.node_id)  # it takes nothing with it
         self.silence.detach(node)
         self.silence.give_up(node)

@@ -4,7 +4,7 @@ Keeps invariants 3 (extents disjoint) and 4 (copies on distinct nodes; in distin
 there are). Whether to wait or to evict where there is no room is decided elsewhere.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
 from services.master.core import messages as m
@@ -180,17 +180,19 @@ def _count_nodes(segments: Iterable[Segment]) -> int:
     return len({segment.node.node_id for segment in segments})
 
 
-def make_places(slice_counts: list[int], parts: Sequence[Slice], held: Sequence[Sequence[Copy]]) -> m.Places:
+def make_places(
+    slice_counts: list[int], parts: Sequence[Slice], held: Sequence[Sequence[Copy]], segments: Mapping[int, Segment]
+) -> m.Places:
     """The columns for slices, `slice_counts` of them a key, of which each has copies `held`.
 
     A loop a column: a call with thousands of keys spends its time here.
     """
     copies = list(chain.from_iterable(held))
     numbers, offsets = zip(*copies, strict=True) if copies else ((), ())
-    segments = list(dict.fromkeys(numbers))
-    index_of = {number: index for index, number in enumerate(segments)}
+    named = list(dict.fromkeys(numbers))
+    index_of = {number: index for index, number in enumerate(named)}
     return m.Places(
-        segments=segments,
+        segments=[segments[number].ref for number in named],
         slice_counts=slice_counts,
         slice_lengths=[part.length for part in parts],
         checksums=[part.checksum for part in parts],

@@ -114,7 +114,7 @@ class Puts:
         writes = [self.state.writes.get(write_id) for write_id in pending.write_ids]
         slices = [write.slices if write else () for write in writes]
         parts = list(chain.from_iterable(slices))
-        places = make_places(list(map(len, slices)), parts, [part.copies for part in parts])
+        places = make_places(list(map(len, slices)), parts, [part.copies for part in parts], self.state.segments)
         refused = pending.results.count(Result.NO_SPACE)
         self.state.counters.refused_puts += refused
         why = shortage(self.state) if refused else Shortage()

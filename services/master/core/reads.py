@@ -76,7 +76,7 @@ class Reads:
         self._count("lookup", len(sizes), len(sizes) - missing, sum(sizes))
         slices = [obj.slices for obj in objects]
         parts = list(chain.from_iterable(slices))
-        places = make_places(list(map(len, slices)), parts, self._offered(command, parts))
+        places = make_places(list(map(len, slices)), parts, self._offered(command, parts), state.segments)
         promised_ms = state.config.lease_ms - 1  # `now` is rounded down: the lease ends that much earlier
         self.calls.reply(command.call, m.Found(results, sizes, places, promised_ms, lease))
 

@@ -64,7 +64,7 @@ class Silence:
         assert node.stream is not None
         node.probed_at = self.state.now
         self.state.counters.probes += 1
-        self.state.effects.append(m.Ping(node.stream))
+        self.state.effects.append(m.Ping(node.stream, self.state.epoch))
         if not node.awaited:
             self._await_word(node, node.probed_at)
 
@@ -105,7 +105,7 @@ class Silence:
     def _lose(self, node: Node) -> None:
         """It was away for too long. It may still come back, and what it was to forget must not come back with it."""
         if node.stream is not None:
-            self.state.effects.append(m.Close(node.stream, "silent for too long"))
+            self.state.close(node.stream, "silent for too long")
             self.detach(node)
         entries = [entry for segment in node.segments for entry in segment.quarantine.values()]
         unforgotten = [entry.write_id for entry in entries if entry.hold in UNACKNOWLEDGED]
@@ -118,7 +118,7 @@ class Silence:
     def _fell_silent(self, node: Node) -> None:
         if node.phase is Phase.ATTACHING:
             assert node.stream is not None
-            self.state.effects.append(m.Close(node.stream, "silent during its inventory"))
+            self.state.close(node.stream, "silent during its inventory")
             self.detach(node)
         else:
             self.state.note(f"node {node.node_id} does not answer: its copies are not offered", grave=True)

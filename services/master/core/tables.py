@@ -1,17 +1,16 @@
 """The core's data: configuration, nodes, segments, all that is known, and the clock of the step. No decisions here."""
 
 import heapq
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from sortedcontainers import SortedDict, SortedList
 
 from services.master.core.absences import Absences
+from services.master.core.answers import Asked, Counters
 from services.master.core.cluster import Node, Segment
 from services.master.core.eviction import Traffic
-from services.master.core.messages import Effect, Note, SegmentInfo
+from services.master.core.messages import Close, Effect, Note
 from services.master.core.objects import Copy, Object, Slice
 from services.master.core.pending import Write
 from services.master.core.rest import Rest
@@ -54,53 +53,6 @@ class Config:
     adopted_per_step_max: int = 512  # bits of work on an inventory, two or three a copy
 
 
-class Departed(NamedTuple):
-    """Where a segment was that is given up: answers to retries may still name it."""
-
-    node_id: str
-    host_id: str
-    zone: str
-    info: SegmentInfo
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the metrics show of the core. Only ever grows."""
-
-    put_objects: int = 0
-    put_bytes: int = 0
-    evicted_objects: int = 0
-    evicted_bytes: int = 0
-    displaced_objects: int = 0
-    expired_objects: int = 0
-    refused_pins: int = 0
-    refused_puts: int = 0
-    expired_writes: int = 0
-    lost_objects: int = 0
-    lost_copies: int = 0
-    corrupt_copies: int = 0
-    unreachable_reports: int = 0
-    probes: int = 0
-    failed_probes: int = 0
-    adopted_copies: int = 0
-    dropped_claims: int = 0
-    degraded_puts: int = 0
-    repaired_copies: int = 0
-    failed_repairs: int = 0
-    trimmed_copies: int = 0
-    drained_copies: int = 0
-    stale_messages: int = 0
-
-
-@dataclass(slots=True)
-class Asked:
-    """What calls of one kind were asked for, and what of it was there. Only ever grows."""
-
-    requested_keys: int = 0
-    hit_keys: int = 0
-    hit_bytes: int = 0
-
-
 @dataclass(slots=True)
 class State:
     """Everything the core knows. `now` is the time of the step that is running."""
@@ -117,7 +69,6 @@ class State:
     nodes: dict[str, Node] = field(default_factory=dict)
     streams: dict[int, Node] = field(default_factory=dict)
     segments: dict[int, Segment] = field(default_factory=dict)
-    departed: OrderedDict[int, Departed] = field(default_factory=OrderedDict)  # the last DEPARTED_MAX
     writes: dict[int, Write] = field(default_factory=dict)
     writing: dict[bytes, int] = field(default_factory=dict)  # key -> writes in flight
     replaced: dict[bytes, int] = field(default_factory=dict)  # of these keys -> the last write that replaced
@@ -210,6 +161,10 @@ class State:
     def note(self, text: str, *, grave: bool = False) -> None:
         """A line for the operators' log."""
         self.effects.append(Note(text, grave))
+
+    def close(self, stream: int, reason: str) -> None:
+        """End a node's stream, telling it why."""
+        self.effects.append(Close(stream, self.epoch, reason))
 
     def number(self) -> int:
         """A number no other segment, command or timer of this reign has."""

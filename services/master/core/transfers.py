@@ -113,8 +113,9 @@ class Transfers:
             target.segment, target.offset, part.length, part.checksum, obj.depth, obj.wanted,
             max(1, obj.expires_at - state.now) if obj.expires_at else 0, obj.pin,
         )  # fmt: skip
+        ref = state.segments[source.segment].ref
         state.effects.append(
-            m.Fetch(node.stream, command_id, held, source.segment, source.offset, config.repair_timeout_ms)
+            m.Fetch(node.stream, state.epoch, command_id, held, ref, source.offset, config.repair_timeout_ms)
         )
         state.at(until, lambda: self._time_out(command_id))
 

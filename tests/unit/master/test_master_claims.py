@@ -41,7 +41,7 @@ def test_a_newcomer_is_refused_while_the_node_says_that_it_lives() -> None:
         effects = claim(cluster, NEWCOMER + incarnation, incarnation)
         assert not is_welcome(cluster, NEWCOMER + incarnation)
         if incarnation:
-            assert effects == [m.Ping(1)]
+            assert effects == [m.Ping(1, 7)]
             cluster.step(m.Heartbeat(1))
         refused = ended(cluster, NEWCOMER + incarnation)
         assert refused is not None

@@ -27,7 +27,7 @@ def report(cluster: Cluster, name: str) -> m.DrainReport | None:
 
 
 def has_gone(cluster: Cluster, stream: int) -> bool:
-    return m.Farewell(stream) in cluster.sent
+    return m.Farewell(stream, 7) in cluster.sent
 
 
 def test_a_drained_nodes_copies_are_made_elsewhere_and_it_is_let_go() -> None:
@@ -37,7 +37,7 @@ def test_a_drained_nodes_copies_are_made_elsewhere_and_it_is_let_go() -> None:
         cluster.put(key, KIB, copies=1 + i % 2)
     before = {key: holders(cluster, key) for key in keys}
     assert isinstance(drain(cluster, "n1"), m.DrainSet)
-    assert m.Draining(2, True) in cluster.sent
+    assert m.Draining(2, 7, True) in cluster.sent
     cluster.pass_time(CONFIG.lease_ms + 300)
     for key in keys:
         assert "n1" not in holders(cluster, key)
@@ -79,7 +79,7 @@ def test_a_put_under_way_to_the_node_ends_well_and_is_moved_after() -> None:
     cluster = Cluster(nodes=2)
     started = cluster.start(b"k", KIB)
     assert started is not None
-    node = cluster.core.state.segments[started.places.segments[0]].node
+    node = cluster.core.state.segments[started.places.segments[0].number].node
     drain(cluster, node.node_id)
     cluster.pass_time(300)
     assert node.node_id in cluster.core.state.nodes
@@ -198,7 +198,7 @@ def test_a_drain_that_is_called_off_leaves_the_node_and_no_surplus() -> None:
     assert len(holders(cluster, b"k")) == 2
     assert len(cluster.core.state.nodes) == 3
     assert report(cluster, name) is None
-    assert cluster.sent.count(m.Draining(int(name[1:]) + 1, False)) == 1
+    assert cluster.sent.count(m.Draining(int(name[1:]) + 1, 7, False)) == 1
 
 
 def test_a_new_master_hears_of_a_drain_from_the_node() -> None:
@@ -234,7 +234,7 @@ def test_a_node_that_missed_the_masters_word_is_told_when_it_attaches() -> None:
     cluster.step(m.Broken(1))
     drain(cluster, "n0")
     cluster.attach(0, stream=11, held=tuple(record.copies), epoch=7)
-    assert m.Draining(11, True) in cluster.sent
+    assert m.Draining(11, 7, True) in cluster.sent
 
 
 def test_an_unknown_node_is_refused() -> None:

@@ -25,8 +25,7 @@ class Firewalled(Cluster):
         held, self.held = self.held, []
         for effect in held:
             if isinstance(effect, m.Fetch):
-                source = self.core.state.segments[effect.source_segment].node
-                pair = int(source.node_id[1:]), effect.stream - 1
+                pair = int(effect.source.node_id[1:]), effect.stream - 1
                 self.tried.append((self.now, pair))
                 if pair in self.shut:
                     self.step(m.Ack(effect.stream, 7, [], [effect.command_id], [], [REASON]))

@@ -19,7 +19,7 @@ class Shown:
 
     def __init__(self, cluster: Cluster) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(CoreCollector(cluster.core))
+        self._registry.register(CoreCollector(cluster.core.report))
 
     def __call__(self, name: str, **labels: str) -> float:
         value = self._registry.get_sample_value(f"larder_master_{name}", labels)
@@ -146,5 +146,5 @@ def test_a_scrape_looks_at_no_object() -> None:
     state = cluster.core.state
     state.objects = Unwalked(state.objects)
     registry = CollectorRegistry()
-    registry.register(CoreCollector(cluster.core))
+    registry.register(CoreCollector(cluster.core.report))
     assert b"larder_master_objects 3.0" in generate_latest(registry)

@@ -25,7 +25,7 @@ def test_of_two_copies_only_the_one_on_a_live_node_is_offered() -> None:
     assert len(cluster.lookup(b"k").places.segments) == 2
     cluster.step(m.Broken(1))
     (left,) = cluster.lookup(b"k").places.segments
-    assert cluster.core.state.segments[left].live
+    assert cluster.core.state.segments[left.number].live
 
 
 def test_silence_makes_suspect_and_a_word_ends_it() -> None:
@@ -280,9 +280,12 @@ def test_segments_that_went_can_still_be_named() -> None:
     cluster = Cluster(nodes=2)
     started = cluster.start(b"k", KIB)
     assert started is not None
-    (number,) = started.places.segments
-    segment = cluster.core.state.segments[number]
+    (ref,) = started.places.segments
+    segment = cluster.core.state.segments[ref.number]
     assert segment.node.stream is not None
     cluster.step(m.Leave(segment.node.stream))
-    assert number not in cluster.core.state.segments
-    assert cluster.core.state.departed[number] == (segment.node.node_id, segment.node.host_id, "", segment.info)
+    assert ref.number not in cluster.core.state.segments
+    first, again = cluster.calls, cluster.call()
+    cluster.step(m.PutStart(again, first.to_bytes(16, "big"), [b"k"], [KIB], 1))
+    assert cluster.answers[again] is started
+    assert ref == (ref.number, segment.node.node_id, segment.node.host_id, "", segment.info)

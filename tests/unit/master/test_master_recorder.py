@@ -65,7 +65,7 @@ def lived() -> Recorded:
     cluster.step(m.PutAbort(cluster.call(), bytes(16), started.write_ids))
     for command in (
         m.Exists(cluster.call(), [b"k", LONG]),
-        m.Report(cluster.call(), [b"k"], [0], [found.places.segments[0]], [0], [m.Fault.CORRUPT]),
+        m.Report(cluster.call(), [b"k"], [0], [found.places.segments[0].number], [0], [m.Fault.CORRUPT]),
         m.List(cluster.call(), b"", b"", 5),
         m.Stat(cluster.call(), [b"k"], True),
         m.Status(cluster.call()),

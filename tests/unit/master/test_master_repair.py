@@ -27,7 +27,7 @@ def start(cluster: Cluster, key: bytes = b"k", size: int = KIB) -> m.PutStarted:
 def test_a_put_whose_copy_failed_is_answered_when_another_node_has_one() -> None:
     cluster = Cluster(nodes=3)
     started = start(cluster, size=6 * KIB)
-    failed = node_of(cluster, started.places.segments[started.places.copy_segments[1]])
+    failed = started.places.segments[started.places.copy_segments[1]].node_id
     cluster.hold = True
     call = cluster.end(started, failed=((0, 0, 1),), wait_ms=1000)
     records = [effect for effect in cluster.held if isinstance(effect, m.Record)]
@@ -74,7 +74,7 @@ def test_the_answer_does_not_wait_where_there_is_no_other_node() -> None:
 
     cluster = Cluster(nodes=2, config=replace(CONFIG, probe_ms=100))
     started = start(cluster)
-    dead = int(node_of(cluster, started.places.segments[started.places.copy_segments[1]])[1:])
+    dead = int(started.places.segments[started.places.copy_segments[1]].node_id[1:])
     call = cluster.end(started, failed=((0, 0, 1),), wait_ms=60_000)
     cluster.pass_time(100, silent=(dead,))
     assert cluster.answers[call] == m.PutEnded([Result.OK], [1])
@@ -113,7 +113,7 @@ def test_what_a_put_waits_for_is_repaired_before_the_rest() -> None:
     for i in range(6):
         cluster.put(b"old%d" % i, KIB, copies=2)
     started = start(cluster, b"new")
-    lost = node_of(cluster, started.places.segments[started.places.copy_segments[1]])
+    lost = started.places.segments[started.places.copy_segments[1]].node_id
     cluster.step(m.Broken(int(lost[1:]) + 1))
     cluster.sent.clear()
     cluster.pass_time(50)  # the budget holds one object or so; the others wait
@@ -138,11 +138,11 @@ def test_a_source_that_fails_is_probed_and_the_next_one_taken() -> None:
     (first,) = [effect for effect in cluster.held if isinstance(effect, m.Fetch)]
     cluster.held.clear()
     cluster.step(m.Ack(first.stream, 7, [], [first.command_id]))
-    source = cluster.core.state.segments[first.source_segment].node
+    source = cluster.core.state.nodes[first.source.node_id]
     assert source.probed_at is not None
     cluster.pass_time(600, silent=(int(gone[1:]), int(source.node_id[1:])))
     (second,) = [effect for effect in cluster.held if isinstance(effect, m.Fetch)]
-    assert second.source_segment != first.source_segment
+    assert second.source != first.source
 
 
 def test_what_a_repair_reads_is_not_evicted_for_its_space_would_not_come_back() -> None:
@@ -153,7 +153,7 @@ def test_what_a_repair_reads_is_not_evicted_for_its_space_would_not_come_back() 
     cluster.step(m.Broken(int(gone[1:]) + 1))
     cluster.pass_time(50, silent=(int(gone[1:]),))
     (fetch,) = [effect for effect in cluster.held if isinstance(effect, m.Fetch)]
-    assert node_of(cluster, fetch.source_segment) == source
+    assert fetch.source.node_id == source
     assert cluster.start(b"new", 4 * KIB, copies=2, wait_ms=1000) is None
     assert cluster.found(b"k")
     waiting = cluster.calls - 1

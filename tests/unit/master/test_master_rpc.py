@@ -213,7 +213,7 @@ async def test_a_callers_cancellation_leaves_nothing_behind(channel: grpc.aio.Ch
 
 def test_every_counter_is_exported(driver: Driver) -> None:
     registry = CollectorRegistry()
-    registry.register(CoreCollector(driver.core))
+    registry.register(CoreCollector(driver.report))
     text = generate_latest(registry).decode()
     for name in ("larder_master_evicted_bytes_total", "larder_master_hit_keys_total", "larder_master_objects 0.0"):
         assert name in text

@@ -28,7 +28,7 @@ def test_a_source_that_is_corrupt_is_dropped_and_the_other_copy_is_read() -> Non
     assert cluster.core.state.counters.corrupt_copies == 1
     cluster.pass_time(CONFIG.late_write_ms)
     again = fetches(cluster)[1]
-    assert again.source_segment != first.source_segment
+    assert again.source != first.source
 
 
 def test_the_last_copy_takes_the_object_along_where_a_repair_finds_it_corrupt() -> None:
@@ -43,7 +43,7 @@ def test_the_last_copy_takes_the_object_along_where_a_repair_finds_it_corrupt() 
 def test_a_source_stays_where_it_is_as_long_as_it_is_read_and_no_longer() -> None:
     cluster = degraded()
     (fetch,) = fetches(cluster)
-    segment = cluster.core.state.segments[fetch.source_segment]
+    segment = cluster.core.state.segments[fetch.source.number]
     call = cluster.call()
     cluster.step(m.Remove(call, call.to_bytes(16, "big"), [b"k"]))
     assert segment.quarantined_bytes == KIB, "it is being read"
@@ -55,4 +55,4 @@ def test_a_source_stays_where_it_is_as_long_as_it_is_read_and_no_longer() -> Non
     cluster.step(m.Ack(fetch.stream, 7, [fetch.command_id]))
     call = cluster.call()
     cluster.step(m.Remove(call, call.to_bytes(16, "big"), [b"k"]))
-    assert cluster.core.state.segments[fetch.source_segment].quarantined_bytes == 0
+    assert cluster.core.state.segments[fetch.source.number].quarantined_bytes == 0

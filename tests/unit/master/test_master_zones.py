@@ -15,8 +15,7 @@ def zones(cluster: Cluster, key: bytes) -> list[str]:
 
 def placed(cluster: Cluster, places: m.Places) -> list[str]:
     """The zones of the first slice's copies, in the order they are offered."""
-    segments = cluster.core.state.segments
-    return [segments[places.segments[index]].node.zone for index in places.copy_segments[: places.copy_counts[0]]]
+    return [places.segments[index].zone for index in places.copy_segments[: places.copy_counts[0]]]
 
 
 def test_copies_go_to_distinct_zones_before_distinct_nodes() -> None:
@@ -50,8 +49,8 @@ def test_whoever_asks_is_offered_the_nearest_copy_first(copies: int) -> None:
     for node in nodes:
         for host, zone in ((node.host_id, "a"), (node.host_id, "b"), (node.host_id, ""), ("elsewhere", node.zone)):
             places = cluster.lookup(b"k", host, zone).places
-            first = segments[places.segments[places.copy_segments[0]]].node
-            assert first is node if host == node.host_id else first.zone == zone
+            first = places.segments[places.copy_segments[0]]
+            assert first.node_id == node.node_id if host == node.host_id else first.zone == zone
             assert len(places.copy_segments) == copies
 
 
@@ -68,8 +67,7 @@ def test_a_striped_object_begins_in_the_callers_zone() -> None:
     cluster = Cluster(nodes=4, zones=("a", "b", "a", "b"))
     started = cluster.start(b"large", 12 * KIB, zone="b")
     assert started is not None
-    segments = cluster.core.state.segments
-    assert {segments[number].node.zone for number in started.places.segments} == {"b"}
+    assert {segment.zone for segment in started.places.segments} == {"b"}
     assert len(started.places.segments) == 2
 
 
