@@ -55,6 +55,10 @@ class Driver:
         self.told = {known: words for known, words in self.told.items() if known in self.core.state.nodes}
         self.told[node_id] = told
 
+    def now_ms(self) -> int:
+        """On the core's clock, which stands still between its steps."""
+        return self._clock_ms()
+
     def report(self) -> m.StatusReport:
         """The core at a glance, as of now."""
         return self.core.report(self._clock_ms())

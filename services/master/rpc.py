@@ -133,7 +133,7 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
         try:
             while True:
                 effect = await queue.get()
-                yield wire.to_node(effect)
+                yield wire.to_node(effect, self._driver.now_ms())
                 if isinstance(effect, m.Close | m.Farewell):
                     why = getattr(effect, "reason", "it left")
                     return
@@ -149,7 +149,7 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
         reason = "the node ended its stream"
         try:
             async for message in requests:
-                command = wire.node_command(stream, message, host)
+                command = wire.node_command(stream, message, self._driver.now_ms(), host)
                 if isinstance(command, m.Hello):
                     names.append(command.node_id)
                     said = message.hello

@@ -1,13 +1,14 @@
 """Between the core's values and protobuf. Columns in, columns out; nothing is decided here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from larder.v1 import master_pb2 as pb
 from larder.v1 import node_pb2, types_pb2
-from larder.wire import pack_keys, unpack_keys
+from larder.wire import unpack_keys
 
+from services.common.copies import pack_copies, unpack_copies
 from services.master.core import messages as m
 from services.master.core.packed import PackedKeys
 from services.master.driver import Told, ToNode
@@ -194,52 +195,8 @@ def _counts_message(answer: m.StatusReport) -> pb.Counts:
 # ---- the nodes' stream ---------------------------------------------------------------------------
 
 
-def held_copies(copies: node_pb2.Copies) -> list[m.HeldCopy]:
-    """ValueError where the columns are of different lengths."""
-    none = [0] * len(copies.write_ids)
-    columns = (
-        unpack_keys(copies.keys),
-        copies.write_ids,
-        copies.object_sizes,
-        copies.slice_counts,
-        copies.slices,
-        copies.segment_ids,
-        copies.offsets,
-        copies.lengths,
-        copies.checksums,
-        copies.depths,
-        copies.wanted,
-        copies.ttls_ms or none,
-        copies.pins or none,
-    )
-    return [m.HeldCopy(*row) for row in zip(*columns, strict=True)]
-
-
-def copies_message(copies: Sequence[m.HeldCopy]) -> node_pb2.Copies:
-    """Of at least one copy."""
-    (
-        keys, write_ids, object_sizes, slice_counts, slices, segment_ids,
-        offsets, lengths, checksums, depths, wanted, ttls_ms, pins,
-    ) = zip(*copies, strict=True)  # fmt: skip
-    return node_pb2.Copies(
-        keys=pack_keys(keys),
-        write_ids=write_ids,
-        object_sizes=object_sizes,
-        slice_counts=slice_counts,
-        slices=slices,
-        segment_ids=segment_ids,
-        offsets=offsets,
-        lengths=lengths,
-        checksums=checksums,
-        depths=depths,
-        wanted=wanted,
-        ttls_ms=ttls_ms if any(ttls_ms) else (),
-        pins=pins if any(pins) else (),
-    )
-
-
-def node_command(stream: int, message: node_pb2.NodeMessage, peer_host: str = "") -> m.NodeCommand:
-    """ValueError for a message that says nothing, or whose columns contradict each other."""
+def node_command(stream: int, message: node_pb2.NodeMessage, now_ms: int, peer_host: str = "") -> m.NodeCommand:
+    """`now_ms`: on the core's clock. ValueError for a message that says nothing, or whose columns do not agree."""
     kind = message.WhichOneof("message")
     if kind == "hello":
         hello = message.hello
@@ -256,7 +213,7 @@ def node_command(stream: int, message: node_pb2.NodeMessage, peer_host: str = ""
             f"{hello.host_name} ({hello.address or peer_host})",
         )
     if kind == "inventory":
-        return m.Inventory(stream, held_copies(message.inventory))
+        return m.Inventory(stream, unpack_copies(message.inventory, now_ms))
     if kind == "inventory_end":
         return m.InventoryEnd(stream)
     if kind == "heartbeat":
@@ -271,13 +228,14 @@ def node_command(stream: int, message: node_pb2.NodeMessage, peer_host: str = ""
     raise ValueError("the message is of no kind this master knows")
 
 
-def to_node(effect: ToNode) -> node_pb2.MasterMessage:
+def to_node(effect: ToNode, now_ms: int) -> node_pb2.MasterMessage:
+    """`now_ms`: on the core's clock."""
     epoch = effect.epoch
     if isinstance(effect, m.Welcome):
         welcome = node_pb2.Welcome(segment_ids=effect.segments, heartbeat_ms=effect.heartbeat_ms)
         return node_pb2.MasterMessage(epoch=epoch, welcome=welcome)
     if isinstance(effect, m.Record):
-        record = node_pb2.Record(command_id=effect.command_id, copies=copies_message(effect.copies))
+        record = node_pb2.Record(command_id=effect.command_id, copies=pack_copies(effect.copies, now_ms))
         return node_pb2.MasterMessage(epoch=epoch, record=record)
     if isinstance(effect, m.Forget):
         segments, offsets, write_ids = zip(*effect.extents, strict=True)
@@ -292,7 +250,7 @@ def to_node(effect: ToNode) -> node_pb2.MasterMessage:
     if isinstance(effect, m.Fetch):
         fetch = node_pb2.Fetch(
             command_id=effect.command_id,
-            copies=copies_message([effect.copy]),
+            copies=pack_copies([effect.copy], now_ms),
             source=segment_message(effect.source),
             source_offset=effect.source_offset,
             timeout_ms=effect.timeout_ms,

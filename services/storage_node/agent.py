@@ -18,7 +18,8 @@ from typing import Any, Final
 from larder.v1 import types_pb2
 from larder.v1.node_pb2 import Ack, Copies, Forget, Heartbeat, Hello, InventoryEnd, Leave, MasterMessage, NodeMessage
 
-from services.storage_node.core.index import Answer, Copy, Index, Outcome, Place
+from services.common.held import HeldCopy
+from services.storage_node.core.index import Answer, Index, Outcome, Place
 from services.storage_node.masters import RECHECK_S, Masters
 from services.storage_node.metrics import Metrics
 from services.storage_node.stream import IdTaken, MasterStream, StreamError, open_stream
@@ -30,7 +31,7 @@ INVENTORY_CHUNK_COPIES: Final = 2_000
 _ACKS_WAITING_MAX: Final = 4096
 _HEARTBEAT_MS_MAX: Final = 60_000
 _SAID_APART: Final = (Outcome.DONE, Outcome.CORRUPT)  # in an acknowledgement; the rest has failed
-Fetch = Callable[[Copy, types_pb2.Segment, int, float], Awaitable[Answer]]
+Fetch = Callable[[HeldCopy, types_pb2.Segment, int, float], Awaitable[Answer]]
 """(what to hold, source, offset there, time-out in seconds) -> whether the bytes are here."""
 Begin = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 HasWriter = Callable[[Place], bool]

@@ -15,7 +15,8 @@ from larder.stats import Stats
 from larder.transports import Move
 from larder.v1 import types_pb2
 
-from services.storage_node.core.index import DONE, Answer, Copy, Outcome
+from services.common.held import HeldCopy
+from services.storage_node.core.index import DONE, Answer, Outcome
 from services.storage_node.pool import Pool
 
 TRANSFERS_MAX: Final = 4
@@ -27,7 +28,7 @@ class Fetcher:
         self._mover = Mover(("shm", "engine"), Stats())
         self._places = asyncio.Semaphore(TRANSFERS_MAX)
 
-    async def fetch(self, copy: Copy, source: types_pb2.Segment, source_offset: int, timeout_s: float) -> Answer:
+    async def fetch(self, copy: HeldCopy, source: types_pb2.Segment, source_offset: int, timeout_s: float) -> Answer:
         """Fills the copy's extent with verified bytes."""
         until = time.monotonic() + timeout_s
         if copy.offset + copy.length > self._pool.capacity_bytes:

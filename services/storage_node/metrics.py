@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from services.storage_node.core.index import Index, SegmentNumber
+from services.storage_node.core.index import Index
 
 
 class Metrics:
@@ -21,7 +21,7 @@ class Metrics:
         for number, tier in enumerate(tiers):
             capacity.labels(tier).set(index.capacities_bytes[number])
             held.labels(tier).set_function(partial(index.held_bytes.__getitem__, number))
-            copies.labels(tier).set_function(partial(index.copies_in, SegmentNumber(number)))
+            copies.labels(tier).set_function(partial(index.copies_in, number))
         epoch = Gauge("larder_node_epoch", "Highest epoch obeyed", registry=registry)
         epoch.set_function(lambda: index.epoch)
         self.is_attached = False

@@ -12,10 +12,12 @@ from larder.host import host_id
 from larder.pool_file import HEADER_BYTES, PoolHeader
 from larder.v1.node_pb2 import Copies, Forget, Hello
 from larder.v1.types_pb2 import Segment
-from larder.wire import ColumnError, pack_keys, unpack_keys
+from larder.wire import ColumnError
 
+from services.common.copies import pack_copies, unpack_copies
+from services.common.held import HeldCopy
 from services.common.version import VERSION
-from services.storage_node.core.index import Copy, Place, SegmentNumber
+from services.storage_node.core.index import Place
 
 
 class WireError(ValueError):
@@ -34,9 +36,9 @@ class Numbers:
             raise WireError(f"the welcome names segments {list(ids)}, this node announced {segment_count}")
         return cls(tuple(ids))
 
-    def own(self, segment_id: int) -> SegmentNumber:
+    def own(self, segment_id: int) -> int:
         try:
-            return SegmentNumber(self.ids.index(segment_id))
+            return int(self.ids.index(segment_id))
         except ValueError:
             raise WireError(f"segment {segment_id} was not given to this node, which has {list(self.ids)}") from None
 
@@ -78,43 +80,16 @@ def hello_to_wire(
     )
 
 
-def copies_from_wire(message: Copies, numbers: Numbers, now_ms: int) -> list[Copy]:
+def copies_from_wire(message: Copies, numbers: Numbers, now_ms: int) -> list[HeldCopy]:
     """`now_ms`: on the clock by which the node keeps the ends of the copies' lives."""
     try:
-        keys = unpack_keys(message.keys)
+        return unpack_copies(message, now_ms, numbers.own)
     except ColumnError as error:
         raise WireError(str(error)) from error
-    columns = (
-        message.write_ids, message.object_sizes, message.slice_counts, message.slices, message.segment_ids,
-        message.offsets, message.lengths, message.checksums, message.depths, message.wanted,
-        message.pins or [0] * len(keys), message.ttls_ms or [0] * len(keys),
-    )  # fmt: skip
-    lengths = {len(column) for column in columns}
-    if lengths != {len(keys)}:
-        raise WireError(f"copies of {len(keys)} keys come with columns of {sorted(lengths)} entries")
-    own = {segment: numbers.own(segment) for segment in set(message.segment_ids)}
-    segments = [own[segment] for segment in message.segment_ids]
-    ends = [now_ms + ttl_ms if ttl_ms else 0 for ttl_ms in columns[-1]]
-    return list(map(Copy, keys, *columns[:4], segments, *columns[5:-1], ends))
 
 
-def copies_to_wire(copies: Sequence[Copy], numbers: Numbers, now_ms: int) -> Copies:
-    ends, pins = [copy.expires_ms for copy in copies], [copy.pin for copy in copies]
-    return Copies(
-        keys=pack_keys([copy.key for copy in copies]),
-        write_ids=[copy.write_id for copy in copies],
-        object_sizes=[copy.object_size for copy in copies],
-        slice_counts=[copy.slice_count for copy in copies],
-        slices=[copy.slice for copy in copies],
-        segment_ids=[numbers.ids[copy.segment] for copy in copies],
-        offsets=[copy.offset for copy in copies],
-        lengths=[copy.length for copy in copies],
-        checksums=[copy.checksum for copy in copies],
-        depths=[copy.depth for copy in copies],
-        wanted=[copy.wanted for copy in copies],
-        pins=pins if any(pins) else (),
-        ttls_ms=[max(1, end - now_ms) if end else 0 for end in ends] if any(ends) else (),
-    )
+def copies_to_wire(copies: Sequence[HeldCopy], numbers: Numbers, now_ms: int) -> Copies:
+    return pack_copies(copies, now_ms, numbers.ids.__getitem__)
 
 
 def places_from_wire(message: Forget, numbers: Numbers) -> list[Place]:

@@ -11,7 +11,7 @@ from services.master.core.check import check
 from services.master.core.master import Master
 from services.master.core.objects import Object
 from services.master.core.tables import Config
-from services.storage_node.core.index import Copy, Outcome, Place, SegmentNumber
+from services.storage_node.core.index import Outcome, Place
 from tests.model.parts import Grant, Node, Put, Spot, content
 
 CONFIG = Config(
@@ -285,10 +285,10 @@ class World:
             node.segments = effect.segments
             self.memory_of[effect.segments[0]] = (node, node.memory)
             held = [copy for chunk in node.index.inventory(100) for copy in chunk]
-            node.to_master.append(m.Inventory(node.stream, [self._claim(node, copy) for copy in held]))
+            node.to_master.append(m.Inventory(node.stream, [copy._replace(segment=node.segments[0]) for copy in held]))
             node.to_master.append(m.InventoryEnd(node.stream))
         elif isinstance(effect, m.Record):
-            answer = node.index.record(epoch, [self._copy(held) for held in effect.copies])
+            answer = node.index.record(epoch, [copy._replace(segment=0) for copy in effect.copies])
             assert answer.outcome is Outcome.DONE, answer.reason
             node.to_master.append(m.Ack(effect.stream, epoch, [effect.command_id]))
         elif isinstance(effect, m.Fetch):
@@ -298,8 +298,7 @@ class World:
         elif isinstance(effect, m.Forget) and self._has_writer(node, effect):
             node.waiting.append(effect)
         elif isinstance(effect, m.Forget):
-            zero = SegmentNumber(0)
-            node.index.forget(epoch, [Place(zero, offset, write_id) for _, offset, write_id in effect.extents])
+            node.index.forget(epoch, [Place(0, offset, write_id) for _, offset, write_id in effect.extents])
             node.to_master.append(m.Ack(effect.stream, epoch, [effect.command_id]))
         node.index.check()
 
@@ -322,27 +321,13 @@ class World:
             node.to_master.append(m.Ack(effect.stream, epoch, [], [effect.command_id]))
             return
         node.memory[copy.offset : copy.offset + copy.length] = data
-        answer = node.index.record(epoch, [self._copy(copy)])
+        answer = node.index.record(epoch, [copy._replace(segment=0)])
         assert answer.outcome is Outcome.DONE, answer.reason
         node.to_master.append(m.Ack(effect.stream, epoch, [effect.command_id]))
 
     def deliver_to_master(self, node: Node) -> None:
         if node.to_master:
             self.step(node.to_master.popleft())
-
-    def _claim(self, node: Node, copy: Copy) -> m.HeldCopy:
-        return m.HeldCopy(
-            copy.key, copy.write_id, copy.object_size, copy.slice_count, copy.slice, node.segments[0],
-            copy.offset, copy.length, copy.checksum, copy.depth, copy.wanted,
-            max(1, copy.expires_ms - self.now) if copy.expires_ms else 0, copy.pin,
-        )  # fmt: skip
-
-    def _copy(self, held: m.HeldCopy) -> Copy:
-        return Copy(
-            held.key, held.write_id, held.object_size, held.slice_count, held.slice_index, SegmentNumber(0),
-            held.offset, held.length, held.checksum, held.depth, held.wanted,
-            held.pin, self.now + held.ttl_ms if held.ttl_ms else 0,
-        )  # fmt: skip
 
     def restart_master(self) -> None:
         """The master crashes and another begins, knowing nothing. Calls in flight are never answered."""

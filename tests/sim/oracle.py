@@ -195,8 +195,8 @@ class Oracle:
                 continue  # it went while others of the batch were recorded
             per_slice = [sum(key[2] == write_id for key in self.released)] * write.slice_count
             for pool, held in self._held(write, self.world.lives):
-                per_slice[held.slice] += 1
-                self._compare(write, pool, held.slice, held.offset, held.length, core)
+                per_slice[held.slice_index] += 1
+                self._compare(write, pool, held.slice_index, held.offset, held.length, core)
             if min(per_slice) < copies:
                 raise Violation(f"a put of {write.key!r} is told of {copies} copies, held are {min(per_slice)}")
             self.stored.setdefault(write.key, {})[write_id] = write
@@ -279,7 +279,7 @@ class Oracle:
             if write.ttl_s and self.world.now > write.end_asked_at[0] + write.ttl_s - 0.01:
                 self.world.counts["objects missed in time"] += 1
                 continue
-            slices = {held.slice for _, held in self._truly_held(core, write)}
+            slices = {held.slice_index for _, held in self._truly_held(core, write)}
             if len(slices) == write.slice_count:
                 raise Violation(f"{key!r} {what}, and live nodes hold all of write {write.write_id}")
 

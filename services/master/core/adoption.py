@@ -16,7 +16,7 @@ from services.master.core.catalogue import Catalogue
 from services.master.core.cluster import Node, Segment
 from services.master.core.extents import Extents
 from services.master.core.messages import HeldCopy, Pin
-from services.master.core.objects import Copy, Object, Slice
+from services.master.core.objects import Copy, Object, from_held
 from services.master.core.quarantine import UNACKNOWLEDGED, Hold
 from services.master.core.tables import State
 
@@ -98,7 +98,7 @@ class Adoption:
             and claim.object_size > 0
             and 0 <= claim.slice_index < claim.slice_count <= self.state.config.slices_max
             and 0 < len(claim.key) <= self.state.config.key_bytes_max
-            and 0 <= claim.ttl_ms <= self.state.config.ttl_ms_max
+            and 0 <= claim.expires_ms <= self.began + self.state.config.ttl_ms_max
             and claim.pin in PINS
         )
 
@@ -209,12 +209,7 @@ class Adoption:
         obj = shown if is_shown else state.partial.get(claim.write_id)
         is_new = obj is None
         if obj is None:
-            slices = [Slice(0, 0, []) for _ in range(claim.slice_count)]
-            expires_at = self.began + claim.ttl_ms if claim.ttl_ms else 0
-            obj = Object(
-                claim.key, claim.write_id, claim.object_size, claim.depth, slices, self.leases_end, claim.wanted,
-                expires_at, claim.pin,
-            )  # fmt: skip
+            obj = from_held(claim, self.leases_end)
             obj.used = state.traffic.uses
         elif not self._fits(obj, claim):
             self._drop(segment, claim)

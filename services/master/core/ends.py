@@ -13,7 +13,7 @@ from services.master.core.catalogue import Catalogue
 from services.master.core.cluster import Node
 from services.master.core.extents import Extents
 from services.master.core.messages import HeldCopy, Result
-from services.master.core.objects import Copy, Object, Slice
+from services.master.core.objects import Copy, Object, Slice, held
 from services.master.core.pending import PendingEnd, Write
 from services.master.core.precedence import may_show, renumber
 from services.master.core.put_checks import check_end
@@ -59,7 +59,7 @@ class Ends:
             if write is None:
                 self._resolve(pending, index, Result.UNKNOWN_WRITE, 0)
                 continue
-            write.end, write.end_index, write.ended_at = pending, index, self.state.now
+            write.end, write.end_index = pending, index
             if write.terms.replaces:
                 renumber(self.state, write)
             for number, part in enumerate(write.slices):
@@ -79,13 +79,14 @@ class Ends:
             self.calls.finish(command.request_id, m.PutEnded([], []))
 
     def _record(self, write: Write, records: dict[Node, tuple[list[Write], list[HeldCopy]]]) -> None:
-        slices, terms, segments = write.slices, write.terms, self.state.segments
+        slices, segments = write.slices, self.state.segments
         if not may_show(self.state, write) or not _fewest(slices):
             self._complete(write)  # nothing to record: another was first, or it is lost
             return
+        obj = write.obj = _object_of(write, self.state.now)
         for number, part in enumerate(slices):
-            for segment, offset in part.copies:
-                node = segments[segment].node
+            for copy in part.copies:
+                node = segments[copy.segment].node
                 told = records.get(node)
                 if told is None:
                     told = records[node] = ([], [])
@@ -93,13 +94,7 @@ class Ends:
                 if not writes or writes[-1] is not write:
                     writes.append(write)
                     write.awaiting += 1
-                copies.append(
-                    HeldCopy(
-                        write.key, write.write_id, write.size, len(slices), number,
-                        segment, offset, part.length, part.checksum, write.depth, terms.wanted,
-                        terms.ttl_ms, terms.pin,
-                    )
-                )  # fmt: skip
+                copies.append(held(obj, number, part, copy))
 
     # ---- what the nodes say of it ----------------------------------------------------------------
 
@@ -165,9 +160,8 @@ class Ends:
 
     def _become_object(self, write: Write, pending: PendingEnd, index: int) -> None:
         """The answer to a put that replaces waits until what was there is forgotten."""
-        state, (wanted, ttl_ms, pin, _, replaces) = self.state, write.terms
-        expires_at = write.ended_at + ttl_ms if ttl_ms else 0
-        obj = Object(write.key, write.write_id, write.size, write.depth, write.slices, 0, wanted, expires_at, pin)
+        state, replaces, obj = self.state, write.terms.replaces, write.obj
+        assert obj is not None
         state.counters.put_objects += 1
         state.counters.put_bytes += obj.size
         pending.objects[index] = obj
@@ -208,6 +202,12 @@ class Ends:
             objects = self.state.objects
             link([obj for obj in pending.objects if obj is not None and objects.get(obj.key) is obj])
             self.calls.finish(pending.request_id, m.PutEnded(pending.results, pending.copies))
+
+
+def _object_of(write: Write, now: int) -> Object:
+    wanted, ttl_ms, pin, *_ = write.terms
+    expires_at = now + ttl_ms if ttl_ms else 0
+    return Object(write.key, write.write_id, write.size, write.depth, write.slices, 0, wanted, expires_at, pin)
 
 
 def _fewest(slices: Sequence[Slice]) -> int:

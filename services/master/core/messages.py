@@ -6,8 +6,8 @@ Batches are columns, as on the wire: one list entry a key, slice or copy.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
 
+from services.common.held import HeldCopy as HeldCopy
 from services.master.core.answers import Answer as Answer
 from services.master.core.answers import Asked as Asked
 from services.master.core.answers import Counters as Counters
@@ -168,24 +168,6 @@ class Hello:
     zone: str = ""
     draining: bool = False
     where: str = "another host"  # for people: the host's name and address
-
-
-class HeldCopy(NamedTuple):
-    """One slice's bytes on a node, as recorded there. A tuple: thousands of them are made in one call."""
-
-    key: bytes
-    write_id: int
-    object_size: int
-    slice_count: int
-    slice_index: int
-    segment: int
-    offset: int
-    length: int
-    checksum: int
-    depth: int
-    wanted: int = 1  # copies of the object
-    ttl_ms: int = 0  # left; 0: no end
-    pin: int = Pin.NONE
 
 
 @dataclass(frozen=True, slots=True)

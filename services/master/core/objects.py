@@ -5,6 +5,7 @@ Lean on purpose (slots, tuples, one list a slice): a master holds millions of th
 
 from typing import NamedTuple
 
+from services.common.held import HeldCopy
 from services.master.core.packed import Run
 
 
@@ -63,6 +64,23 @@ class Object:
         self.pin = pin
         self.run: Run | None = None  # of what was put with it
         self.place = 0  # there
+
+
+def held(obj: Object, number: int, part: Slice, copy: Copy) -> HeldCopy:
+    """The record of a copy of the object's slice `number`, as its node is to have it."""
+    return HeldCopy(
+        obj.key, obj.write_id, obj.size, len(obj.slices), number, copy.segment, copy.offset, part.length, part.checksum,
+        obj.depth, obj.wanted, obj.expires_at, obj.pin,
+    )  # fmt: skip
+
+
+def from_held(record: HeldCopy, lease_until: int) -> Object:
+    """The object of which a node has recorded a copy, its slices yet to be filled in."""
+    slices = [Slice(0, 0, []) for _ in range(record.slice_count)]
+    return Object(
+        record.key, record.write_id, record.object_size, record.depth, slices, lease_until, record.wanted,
+        record.expires_ms, record.pin,
+    )  # fmt: skip
 
 
 class Terms(NamedTuple):

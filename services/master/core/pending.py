@@ -65,7 +65,7 @@ class Forgetting:
 class Write:
     """A put between its start and its end: its extents are reserved, its bytes promise nothing."""
 
-    __slots__ = ("awaiting", "depth", "end", "end_index", "ended_at", "key", "size", "slices", "terms", "write_id")
+    __slots__ = ("awaiting", "depth", "end", "end_index", "key", "obj", "size", "slices", "terms", "write_id")
 
     def __init__(self, write_id: int, key: bytes, size: int, depth: int, slices: list[Slice], terms: Terms) -> None:
         self.write_id = write_id
@@ -74,7 +74,7 @@ class Write:
         self.depth = depth
         self.slices = slices
         self.terms = terms
-        self.ended_at = 0
         self.end: PendingEnd | None = None  # set once the client has ended it: then nodes are recording it
         self.end_index = 0
+        self.obj: Object | None = None  # what nodes record of it, and what it is to become
         self.awaiting = 0  # records not acknowledged yet

@@ -12,7 +12,7 @@ from services.master.core.catalogue import Catalogue
 from services.master.core.cluster import Node
 from services.master.core.extents import Extents
 from services.master.core.links import Links
-from services.master.core.objects import Copy, Object
+from services.master.core.objects import Copy, Object, held
 from services.master.core.tables import State
 
 TRANSFERS_MAX = 64  # under way at once, in all
@@ -108,14 +108,10 @@ class Transfers:
         # never records what has been forgotten.
         until = state.now + 2 * config.repair_timeout_ms
         state.read_until[source] = until  # the source stays where it is
-        held = m.HeldCopy(
-            obj.key, obj.write_id, obj.size, len(obj.slices), number,
-            target.segment, target.offset, part.length, part.checksum, obj.depth, obj.wanted,
-            max(1, obj.expires_at - state.now) if obj.expires_at else 0, obj.pin,
-        )  # fmt: skip
+        record = held(obj, number, part, target)
         ref = state.segments[source.segment].ref
         state.effects.append(
-            m.Fetch(node.stream, state.epoch, command_id, held, ref, source.offset, config.repair_timeout_ms)
+            m.Fetch(node.stream, state.epoch, command_id, record, ref, source.offset, config.repair_timeout_ms)
         )
         state.at(until, lambda: self._time_out(command_id))
 

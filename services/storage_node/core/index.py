@@ -8,31 +8,12 @@ first pool); a master's own numbers never come here, for they end with its reign
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, NewType
 
 from sortedcontainers import SortedDict
 
-SegmentNumber = NewType("SegmentNumber", int)
+from services.common.held import HeldCopy
 
 KEY_BYTES_MAX = 1024
-
-
-class Copy(NamedTuple):
-    """One slice's bytes on this node, and what it takes to know the object by them. A tuple: a Record has thousands."""
-
-    key: bytes
-    write_id: int
-    object_size: int
-    slice_count: int
-    slice: int
-    segment: SegmentNumber
-    offset: int
-    length: int
-    checksum: int
-    depth: int
-    wanted: int = 1  # copies of the object
-    pin: int = 0  # as the master gave it
-    expires_ms: int = 0  # on this node's monotonic clock; 0: never. The master says when it is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +23,7 @@ class Place:
     `length`: bytes in which no client may be writing any more when that is said; 0: not asked.
     """
 
-    segment: SegmentNumber
+    segment: int
     offset: int
     write_id: int
     length: int = 0
@@ -74,12 +55,12 @@ class Index:
         self.epoch = 0
         self.capacities_bytes = tuple(capacities_bytes)
         self.held_bytes = [0] * len(capacities_bytes)
-        self._copies: list[SortedDict[int, Copy]] = [SortedDict() for _ in capacities_bytes]
+        self._copies: list[SortedDict[int, HeldCopy]] = [SortedDict() for _ in capacities_bytes]
 
     def __len__(self) -> int:
         return sum(len(copies) for copies in self._copies)
 
-    def copies_in(self, segment: SegmentNumber) -> int:
+    def copies_in(self, segment: int) -> int:
         return len(self._copies[segment])
 
     def obey(self, epoch: int) -> Answer:
@@ -89,12 +70,12 @@ class Index:
         self.epoch = epoch
         return DONE
 
-    def record(self, epoch: int, copies: Sequence[Copy]) -> Answer:
+    def record(self, epoch: int, copies: Sequence[HeldCopy]) -> Answer:
         """These bytes are objects now. All of them or, where one claim cannot be true, none."""
         answer = self.obey(epoch)
         if answer is not DONE:
             return answer
-        added: list[Copy] = []
+        added: list[HeldCopy] = []
         segment, start, stop = -1, 0, 0  # there nothing is held: the copies of a put lie side by side
         for copy in copies:
             end = copy.offset + copy.length
@@ -125,7 +106,7 @@ class Index:
                 self._drop([held])
         return DONE
 
-    def inventory(self, chunk_max: int) -> Iterator[list[Copy]]:
+    def inventory(self, chunk_max: int) -> Iterator[list[HeldCopy]]:
         """Everything held when the first chunk is taken, in order of segment and offset."""
         assert chunk_max > 0
         held = [copy for copies in self._copies for copy in copies.values()]
@@ -147,20 +128,20 @@ class Index:
                 f"segment {segment} counts {self.held_bytes[segment]}, holds {held}"
             )
 
-    def _drop(self, copies: Sequence[Copy]) -> None:
+    def _drop(self, copies: Sequence[HeldCopy]) -> None:
         for copy in copies:
             del self._copies[copy.segment][copy.offset]
             self.held_bytes[copy.segment] -= copy.length
             assert self.held_bytes[copy.segment] >= 0
 
-    def _fault(self, copy: Copy) -> str:
+    def _fault(self, copy: HeldCopy) -> str:
         """Why this claim cannot be true, whatever is held; empty where it can."""
         if not 0 <= copy.segment < len(self._copies):
             return f"segment {copy.segment} is not on this node"
         if not 0 < len(copy.key) <= KEY_BYTES_MAX:
             return f"a key of {len(copy.key)} bytes, allowed are 1 to {KEY_BYTES_MAX}"
-        if not 0 <= copy.slice < copy.slice_count:
-            return f"slice {copy.slice} of an object of {copy.slice_count} slices"
+        if not 0 <= copy.slice_index < copy.slice_count:
+            return f"slice {copy.slice_index} of an object of {copy.slice_count} slices"
         end = copy.offset + copy.length
         if copy.length <= 0 or copy.offset < 0 or end > self.capacities_bytes[copy.segment]:
             return (
@@ -169,7 +150,7 @@ class Index:
             )
         return ""
 
-    def _look(self, copy: Copy) -> tuple[str, int]:
+    def _look(self, copy: HeldCopy) -> tuple[str, int]:
         """Why there is no room for it, else empty; and up to where nothing is held, 0 where it is held already."""
         held, end = self._copies[copy.segment], copy.offset + copy.length
         position = held.bisect_left(end)

@@ -10,8 +10,9 @@ from larder.pool_file import PoolHeader
 from larder.v1.node_pb2 import Forget, Record
 from prometheus_client import CollectorRegistry
 
+from services.common.held import HeldCopy
 from services.storage_node.agent import Agent, Patience
-from services.storage_node.core.index import Copy, Index, Place, SegmentNumber
+from services.storage_node.core.index import Index, Place
 from services.storage_node.metrics import Metrics
 from services.storage_node.wire import Numbers, Reachable, copies_to_wire, hello_to_wire
 
@@ -19,15 +20,15 @@ CAPACITY = 1 << 24
 QUICK = Patience(answer_s=2.0, farewell_s=2.0, retry_s_min=0.01, retry_s_max=0.05, writers_s=0.01)
 
 
-def a_copy(number: int, *, key: bytes = b"key") -> Copy:
-    return Copy(key, number + 1, 64, 1, 0, SegmentNumber(0), number * 64, 64, 99, 0)
+def a_copy(number: int, *, key: bytes = b"key") -> HeldCopy:
+    return HeldCopy(key, number + 1, 64, 1, 0, 0, number * 64, 64, 99, 0)
 
 
-def record(command_id: int, *copies: Copy, segment_id: int = 7) -> Record:
+def record(command_id: int, *copies: HeldCopy, segment_id: int = 7) -> Record:
     return Record(command_id=command_id, copies=copies_to_wire(copies, Numbers((segment_id,)), 0))
 
 
-def forget(command_id: int, *copies: Copy, segment_id: int = 7, watched: bool = False) -> Forget:
+def forget(command_id: int, *copies: HeldCopy, segment_id: int = 7, watched: bool = False) -> Forget:
     return Forget(
         command_id=command_id,
         segment_ids=[segment_id] * len(copies),

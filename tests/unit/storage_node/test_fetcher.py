@@ -10,7 +10,8 @@ from larder.copying import checksum_of
 from larder.memory import view_at
 from larder.v1 import types_pb2
 
-from services.storage_node.core.index import DONE, Copy, Outcome, SegmentNumber
+from services.common.held import HeldCopy
+from services.storage_node.core.index import DONE, Outcome
 from services.storage_node.engine import P2P, Engine
 from services.storage_node.fetcher import Fetcher
 from services.storage_node.pool import Pool
@@ -32,8 +33,8 @@ def segment(pool: Pool, **ways: object) -> types_pb2.Segment:
     return types_pb2.Segment(id=1, node_id="source", capacity_bytes=CAPACITY, shm_token=pool.header.token, **ways)  # type: ignore[arg-type]
 
 
-def a_copy(checksum: int, offset: int = 8192) -> Copy:
-    return Copy(b"k", 1, len(DATA), 1, 0, SegmentNumber(0), offset, len(DATA), checksum, 0, 2)
+def a_copy(checksum: int, offset: int = 8192) -> HeldCopy:
+    return HeldCopy(b"k", 1, len(DATA), 1, 0, 0, offset, len(DATA), checksum, 0, 2)
 
 
 @pytest.mark.parametrize("way", ["shm", "engine"])

@@ -7,24 +7,25 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from services.storage_node.core.index import DONE, Copy, Index, Outcome, Place, SegmentNumber
+from services.common.held import HeldCopy
+from services.storage_node.core.index import DONE, Index, Outcome, Place
 
-DRAM = SegmentNumber(0)
+DRAM = 0
 
 
-def a_copy(**changes: Any) -> Copy:
-    given = Copy(
-        key=b"key", write_id=1, object_size=64, slice_count=1, slice=0,
+def a_copy(**changes: Any) -> HeldCopy:
+    given = HeldCopy(
+        key=b"key", write_id=1, object_size=64, slice_count=1, slice_index=0,
         segment=DRAM, offset=0, length=64, checksum=99, depth=2,
     )  # fmt: skip
     return given._replace(**changes)
 
 
-def place_of(copy: Copy) -> Place:
+def place_of(copy: HeldCopy) -> Place:
     return Place(copy.segment, copy.offset, copy.write_id)
 
 
-def held(index: Index) -> list[Copy]:
+def held(index: Index) -> list[HeldCopy]:
     return [copy for chunk in index.inventory(2) for copy in chunk]
 
 
@@ -66,9 +67,7 @@ def test_a_repeated_command_changes_nothing_more() -> None:
         assert (held(index), index.held_bytes) == ([], [0])
 
 
-@pytest.mark.parametrize(
-    "place", [Place(DRAM, 0, 2), Place(DRAM, 64, 1), Place(DRAM, 1, 1), Place(SegmentNumber(7), 0, 1)]
-)
+@pytest.mark.parametrize("place", [Place(DRAM, 0, 2), Place(DRAM, 64, 1), Place(DRAM, 1, 1), Place(7, 0, 1)])
 def test_forgetting_what_is_not_held_is_done_without_effect(place: Place) -> None:
     index = Index([1024])
     index.record(1, [a_copy()])
@@ -97,13 +96,13 @@ def test_an_old_epoch_is_refused_and_changes_nothing() -> None:
         (a_copy(offset=1024 - 63), "out of bounds"),
         (a_copy(offset=-1), "out of bounds"),
         (a_copy(offset=512, length=0), "out of bounds"),
-        (a_copy(segment=SegmentNumber(1), offset=512), "segment 1 is not on this node"),
-        (a_copy(offset=512, slice=1), "slice 1 of an object of 1 slices"),
+        (a_copy(segment=1, offset=512), "segment 1 is not on this node"),
+        (a_copy(offset=512, slice_index=1), "slice 1 of an object of 1 slices"),
         (a_copy(offset=512, key=b""), "a key of 0 bytes"),
         (a_copy(offset=512, key=bytes(1025)), "a key of 1025 bytes"),
     ],
 )
-def test_a_claim_that_cannot_be_true_rejects_its_whole_command(claim: Copy, reason: str) -> None:
+def test_a_claim_that_cannot_be_true_rejects_its_whole_command(claim: HeldCopy, reason: str) -> None:
     index = Index([1024])
     index.record(1, [a_copy()])
     good = a_copy(key=b"good", offset=128)
@@ -146,20 +145,20 @@ class AgainstModel(RuleBasedStateMachine):
     def begin(self) -> None:
         self.index = Index(CAPACITIES)
         self.epoch = 0
-        self.held: set[Copy] = set()
+        self.held: set[HeldCopy] = set()
 
     claims = st.builds(
         a_copy,
         key=st.sampled_from([b"a", b"b"]),
         write_id=st.integers(1, 2),
-        segment=st.integers(0, 2).map(SegmentNumber),
+        segment=st.integers(0, 2).map(int),
         offset=st.integers(-1, 16),
         length=st.integers(0, 6),
     )
     epochs = st.integers(1, 4)
 
     @rule(epoch=epochs, claims=st.lists(claims, min_size=1, max_size=3))
-    def record(self, epoch: int, claims: list[Copy]) -> None:
+    def record(self, epoch: int, claims: list[HeldCopy]) -> None:
         expected = self._expected(epoch)
         after = set(self.held)
         for claim in claims if expected is Outcome.DONE else []:
@@ -173,7 +172,7 @@ class AgainstModel(RuleBasedStateMachine):
     @rule(epoch=epochs, data=st.data())
     def forget(self, epoch: int, data: st.DataObject) -> None:
         some_held = [st.sampled_from(sorted(map(place_of, self.held), key=repr))] if self.held else []
-        any_place = st.builds(Place, st.integers(0, 2).map(SegmentNumber), st.integers(0, 16), st.integers(1, 2))
+        any_place = st.builds(Place, st.integers(0, 2).map(int), st.integers(0, 16), st.integers(1, 2))
         places = data.draw(st.lists(st.one_of(*some_held, any_place), max_size=3))
         expected = self._expected(epoch)
         assert self.index.forget(epoch, places).outcome is expected
@@ -194,8 +193,8 @@ class AgainstModel(RuleBasedStateMachine):
         return Outcome.DONE
 
     @staticmethod
-    def _can_be_true(claim: Copy, held: set[Copy]) -> bool:
-        def extent(copy: Copy) -> set[tuple[int, int]]:
+    def _can_be_true(claim: HeldCopy, held: set[HeldCopy]) -> bool:
+        def extent(copy: HeldCopy) -> set[tuple[int, int]]:
             return {(copy.segment, byte) for byte in range(copy.offset, copy.offset + copy.length)}
 
         pool = {(segment, byte) for segment, capacity in enumerate(CAPACITIES) for byte in range(capacity)}

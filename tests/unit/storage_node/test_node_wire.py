@@ -5,8 +5,9 @@ from larder.pool_file import PoolHeader
 from larder.v1.node_pb2 import Copies, Forget
 from larder.v1.types_pb2 import Keys
 
+from services.common.held import HeldCopy
 from services.common.version import VERSION
-from services.storage_node.core.index import Copy, Place, SegmentNumber
+from services.storage_node.core.index import Place
 from services.storage_node.wire import (
     Numbers,
     Reachable,
@@ -19,13 +20,13 @@ from services.storage_node.wire import (
 
 NUMBERS = Numbers((70, 71))
 COPIES = [
-    Copy(b"a", 2**64 - 1, 100, 2, 1, SegmentNumber(0), 0, 36, 2**64 - 1, 3),
-    Copy(b"bcd", 5, 64, 1, 0, SegmentNumber(1), 2**40, 64, 0, 0),
+    HeldCopy(b"a", 2**64 - 1, 100, 2, 1, 0, 0, 36, 2**64 - 1, 3),
+    HeldCopy(b"bcd", 5, 64, 1, 0, 1, 2**40, 64, 0, 0),
 ]
 
 
 @pytest.mark.parametrize("copies", [COPIES, COPIES[:1], []])
-def test_copies_come_back_as_they_went(copies: list[Copy]) -> None:
+def test_copies_come_back_as_they_went(copies: list[HeldCopy]) -> None:
     message = Copies.FromString(copies_to_wire(copies, NUMBERS, 0).SerializeToString())
     assert copies_from_wire(message, NUMBERS, 0) == copies
 
@@ -53,11 +54,9 @@ def test_segments_of_others_are_refused() -> None:
 
 
 def test_places() -> None:
-    assert places_from_wire(Forget(segment_ids=[71], offsets=[9], write_ids=[5]), NUMBERS) == [
-        Place(SegmentNumber(1), 9, 5)
-    ]
+    assert places_from_wire(Forget(segment_ids=[71], offsets=[9], write_ids=[5]), NUMBERS) == [Place(1, 9, 5)]
     watched = Forget(segment_ids=[71], offsets=[9], write_ids=[5], lengths=[64])
-    assert places_from_wire(watched, NUMBERS) == [Place(SegmentNumber(1), 9, 5, 64)]
+    assert places_from_wire(watched, NUMBERS) == [Place(1, 9, 5, 64)]
     with pytest.raises(WireError, match="places to forget come with columns of"):
         places_from_wire(Forget(segment_ids=[71], offsets=[9]), NUMBERS)
     with pytest.raises(WireError, match="places to forget come with columns of"):

@@ -17,7 +17,7 @@ from larder.writer_locks import lock
 
 from services.storage_node import pool as pool_module
 from services.storage_node import pool_dir
-from services.storage_node.core.index import Place, SegmentNumber
+from services.storage_node.core.index import Place
 from services.storage_node.pool import Pool, PoolError
 
 CAPACITY = 1 << 20
@@ -190,7 +190,7 @@ def test_writers_are_seen_where_they_are(shm: Path) -> None:
     pool = make(shm)
     fd = os.open(pool.path, os.O_RDWR)
     lock(fd, HEADER_BYTES + 4096, 100)
-    zero = SegmentNumber(0)
+    zero = 0
     assert pool.has_writer(Place(zero, 4000, 1, 97))
     assert not pool.has_writer(Place(zero, 4000, 1, 96))
     assert not pool.has_writer(Place(zero, 4196, 1, CAPACITY - 4196))
