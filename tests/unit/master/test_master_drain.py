@@ -27,7 +27,7 @@ def report(cluster: Cluster, name: str) -> m.DrainReport | None:
 
 
 def has_gone(cluster: Cluster, stream: int) -> bool:
-    return m.Farewell(stream, 7) in cluster.sent
+    return any(isinstance(effect, m.Farewell) and effect.stream == stream for effect in cluster.sent)
 
 
 def test_a_drained_nodes_copies_are_made_elsewhere_and_it_is_let_go() -> None:
