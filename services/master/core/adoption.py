@@ -219,7 +219,7 @@ class Adoption:
         part.copies.append(Copy(segment.number, claim.offset))
         obj.lease_until = max(obj.lease_until, self.leases_end)
         obj.held_until = max(obj.held_until, self.leases_end)  # readers of the former reign
-        segment.adopt(claim.length, obj.pin)
+        segment.adopt(aligned(claim.length), obj.pin)
         self.catalogue.house(obj, segment)
         state.counters.adopted_copies += 1
         is_whole = all([each.copies for each in obj.slices])

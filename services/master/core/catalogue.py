@@ -4,6 +4,7 @@ Keeps invariants 3 (an object's bytes are counted where its copies lie) and 7 (w
 have ended).
 """
 
+from services.master.core.allocator import aligned
 from services.master.core.cluster import Quarantined, Segment
 from services.master.core.extents import Extents
 from services.master.core.objects import Copy, Object, Slice
@@ -20,17 +21,17 @@ class Catalogue:
         """A put has ended: what was reserved for it is live, may be found, and may be evicted. As show()."""
         segments, returns, pin = self.state.segments, self.state.traffic.put(obj), obj.pin
         for part in obj.slices:
-            length = part.length
+            size = aligned(part.length)
             for number, _ in part.copies:
                 segment = segments[number]
-                segment.settle(length, pin)
+                segment.settle(size, pin)
                 segment.residents.add(obj, returns)
         return self.show(obj)
 
     def add_copy(self, obj: Object, part: Slice, copy: Copy) -> None:
         """One more copy of a slice has been made: its extent was reserved."""
         segment = self.state.segments[copy.segment]
-        segment.settle(part.length, obj.pin)
+        segment.settle(aligned(part.length), obj.pin)
         part.copies.append(copy)
         self.house(obj, segment)
 
@@ -84,7 +85,7 @@ class Catalogue:
         segment = self.state.segments.get(copy.segment)
         if segment is None:
             return None
-        segment.unsettle(part.length, obj.pin)
+        segment.unsettle(aligned(part.length), obj.pin)
         if not any(other.segment == copy.segment for each in obj.slices for other in each.copies):
             segment.residents.discard(obj)
         not_before = max(obj.lease_until, self.state.read_until.get(copy, 0))

@@ -81,7 +81,7 @@ class Segment:
         """Whether eviction could make room here. What is reserved or in long quarantine is not worth waiting for."""
         return self.allocator.free_bytes + self.soon_bytes + self.live_bytes - self.pinned_bytes >= size
 
-    # ---- accounts; sizes and offsets are those of extents ----------------------------------------
+    # ---- accounts; `length` is that of a slice, `size` that of its extent ------------------------
 
     def reserve(self, length: int) -> int | None:
         """Take a free extent: its offset, None where none is long enough."""
@@ -95,31 +95,32 @@ class Segment:
         self.reserved_bytes -= aligned(length)
         self.allocator.free(offset, length)
 
-    def settle(self, length: int, pin: int) -> None:
+    def settle(self, size: int, pin: int) -> None:
         """A reserved extent holds a copy from now on."""
-        self.reserved_bytes -= aligned(length)
-        self.adopt(length, pin)
-
-    def adopt(self, length: int, pin: int) -> None:
-        """An extent that was in no account holds a copy."""
-        size = aligned(length)
+        self.reserved_bytes -= size
         self.live_bytes += size
         self.copies += 1
         if pin == _HARD:
             self.pinned_bytes += size
 
-    def unsettle(self, length: int, pin: int) -> None:
+    def adopt(self, size: int, pin: int) -> None:
+        """An extent that was in no account holds a copy."""
+        self.live_bytes += size
+        self.copies += 1
+        if pin == _HARD:
+            self.pinned_bytes += size
+
+    def unsettle(self, size: int, pin: int) -> None:
         """A copy goes: its extent counts as reserved, and must be let go at once."""
-        size = aligned(length)
         self.live_bytes -= size
         self.reserved_bytes += size
         self.copies -= 1
         if pin == _HARD:
             self.pinned_bytes -= size
 
-    def let_go(self, length: int) -> None:
+    def let_go(self, size: int) -> None:
         """A reserved extent leaves its account: it must be quarantined or freed at once."""
-        self.reserved_bytes -= aligned(length)
+        self.reserved_bytes -= size
         assert self.reserved_bytes >= 0, (self.number, self.reserved_bytes)
 
     def begin_quarantine(self, entry: Quarantined) -> None:

@@ -6,6 +6,7 @@ could still touch an extent). What each waits for is in `quarantine`.
 
 from collections.abc import Callable, Iterable
 
+from services.master.core.allocator import aligned
 from services.master.core.cluster import Node, Quarantined, Segment
 from services.master.core.messages import Forget
 from services.master.core.objects import Copy
@@ -14,7 +15,8 @@ from services.master.core.phases import Phase
 from services.master.core.quarantine import TRANSITIONS, UNACKNOWLEDGED, Event, Hold
 from services.master.core.tables import State
 
-_FREE, _WATCHED = Hold.FREE, Hold.WATCHED  # members of an enum are slow to look up
+_FREE, _WATCHED, _LEASED = Hold.FREE, Hold.WATCHED, Hold.LEASED  # members of an enum are slow to look up
+_FORGETTING, _ACKNOWLEDGED = Hold.FORGETTING, Event.ACKNOWLEDGED
 EXTENTS_PER_FORGET = 8_192  # of either kind: a message has its bounds, and a node does other things, too
 WATCHED_PER_FORGET = 64  # a writer that was stopped holds up no more extents than these
 
@@ -34,7 +36,7 @@ class Extents:
         segment = self.state.segments.get(copy.segment)
         if segment is None or segment.gone:
             return None
-        segment.let_go(length)
+        segment.let_go(aligned(length))
         return self.quarantine(segment, copy.offset, length, write_id, not_before=not_before, recorded=recorded)
 
     def quarantine(
@@ -49,7 +51,7 @@ class Extents:
             segment.allocator.free(offset, length)
             self.state.space_freed = True
             return None
-        hold = (Hold.FORGETTING if is_due else Hold.LEASED) if recorded else Hold.RESTING
+        hold = (_FORGETTING if is_due else _LEASED) if recorded else Hold.RESTING
         entry = Quarantined(segment, offset, length, write_id, not_before, hold)
         segment.begin_quarantine(entry)
         if not is_due:
@@ -60,10 +62,11 @@ class Extents:
 
     def forgotten(self, entry: Quarantined) -> None:
         """The node no longer holds the extent, nor does anybody write there by shared memory."""
-        self.wait_no_more(entry)
-        if entry.hold is Hold.LEASED and entry.not_before <= self.state.now:  # its timer comes later in this step
+        if entry.forgetting is not None:
+            self.wait_no_more(entry)
+        if entry.hold is _LEASED and entry.not_before <= self.state.now:  # its timer comes later in this step
             self._on(entry, Event.TIME)
-        self._on(entry, Event.ACKNOWLEDGED)
+        self._on(entry, _ACKNOWLEDGED)
 
     def await_forgetting(self, entries: Iterable[Quarantined], then: Callable[[], None]) -> None:
         """Go on once live nodes have forgotten these. A suspect one is told when it returns: nobody waits for that."""

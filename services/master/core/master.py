@@ -10,6 +10,7 @@ from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid, Overloaded
 from services.master.core.catalogue import Catalogue
 from services.master.core.drain import Drains
+from services.master.core.drops import Drops
 from services.master.core.ends import Ends
 from services.master.core.expiry import Expiry
 from services.master.core.extents import Extents
@@ -49,7 +50,8 @@ class Master:
         self.puts = Puts(self.state, self.calls, self.placing, self.room, self.writes)
         self.ends = Ends(self.state, self.calls, self.extents, self.catalogue, self.writes, self.repair)
         self.drains = Drains(self.state, self.calls, self.repair)
-        self.reads = Reads(self.state, self.catalogue, self.calls, self.repair)
+        self.reads = Reads(self.state, self.calls)
+        self.drops = Drops(self.state, self.calls, self.extents, self.catalogue, self.repair)
         self.facts = Facts(self.state, self.calls, self.reads.leases, self.repair, self.puts, self.drains)
         self.nodes = Nodes(self.state, self.extents, self.catalogue, self.repair, self.ends, self.drains)
         self._handlers = {
@@ -60,8 +62,8 @@ class Master:
             m.Release: self.reads.release,
             m.Match: self.reads.match,
             m.Exists: self.reads.exists,
-            m.Remove: self.reads.remove,
-            m.Report: self.reads.report,
+            m.Remove: self.drops.remove,
+            m.Report: self.drops.report,
             m.List: self.reads.list,
             m.Stat: self.facts.stat,
             m.Status: self.facts.status,

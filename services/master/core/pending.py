@@ -1,6 +1,9 @@
-"""Calls whose answer waits: a PutStart for room, a PutEnd for the holders, a Remove until the nodes have forgotten."""
+"""Calls whose answer waits: a PutStart for room, a PutEnd for its holders, a Match for a write.
 
-from collections.abc import Callable
+And the write that stands between a PutStart and its PutEnd, and what goes on once copies are forgotten.
+"""
+
+from collections.abc import Callable, Sequence
 
 from services.master.core import messages as m
 from services.master.core.messages import Result
@@ -44,6 +47,20 @@ class PendingEnd:
         self.copies = [0] * count
         self.objects: list[Object | None] = [None] * count  # what became of the writes
         self.remaining = count
+
+
+class PendingMatch:
+    """A Match that waits for the write of the first key it missed."""
+
+    __slots__ = ("answered", "call", "deadline", "hold_ms", "keys", "matched")
+
+    def __init__(self, call: int, hold_ms: int, keys: Sequence[bytes], matched: int, deadline: int) -> None:
+        self.call = call
+        self.hold_ms = hold_ms
+        self.keys = keys
+        self.matched = matched
+        self.deadline = deadline
+        self.answered = False
 
 
 class Forgetting:

@@ -1,4 +1,4 @@
-"""Lookup, Release, Match, Exists, Remove, Report, List: what clients ask of objects that are there.
+"""Lookup, Release, Match, Exists, List: what clients ask of objects that are there.
 
 Keeps invariants 1 (only readable objects are offered), 9 (no copy on a node that is not live) and 12 (bounded waits).
 Lookup prolongs life and gives a lease; Match and Exists prolong nothing, so that a client that only probes cannot keep
@@ -10,14 +10,12 @@ from itertools import chain, repeat
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid
-from services.master.core.catalogue import Catalogue
-from services.master.core.cluster import Quarantined
 from services.master.core.leases import Leases
-from services.master.core.messages import Fault, Result
+from services.master.core.messages import Result
 from services.master.core.objects import Copy, Object, Slice
 from services.master.core.packed import PackedKeys
+from services.master.core.pending import PendingMatch
 from services.master.core.placing import make_places
-from services.master.core.repair import Repair
 from services.master.core.runs import leading
 from services.master.core.tables import State
 
@@ -26,32 +24,10 @@ LIST_LIMIT_DEFAULT = 1_000
 LIST_LIMIT_MAX = 10_000
 
 
-class PendingMatch:
-    """A Match that waits for the write of the first key it missed."""
-
-    __slots__ = ("answered", "call", "deadline", "hold_ms", "keys", "matched")
-
-    def __init__(self, call: int, hold_ms: int, keys: Sequence[bytes], matched: int, deadline: int) -> None:
-        self.call = call
-        self.hold_ms = hold_ms
-        self.keys = keys
-        self.matched = matched
-        self.deadline = deadline
-        self.answered = False
-
-
 class Reads:
-    def __init__(
-        self,
-        state: State,
-        catalogue: Catalogue,
-        calls: Calls,
-        repair: Repair,
-    ) -> None:
+    def __init__(self, state: State, calls: Calls) -> None:
         self.state = state
-        self.catalogue = catalogue
         self.calls = calls
-        self.repair = repair
         self.leases = Leases(state)
         self._matching: dict[bytes, list[PendingMatch]] = {}  # by the key waited for
         self._waiting = 0
@@ -179,42 +155,7 @@ class Reads:
 
     def exists(self, command: m.Exists) -> None:
         self.calls.check_keys(command.keys)
-        found = [self.state.objects.get(key) for key in command.keys]
-        self.calls.reply(command.call, m.Existing([obj is not None and self.state.readable(obj) for obj in found]))
-
-    def remove(self, command: m.Remove) -> None:
-        self.calls.check_keys(command.keys)
-        if not self.calls.begin(command.call, command.request_id, m.Removed):
-            return
-        self.state.absences.note_removed(command.keys, self.state.next_write_id)
-        results: list[Result] = []
-        entries: list[Quarantined] = []
-        for key in command.keys:
-            obj = self.state.objects.get(key)
-            if obj is not None and 0 < obj.expires_at <= self.state.now:
-                obj = None
-            results.append(Result.MISS if obj is None else Result.OK)
-            if obj is not None:
-                entries += self.catalogue.discard(obj)
-        removed = m.Removed(results)
-        self.catalogue.extents.await_forgetting(entries, lambda: self.calls.finish(command.request_id, removed))
-
-    def report(self, command: m.Report) -> None:
-        self.calls.check_keys(command.keys)
-        for name in ("slices", "segments", "offsets", "faults"):
-            self.calls.check_column(name, getattr(command, name), len(command.keys))
-        dropped = 0
-        columns = zip(command.keys, command.slices, command.segments, command.offsets, command.faults, strict=True)
-        for key, number, segment, offset, fault in columns:
-            if fault is Fault.UNREACHABLE:
-                self.state.counters.unreachable_reports += 1
-                self.state.unreached.append(segment)
-                continue
-            obj = self.state.objects.get(key)
-            if obj is None or number >= len(obj.slices):
-                continue
-            dropped += self.repair.drop_corrupt(obj, number, Copy(segment, offset))
-        self.calls.reply(command.call, m.Reported(dropped))
+        self.calls.reply(command.call, m.Existing(list(map(self.state.has, command.keys))))
 
     def list(self, command: m.List) -> None:
         if not 0 <= command.limit <= LIST_LIMIT_MAX:
@@ -231,13 +172,5 @@ class Reads:
                 break
             keys.append(key)
         objects = [self.state.objects[key] for key in keys]
-        self.calls.reply(
-            command.call, m.Listed(keys, [obj.size for obj in objects], [self._live_copies(o) for o in objects], more)
-        )
-
-    def _live_copies(self, obj: Object) -> int:
-        segments = self.state.segments
-        return min(
-            sum(1 for copy in part.copies if copy.segment in segments and segments[copy.segment].live)
-            for part in obj.slices
-        )
+        copies = [min(len(self.state.live_copies(part)) for part in obj.slices) for obj in objects]
+        self.calls.reply(command.call, m.Listed(keys, [obj.size for obj in objects], copies, more))
