@@ -1,4 +1,4 @@
-"""Real sockets: a proxy in front of small engines that speak vLLM's HTTP and misbehave when told to."""
+"""Real sockets: a proxy in front of small engines that speak vLLM's HTTP and misbehave on request."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ class Engine:
         self.healthy = True
         self.frozen = False  # answers no probes
         self.params: dict[str, Any] | None = None  # kv_transfer_params of its answers to prefills, as NIXL's
-        self.next_event = asyncio.Semaphore(1000)  # a test that takes it away holds the stream back
+        self.next_event = asyncio.Semaphore(1000)  # a test that replaces it holds the stream back
         self.called = asyncio.Event()
         self.address = ""
         self.end: Callable[[], Awaitable[None]]
@@ -131,7 +131,7 @@ class Engine:
         return web.json_response(error, status=status, headers={"X-Engine": self.name})
 
     async def error_first(self, request: web.Request, *, code: int = 500) -> web.StreamResponse:
-        """As vLLM says that KV could not be loaded: in its first event, or in its status if nothing is streamed."""
+        """As vLLM reports that KV could not be loaded: in the first event, or by its status if nothing is streamed."""
         if not (await request.json()).get("stream"):
             return self._boom(code)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -249,7 +249,7 @@ class Cluster:
     stop: Callable[[], Awaitable[None]]
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of its samples that have these labels, and perhaps more."""
+        """The sum of its samples that have at least these labels."""
         families = list(self.registry.collect())
         assert any(f"larder_proxy_{name}".startswith(family.name) for family in families), name
         samples = [sample for family in families for sample in family.samples]
@@ -276,7 +276,7 @@ StartCluster = Callable[..., Awaitable[Cluster]]
 
 
 def check_nothing_is_left(proxy: Proxy, upstream: Upstream) -> None:
-    """After a proxy's end, and so after every test: no leg, no connection in use, no load, no turn, no body."""
+    """Of a proxy that has ended, and so after every test: no leg, no connection in use, no load, no turn, no body."""
     proxy.fleet.check()
     assert not upstream.legs
     admission = proxy._admission
@@ -296,7 +296,7 @@ async def start_cluster() -> AsyncIterator[StartCluster]:
     async with AsyncExitStack() as stack:
 
         async def start(prefills: int = 1, decodes: int = 1, **settings: Any) -> Cluster:
-            """More settings are the proxy's own; engines given in them stand before the test's."""
+            """Settings are the proxy's own; engines given in them come before the test's."""
             engines = {
                 role: [await stack.enter_async_context(Engine(f"{role}{n}").serving()) for n in range(count)]
                 for role, count in (("prefill", prefills), ("decode", decodes))

@@ -19,7 +19,7 @@ UDP_BYTES_MAX = 512
 
 
 class NameServer:
-    """Records: {(name, type): [data, …]}; a name without any is none that exists."""
+    """Records: {(name, type): [data, …]}; a name without any does not exist."""
 
     def __init__(self) -> None:
         self.records: dict[tuple[str, str], list[str]] = {}

@@ -1,4 +1,4 @@
-"""What of a request's time to its first byte is the proxy's own, as its metrics say it.
+"""Which part of a request's time to its first byte is the proxy's own, by its metrics.
 
 Bounds that hold on a slow machine: an engine's time is never counted, the proxy's always is.
 """
@@ -36,11 +36,11 @@ def slow(engine: Engine) -> None:
 
 
 def others_s(cluster: Cluster) -> float:
-    """Of the time to the first byte, what is not the proxy's own."""
+    """The part of the time to the first byte that is not the proxy's own."""
     return cluster.metric("time_to_first_token_seconds_sum") - cluster.metric("added_seconds_sum")
 
 
-async def test_what_the_engines_take_is_not_the_proxys_own(start_cluster: Any) -> None:
+async def test_time_in_engines_is_not_the_proxys_own(start_cluster: Any) -> None:
     cluster = await start_cluster()
     slow(cluster.prefills[0])
     slow(cluster.decodes[0])
@@ -48,7 +48,7 @@ async def test_what_the_engines_take_is_not_the_proxys_own(start_cluster: Any) -
     assert others_s(cluster) >= 2 * PAUSE_S * 0.99
 
 
-async def test_what_an_engine_takes_that_fails_is_not_the_proxys_own_either(start_cluster: Any) -> None:
+async def test_time_in_a_failing_engine_is_not_the_proxys_own_either(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 2)
 
     async def fail(request: web.Request) -> web.StreamResponse:
@@ -67,7 +67,7 @@ async def test_what_an_engine_takes_that_fails_is_not_the_proxys_own_either(star
     assert others_s(cluster) >= PAUSE_S * 0.99
 
 
-async def test_engines_that_are_asked_at_once_are_waited_for_once(start_cluster: Any) -> None:
+async def test_engines_asked_at_once_count_as_one_wait(start_cluster: Any) -> None:
     async with Bootstrap("id").serving() as bootstrap:
         cluster = await start_cluster(mooncake_bootstrap_port=bootstrap.port)
         slow(cluster.prefills[0])
@@ -77,7 +77,7 @@ async def test_engines_that_are_asked_at_once_are_waited_for_once(start_cluster:
     assert cluster.metric("added_seconds_sum") >= 0
 
 
-async def test_a_client_that_sends_slowly_waits_for_itself(start_cluster: Any) -> None:
+async def test_a_slow_clients_time_is_not_the_proxys_own(start_cluster: Any) -> None:
     cluster = await start_cluster()
 
     async def body() -> AsyncIterator[bytes]:
@@ -89,7 +89,7 @@ async def test_a_client_that_sends_slowly_waits_for_itself(start_cluster: Any) -
     assert others_s(cluster) >= PAUSE_S * 0.99
 
 
-async def test_what_the_proxy_does_itself_is_its_own(start_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_proxys_own_work_is_its_own(start_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, parse = await start_cluster(), requests.parse_request
 
     def parse_slowly(*given: Any) -> Any:
@@ -101,7 +101,7 @@ async def test_what_the_proxy_does_itself_is_its_own(start_cluster: Any, monkeyp
     assert cluster.metric("added_seconds_sum") >= PAUSE_S
 
 
-async def test_the_wait_for_a_turn_is_the_proxys_own(start_cluster: Any) -> None:
+async def test_waiting_for_a_turn_is_the_proxys_own(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 1, max_concurrency=1)
     slow(cluster.decodes[0])
     await asyncio.gather(*(cluster.client.post("/v1/completions", json=ASKED, raise_for_status=True) for _ in range(2)))

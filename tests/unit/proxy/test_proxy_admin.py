@@ -1,4 +1,4 @@
-"""GET /status and /instances, POST /instances/add, drain and remove: the demo's JSON where it has it, to the letter."""
+"""GET /status and /instances, POST /instances/add, drain and remove: the demo's JSON to the letter, if it has any."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ KEY = {"X-API-Key": "sesame"}
 
 @pytest.fixture
 async def spare(start_cluster: Any) -> Any:
-    """An engine that serves, and that the proxy has not heard of."""
+    """An engine that serves, and that the proxy does not know."""
     return (await start_cluster(0, 1)).decodes[0]
 
 
@@ -65,7 +65,7 @@ async def test_an_added_engine_gets_requests(guarded: Any, spare: Any) -> None:
     assert guarded.metric("engines", role="prefill") == 2
 
 
-async def test_added_twice_at_once_it_is_there_once(guarded: Any, spare: Any) -> None:
+async def test_an_engine_added_twice_at_once_is_there_once(guarded: Any, spare: Any) -> None:
     body = {"type": "decode", "instance": spare.address}
     answers = await asyncio.gather(*(add(guarded, body) for _ in range(5)))
     assert sorted(status for status, _ in answers) == [200, 400, 400, 400, 400]
@@ -93,12 +93,12 @@ async def test_added_twice_at_once_it_is_there_once(guarded: Any, spare: Any) ->
         ({"type": "prefill", "instance": "127.0.0.1:" + "9" * 5000}, "Invalid port number."),
     ],
 )
-async def test_what_is_no_instance_is_refused(guarded: Any, body: Any, detail: str) -> None:
+async def test_a_bad_instance_is_refused(guarded: Any, body: Any, detail: str) -> None:
     for what in ("add", "drain", "remove"):
         assert await tell(guarded, what, body) == (400, {"detail": detail})
 
 
-async def test_a_body_that_is_no_json_or_too_large_is_refused(guarded: Any) -> None:
+async def test_a_body_that_is_not_json_or_too_large_is_refused(guarded: Any) -> None:
     async with guarded.client.post("/instances/add", data=b"{", headers=KEY) as response:
         assert (response.status, await response.json()) == (400, {"detail": "Invalid JSON."})
     async with guarded.client.post("/instances/add", data=b" " * 100_000, headers=KEY) as response:
@@ -106,7 +106,7 @@ async def test_a_body_that_is_no_json_or_too_large_is_refused(guarded: Any) -> N
 
 
 @pytest.mark.parametrize("what", ["add", "drain", "remove"])
-async def test_the_key_is_asked_for(
+async def test_the_key_is_required(
     guarded: Any, start_cluster: Any, spare: Any, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = {"type": "decode", "instance": spare.address if what == "add" else guarded.decodes[0].address}
@@ -119,12 +119,12 @@ async def test_the_key_is_asked_for(
         assert (status, answer["detail"][0]["loc"]) == (422, ["header", "x-api-key"])
         off = await start_cluster()
         assert await tell(off, what, body) == (500, {"detail": "Server configuration error."})
-    assert (spare.legs, len(spare.listings)) == ([], asked)  # who has no key makes the proxy send nothing
+    assert (spare.legs, len(spare.listings)) == ([], asked)  # without the key nobody makes the proxy send anything
     assert await listed(guarded) == before
     assert "esame" not in caplog.text
 
 
-async def test_the_list_is_for_those_with_the_key(guarded: Any, start_cluster: Any) -> None:
+async def test_the_list_requires_the_key(guarded: Any, start_cluster: Any) -> None:
     for cluster, headers, status in (
         (guarded, {}, 422),
         (guarded, {"X-API-Key": "x"}, 403),
@@ -135,7 +135,7 @@ async def test_the_list_is_for_those_with_the_key(guarded: Any, start_cluster: A
             assert "instances" not in await response.json()
 
 
-async def test_the_list_says_how_each_engine_is(guarded: Any) -> None:
+async def test_the_list_tells_the_state_of_each_engine(guarded: Any) -> None:
     engine = guarded.decodes[0]
     engine.next_event = asyncio.Semaphore(0)
     await guarded.complete()
@@ -154,7 +154,7 @@ async def test_the_list_says_how_each_engine_is(guarded: Any) -> None:
     streaming.cancel()
 
 
-async def test_a_draining_engine_finishes_what_runs_and_gets_nothing_new(
+async def test_a_draining_engine_finishes_its_requests_and_gets_no_new_ones(
     guarded: Any, spare: Any, events: list[bytes]
 ) -> None:
     old = guarded.decodes[0]
@@ -177,7 +177,7 @@ async def test_a_draining_engine_finishes_what_runs_and_gets_nothing_new(
     assert (drained["legs"], drained["draining"]) == (0, True)
 
 
-async def test_a_draining_engine_that_is_added_is_taken_back(guarded: Any) -> None:
+async def test_adding_a_draining_engine_takes_it_back(guarded: Any) -> None:
     body = {"type": "decode", "instance": guarded.decodes[0].address}
     assert (await tell(guarded, "drain", body))[0] == 200
     assert (await guarded.complete())[0] == 503
@@ -208,7 +208,7 @@ async def test_an_engine_given_by_name_can_be_drained_and_removed(start_cluster:
     assert await tell(cluster, "remove", other) == (400, {"detail": "Invalid instance address."})
 
 
-async def test_only_allowed_networks_are_asked(start_cluster: Any, spare: Any) -> None:
+async def test_only_engines_in_allowed_networks_are_called(start_cluster: Any, spare: Any) -> None:
     cluster = await start_cluster(admin_api_key="sesame", instance_allow=("10.0.0.0/8", "::1/128"))
     refused = (403, {"detail": "Instance address is not allowed: see --instance-allow."})
     for address in (spare.address, spare.address.replace("127.0.0.1", "localhost"), "[::ffff:127.0.0.1]:80"):
@@ -229,7 +229,7 @@ async def test_only_allowed_networks_are_asked(start_cluster: Any, spare: Any) -
         ("192.168.0.1:1", True),
         ("[fd00::1]:1", True),
         ("[::ffff:10.0.0.1]:1", True),
-        ("169.254.169.254:1", False),  # clouds keep their machines' credentials there
+        ("169.254.169.254:1", False),  # where clouds keep their machines' credentials
         ("[::ffff:169.254.169.254]:1", False),
         ("[fe80::1]:1", False),
         ("0.0.0.0:1", False),
@@ -241,11 +241,11 @@ async def test_only_allowed_networks_are_asked(start_cluster: Any, spare: Any) -
         ("user@127.0.0.1:1", False),
     ],
 )
-async def test_networks_that_are_allowed_by_default(address: str, allowed: bool) -> None:
+async def test_the_networks_allowed_by_default(address: str, allowed: bool) -> None:
     assert await AllowList(PRIVATE).allows(Address(address)) is allowed
 
 
-async def test_the_engines_key_is_the_proxys_or_else_the_operators_own(start_cluster: Any, spare: Any) -> None:
+async def test_the_engines_key_is_the_proxys_or_else_the_operators(start_cluster: Any, spare: Any) -> None:
     body = {"type": "decode", "instance": spare.address}
     for own, expected in ((None, "Bearer operator"), ("engines", "Bearer engines")):
         cluster = await start_cluster(admin_api_key="sesame", openai_api_key=own)
@@ -254,7 +254,7 @@ async def test_the_engines_key_is_the_proxys_or_else_the_operators_own(start_clu
         assert not any("X-API-Key" in asked for asked in spare.listings)
 
 
-async def test_an_engine_that_is_not_there_is_refused(guarded: Any, closed_port: str) -> None:
+async def test_an_unreachable_engine_is_refused(guarded: Any, closed_port: str) -> None:
     body = {"type": "decode", "instance": closed_port}
     assert await add(guarded, body) == (400, {"detail": "Instance validation failed."})
 
@@ -263,11 +263,11 @@ async def test_an_engine_of_another_model_is_refused(guarded: Any, spare: Any) -
     spare.models = ["other"]
     body = {"type": "decode", "instance": spare.address}
     assert await add(guarded, body) == (400, {"detail": "Instance validation failed."})
-    spare.models = ["other", "tiny"]  # a LoRA adapter stands in the same list
+    spare.models = ["other", "tiny"]  # LoRA adapters are in the same list
     assert (await add(guarded, body))[0] == 200
 
 
-async def test_without_a_model_any_engine_is_taken(start_cluster: Any) -> None:
+async def test_without_a_model_any_engine_is_accepted(start_cluster: Any) -> None:
     cluster = await start_cluster(admin_api_key="sesame")
     cluster.decodes[0].models = ["other"]
     body = {"type": "prefill", "instance": cluster.decodes[0].address}
@@ -280,7 +280,7 @@ async def test_without_a_model_any_engine_is_taken(start_cluster: Any) -> None:
 @pytest.mark.parametrize(
     "how", ["answer_500", "answer_nothing", "redirect", "reset", "garbage", "huge", "trickle", "odd"]
 )
-async def test_what_does_not_answer_as_an_engine_is_refused(
+async def test_a_server_that_does_not_answer_like_an_engine_is_refused(
     guarded: Any, spare: Any, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.proxy.admin._VALIDATION_S", 0.5)
@@ -305,7 +305,7 @@ async def test_what_does_not_answer_as_an_engine_is_refused(
 
 
 async def test_the_engines_key_goes_to_engines_only(start_cluster: Any) -> None:
-    """Not to the bootstrap server that MooncakeConnector has beside a prefill engine."""
+    """And not to the bootstrap server that MooncakeConnector has beside a prefill engine."""
     beside = (await start_cluster(0, 1)).decodes[0]
     port = int(beside.address.rpartition(":")[2])
     cluster = await start_cluster(openai_api_key="engines", mooncake_bootstrap_port=port)
@@ -326,8 +326,8 @@ async def test_the_operators_key_reaches_no_engine(guarded: Any) -> None:
 
 
 @pytest.mark.parametrize("handover", ["store", "pull"])
-async def test_a_prefill_engine_counts_as_busy_until_its_kv_was_used(guarded: Any, handover: str) -> None:
-    """Else an operator who drains it would take it away before the decode engine has fetched from it."""
+async def test_a_prefill_engine_counts_as_busy_until_its_kv_is_used(guarded: Any, handover: str) -> None:
+    """Or an operator who drains it would remove it before the decode engine has fetched from it."""
     prefill, decode = guarded.prefills[0], guarded.decodes[0]
 
     async def answer(_: web.Request) -> web.StreamResponse:
@@ -349,7 +349,7 @@ async def test_a_prefill_engine_counts_as_busy_until_its_kv_was_used(guarded: An
     assert (await listed(guarded))["prefill", prefill.address]["legs"] == 0
 
 
-async def test_series_of_a_removed_engine_go_also_those_of_its_last_legs(guarded: Any, spare: Any) -> None:
+async def test_a_removed_engines_series_go_even_those_of_its_last_legs(guarded: Any, spare: Any) -> None:
     old = guarded.decodes[0]
     old.next_event = asyncio.Semaphore(1)
     await guarded.complete()

@@ -1,4 +1,4 @@
-"""What the proxy uses of aiohttp's insides is where the installed release has it, and is used in one file only."""
+"""What the proxy uses of aiohttp's insides is where the installed release has it, and is used in only one file."""
 
 import ast
 import functools
@@ -40,7 +40,7 @@ def private_attributes(tree: ast.AST) -> Iterator[ast.Attribute]:
 
 
 def is_of_aiohttp(name: str, kinds: tuple[type, ...] = INNER) -> bool:
-    """A member of one of its classes, or an attribute that these give their instances."""
+    """Whether it is a member of one of its classes, or an attribute they give their instances."""
     return any(hasattr(kind, name) or re.search(rf"\bself\.{name}\b[^=\n]*=[^=]", source(kind)) for kind in kinds)
 
 

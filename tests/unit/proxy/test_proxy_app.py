@@ -1,4 +1,4 @@
-"""What engines receive and what clients get when all is well, and which requests the proxy refuses itself."""
+"""What engines receive and what clients get when all is well, and which requests the proxy itself refuses."""
 
 import asyncio
 import gzip
@@ -33,7 +33,7 @@ async def test_prefill_first_then_the_original_bytes(cluster: Any, path: str) ->
     expected = {"model": "tiny", "prompt": "hello", "max_tokens": 1, "temperature": 0, "x": "é", "stream": False}
     expected["ignore_eos"] = True
     asked = prefill.json
-    assert asked.pop("kv_transfer_params")["do_remote_decode"] is True  # else it would not say what its handover is
+    assert asked.pop("kv_transfer_params")["do_remote_decode"] is True  # or it would not tell its handover
     assert asked == expected | ({"max_completion_tokens": 1} if "chat" in path else {})
     assert decode.body == BODY
     for leg, engine in ((prefill, cluster.prefills[0]), (decode, cluster.decodes[0])):
@@ -63,7 +63,7 @@ async def test_the_prefill_leg_ends_before_the_decode_leg_begins(cluster: Any) -
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-async def test_a_stream_is_passed_event_by_event(cluster: Any, path: str, events: list[bytes]) -> None:
+async def test_a_stream_is_passed_on_event_by_event(cluster: Any, path: str, events: list[bytes]) -> None:
     engine = cluster.decodes[0]
     engine.next_event = asyncio.Semaphore(0)
     fields = {"stream": True, "stream_options": {"include_usage": True}}
@@ -125,7 +125,7 @@ async def test_the_engines_key_replaces_the_clients(start_cluster: Any) -> None:
         assert engine.legs[0].headers.getall("Authorization") == ["Bearer engines"]
 
 
-async def test_the_engines_answer_is_not_rewritten(cluster: Any) -> None:
+async def test_an_engines_answer_is_not_rewritten(cluster: Any) -> None:
     packed = gzip.compress(b'{"packed": true}')
 
     async def act(_: web.Request) -> web.StreamResponse:
@@ -138,7 +138,7 @@ async def test_the_engines_answer_is_not_rewritten(cluster: Any) -> None:
     cluster.decodes[0].act = act
     cluster.proxy.fleet.add(Role.DECODE, cluster.decodes[0].address.replace("127.0.0.1", "localhost"))
     async with aiohttp.ClientSession(cluster.url, auto_decompress=False) as client:
-        for _ in range(4):  # twice by a name: for an address, cookies would not be kept anyway
+        for _ in range(4):  # twice, and by name: for an address no cookies would be kept anyway
             async with client.post("/v1/completions", json={}, skip_auto_headers=["Accept-Encoding"]) as response:
                 assert (response.status, response.reason) == (418, "Short and stout")
                 assert response.headers["Content-Type"] == "application/x-odd"
@@ -153,8 +153,8 @@ async def test_the_engines_answer_is_not_rewritten(cluster: Any) -> None:
     assert cluster.metric("requests_total", path="/v1/completions", code="418", outcome="engine_error") == 4
 
 
-async def test_what_the_proxy_has_to_read_is_not_packed(cluster: Any) -> None:
-    """By an engine that packs its answers for who takes them so, as the clients here do."""
+async def test_answers_that_the_proxy_has_to_read_are_not_compressed(cluster: Any) -> None:
+    """By an engine that compresses answers for clients that accept it, as those here do."""
     (prefill,), (decode,) = cluster.prefills, cluster.decodes
 
     def pack(engine: Any) -> Any:
@@ -172,7 +172,7 @@ async def test_what_the_proxy_has_to_read_is_not_packed(cluster: Any) -> None:
     async with cluster.client.get("/v1/models") as response:
         assert [model["id"] for model in (await response.json())["data"]] == ["tiny"]
     async with cluster.client.get("/v1/files/1") as response:
-        assert response.headers["Content-Encoding"] in ("gzip", "deflate")  # the client's affair
+        assert response.headers["Content-Encoding"] in ("gzip", "deflate")  # the client's business
 
 
 async def test_other_paths_go_to_a_decode_engine_untouched(cluster: Any) -> None:
@@ -210,14 +210,14 @@ async def test_other_paths_go_to_a_decode_engine_untouched(cluster: Any) -> None
     ],
 )
 async def test_no_path_leads_out_of_v1(cluster: Any, path: str) -> None:
-    """An engine behind a server that resolves such paths would be told to sleep."""
+    """Or an engine behind a server that resolves such paths could be told to sleep."""
     async with cluster.client.post(URL(f"{cluster.url}{path}", encoded=True)) as response:
         assert response.status == 400
         assert "leads elsewhere" in (await response.json())["error"]["message"]
     assert cluster.legs == []
 
 
-async def test_a_head_has_the_length_and_no_body(cluster: Any) -> None:
+async def test_the_answer_to_a_head_has_a_length_and_no_body(cluster: Any) -> None:
     async def act(_: web.Request) -> web.StreamResponse:
         return web.Response(body=b"x" * 1000, headers={"X-Odd": "kept"})
 
@@ -240,7 +240,7 @@ async def test_a_head_has_the_length_and_no_body(cluster: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses"])
-async def test_a_client_may_not_say_where_kv_is_fetched_from(cluster: Any, path: str, body: bytes) -> None:
+async def test_a_client_may_not_say_where_to_fetch_kv_from(cluster: Any, path: str, body: bytes) -> None:
     async with cluster.client.post(path, data=body, headers=JSON) as response:
         assert response.status == 400
     assert cluster.legs == []
@@ -280,7 +280,7 @@ async def test_a_body_of_unknown_length_is_bounded_too(cluster: Any, monkeypatch
     assert cluster.legs == []
 
 
-async def test_unknown_paths_and_methods_have_an_error_of_openais_shape(cluster: Any) -> None:
+async def test_unknown_paths_and_methods_get_an_error_in_openais_form(cluster: Any) -> None:
     async with cluster.client.get("/nowhere") as response:
         assert response.status == 404
         assert "GET /nowhere" in (await response.json())["error"]["message"]
@@ -290,7 +290,7 @@ async def test_unknown_paths_and_methods_have_an_error_of_openais_shape(cluster:
     assert cluster.metric("requests_total", path="other", code="404", outcome="refused") == 1
 
 
-async def test_above_the_bounds_is_429_and_who_waits_has_its_turn(start_cluster: Any) -> None:
+async def test_too_many_requests_get_a_429_and_waiting_ones_their_turn(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 1, max_concurrency=1, max_queue=1)
     engine = cluster.decodes[0]
     engine.next_event = asyncio.Semaphore(0)
@@ -313,7 +313,7 @@ async def test_above_the_bounds_is_429_and_who_waits_has_its_turn(start_cluster:
             assert (await response.read()).endswith(b"data: [DONE]\n\n")
 
 
-async def test_who_waits_for_its_turn_too_long_gets_a_429(start_cluster: Any) -> None:
+async def test_a_request_that_waits_too_long_for_its_turn_gets_a_429(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 1, max_concurrency=1, queue_timeout=0.2)
     cluster.decodes[0].act = cluster.decodes[0].hang
     first = asyncio.create_task(cluster.complete())
@@ -338,7 +338,7 @@ async def test_a_client_that_leaves_the_queue_leaves_no_gap_in_it(start_cluster:
     assert cluster.metric("queue") == 0
 
 
-async def test_operators_see_life_readiness_and_metrics(start_cluster: Any) -> None:
+async def test_operators_see_health_readiness_and_metrics(start_cluster: Any) -> None:
     cluster = await start_cluster(1, 0, admin_api_key="k")
     for path, status in (("/health", 200), ("/ready", 503)):
         async with cluster.client.get(path) as response:
@@ -352,10 +352,10 @@ async def test_operators_see_life_readiness_and_metrics(start_cluster: Any) -> N
     assert 'larder_build_info{component="proxy",python="3.' in text
     assert "process_resident_memory_bytes" in text
     assert "larder_proxy_in_flight 0.0" in text  # the scrape itself is not counted
-    assert cluster.prefills[0].legs == []  # nothing is prefilled for nobody
+    assert cluster.prefills[0].legs == []  # nothing is prefilled without a decode engine
 
 
-async def test_a_defect_of_the_proxy_is_a_500_that_tells_nothing(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_defect_in_the_proxy_is_a_500_without_details(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("secret detail")
 
@@ -366,7 +366,7 @@ async def test_a_defect_of_the_proxy_is_a_500_that_tells_nothing(cluster: Any, m
     assert cluster.metric("requests_total", path="/v1/completions", code="500", outcome="internal") == 1
 
 
-async def test_a_long_prompt_is_passed_on_whole(cluster: Any) -> None:
+async def test_a_long_prompt_is_passed_on_complete(cluster: Any) -> None:
     prompt = "x" * 5_000_000
     body = io.BytesIO(json.dumps({"prompt": prompt}).encode())
     async with cluster.client.post("/v1/completions", data=body, headers=JSON) as response:

@@ -26,7 +26,7 @@ async def test_a_chat_with_images_or_sounds_is_prefilled_however_short(start_clu
         assert len(cluster.prefills[0].legs) == prefilled
 
 
-async def test_least_loaded_goes_around_who_is_busy(start_cluster: Any) -> None:
+async def test_least_loaded_avoids_a_busy_engine(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 3, scheduling="least_loaded")
     cluster.decodes[0].act = cluster.decodes[0].hang
     busy = asyncio.create_task(cluster.complete())
@@ -52,7 +52,7 @@ async def test_least_loaded_prefill_goes_by_tokens(start_cluster: Any) -> None:
     await asyncio.gather(long, *short, return_exceptions=True)
 
 
-async def test_power_of_two_uses_all(start_cluster: Any) -> None:
+async def test_power_of_two_uses_all_engines(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 4, scheduling="power_of_two")
     cluster.proxy._random.seed(1)
     assert {(await cluster.complete())[1]["by"] for _ in range(40)} == {"decode0", "decode1", "decode2", "decode3"}
@@ -61,7 +61,7 @@ async def test_power_of_two_uses_all(start_cluster: Any) -> None:
 async def test_prefix_affinity_sends_prompts_that_begin_alike_to_one_prefill(start_cluster: Any) -> None:
     cluster = await start_cluster(3, 2, prefill_scheduling="prefix_affinity")
     draw = random.Random(1)
-    heads = ["".join(draw.choices("abc", k=2100)) for _ in range(30)]  # ports vary: one home is empty once in 60,000
+    heads = ["".join(draw.choices("abc", k=2100)) for _ in range(30)]  # ports vary: an engine gets none once in 60,000
     for head in heads:
         for tail in "xy":
             assert (await cluster.complete(prompt=head + tail))[0] == 200

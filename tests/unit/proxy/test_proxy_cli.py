@@ -68,7 +68,7 @@ def test_networks_in_every_spelling() -> None:
         assert read("--decode", "a:1", "--instance-allow", *flags).instance_allow == ("10.0.0.0/8", "::/0")
 
 
-def test_origins_as_vllm_takes_them_or_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_origins_as_vllm_writes_them_or_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     page, other = "https://app.example", "http://localhost:3000"
     assert read("--decode", "a:1").allowed_origins == ()  # vLLM's default
     assert read("--decode", "a:1").allowed_headers == read("--decode", "a:1").allowed_methods == ("*",)
@@ -112,9 +112,7 @@ def test_origins_as_vllm_takes_them_or_plain(monkeypatch: pytest.MonkeyPatch) ->
         (("--decode", "a:1", "--prefil", "b:1"), "unknown flag --prefil (did you mean --prefill?)"),
     ],
 )
-def test_what_cannot_be_understood_is_refused(
-    argv: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_settings_are_refused(argv: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         read(*argv)
     assert stopped.value.code == 2
@@ -181,7 +179,7 @@ async def test_a_request_under_way_is_finished_after_sigterm(start_cluster: Any,
     assert process.returncode == 0, errors
 
 
-def test_a_taken_port_is_one_clear_line() -> None:
+def test_a_taken_port_is_reported_in_one_clear_line() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -194,7 +192,7 @@ def test_a_taken_port_is_one_clear_line() -> None:
     assert "choose another --port" in errors
 
 
-def test_a_damaged_state_file_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_damaged_state_file_is_reported_in_one_clear_line(tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     state.write_text("{")
     output, errors = start("--port", "0", "--decode", "127.0.0.1:9", "--state-file", str(state)).communicate(timeout=30)

@@ -1,5 +1,5 @@
-"""The openai and anthropic clients, behind the proxy, of engines that break off: each raises its own exception, and no
-text that an engine left half-said is taken for the whole."""
+"""The openai and anthropic clients behind the proxy, with engines that break off: each client raises its own exception,
+and no text that an engine left unfinished is taken for the whole."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ SAID = {  # by path: two whole events, and a third
     "/v1/responses": [event(response_delta(number, text), named=True) for number, text in enumerate("abc")],
     "/v1/messages": [event(content_delta(text), named=True) for text in "abc"],
 }
-TORN = {  # what there is of the third event when the engine breaks off
+TORN = {  # what is there of the third event when the engine breaks off
     "between events": lambda third: b"",
     "within a name or a field": lambda third: third[:4],
     "within the data": lambda third: third[:-12],
@@ -83,7 +83,7 @@ def text_of(path: str, said: Any) -> str:
 
 @pytest.fixture
 async def ask(cluster: Any) -> AsyncIterator[Ask]:
-    """Streams the answer's texts through the client that belongs to the path."""
+    """Streams the answer's texts through the client for the path."""
     ours = openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="k", max_retries=0, timeout=10)
     theirs = anthropic.AsyncAnthropic(base_url=cluster.url, api_key="k", max_retries=0, timeout=10)
     messages: Any = [{"role": "user", "content": "hello"}]
@@ -108,7 +108,7 @@ async def ask(cluster: Any) -> AsyncIterator[Ask]:
 
 
 async def heard(asking: AsyncIterator[Any]) -> tuple[str, Exception | None]:
-    """What came, and what the client raised then."""
+    """What came, and what the client then raised."""
     texts = ""
     try:
         async with aclosing(asking):  # type: ignore[type-var]
@@ -125,7 +125,7 @@ def own_error(path: str) -> type[Exception]:
 
 @pytest.mark.parametrize("where", TORN)
 @pytest.mark.parametrize("path", SAID)
-async def test_a_stream_that_breaks_off_is_an_error_of_the_clients_own(
+async def test_a_stream_that_breaks_off_raises_the_clients_own_error(
     cluster: Any, ask: Ask, path: str, where: str
 ) -> None:
     cluster.decodes[0].act = breaking_off(path, TORN[where])
@@ -140,18 +140,18 @@ async def test_a_stream_that_breaks_off_is_an_error_of_the_clients_own(
 async def test_an_event_too_large_to_hold_back_is_cut_off_with_its_connection(
     cluster: Any, ask: Ask, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing that the proxy could add would be read as an event of its own."""
+    """Nothing the proxy could add would be read as a separate event."""
     monkeypatch.setattr("services.proxy.core.events.HELD_BYTES_MAX", 16)
     cluster.decodes[0].act = breaking_off(path, TORN["before the blank line"])
     texts, error = await asyncio.wait_for(heard(ask(path)), 10)
     assert texts == "ab"
     assert error is not None
-    if path != "/v1/messages":  # of that client's streams httpx's own error comes out
+    if path != "/v1/messages":  # that client's streams raise httpx's own error
         assert isinstance(error, openai.APIConnectionError)
 
 
 @pytest.mark.parametrize("path", SAID)
-async def test_a_stream_out_of_time_is_an_error_of_the_clients_own(start_cluster: Any, path: str) -> None:
+async def test_a_stream_that_times_out_raises_the_clients_own_error(start_cluster: Any, path: str) -> None:
     cluster = await start_cluster(0, 1, request_timeout=0.5)
     held = asyncio.Event()
 
@@ -182,10 +182,10 @@ LAST = {
 
 @pytest.mark.parametrize("path", SAID)
 @pytest.mark.parametrize("whole", [True, False])
-async def test_a_stream_that_ends_with_its_connection_is_whole_if_its_events_say_so(
+async def test_a_stream_that_ends_with_its_connection_is_complete_if_its_events_say_so(
     cluster: Any, path: str, whole: bool
 ) -> None:
-    """As of HTTP/1.0: an engine that dies looks as one that is done."""
+    """As with HTTP/1.0, where an engine that dies looks like one that is done."""
     content = b"".join(SAID[path]) + (LAST[path] if whole else b"data: {")
 
     async def act(request: web.Request) -> web.StreamResponse:
@@ -208,7 +208,7 @@ async def test_a_stream_that_ends_with_its_connection_is_whole_if_its_events_say
 
 
 @pytest.mark.parametrize("packed", [True, False])
-async def test_what_has_no_known_form_is_cut_off(cluster: Any, packed: bool) -> None:
+async def test_a_stream_of_unknown_form_is_cut_off(cluster: Any, packed: bool) -> None:
     path, headers = ("/v1/messages", {"Content-Encoding": "br"}) if packed else ("/v1/elsewhere", {})
 
     async def act(request: web.Request) -> web.StreamResponse:
@@ -231,8 +231,8 @@ async def test_what_has_no_known_form_is_cut_off(cluster: Any, packed: bool) -> 
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages", "/v1/elsewhere"])
-async def test_a_client_that_knows_no_chunks_sees_a_reset(cluster: Any, path: str) -> None:
-    """HTTP/1.0, as nginx speaks with its upstreams by default: a connection that just ends is a whole answer."""
+async def test_a_client_without_chunked_encoding_sees_a_reset(cluster: Any, path: str) -> None:
+    """HTTP/1.0, which nginx speaks to its upstreams by default: a connection that just ends is a complete answer."""
 
     async def act(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -250,7 +250,7 @@ async def test_a_client_that_knows_no_chunks_sees_a_reset(cluster: Any, path: st
 
 
 @pytest.mark.parametrize("path", SAID)
-async def test_what_the_proxy_itself_answers_is_of_the_paths_form(cluster: Any, ask: Ask, path: str) -> None:
+async def test_the_proxys_own_errors_have_the_form_of_the_path(cluster: Any, ask: Ask, path: str) -> None:
     cluster.decodes[0].act = cluster.decodes[0].reset
     texts, error = await asyncio.wait_for(heard(ask(path)), 10)
     assert texts == ""
@@ -264,8 +264,8 @@ async def test_what_the_proxy_itself_answers_is_of_the_paths_form(cluster: Any, 
 
 
 @pytest.mark.parametrize("path", SAID)
-async def test_an_engines_own_error_event_comes_through(cluster: Any, ask: Ask, path: str) -> None:
-    """In the middle of a stream, and blaming the client at its beginning: as the engine said it."""
+async def test_an_engines_own_error_event_is_passed_on(cluster: Any, ask: Ask, path: str) -> None:
+    """In the middle of a stream, and at its beginning if it blames the client: as the engine put it."""
     error = {"type": "error", "error": {"type": "invalid_request_error", "message": "boom", "code": "400"}}
 
     async def act(request: web.Request) -> web.StreamResponse:
@@ -293,7 +293,7 @@ async def test_an_engines_own_error_event_comes_through(cluster: Any, ask: Ask, 
         ({"type": "internal_error"}, 500, openai.InternalServerError),
     ],
 )
-async def test_an_error_that_begins_every_stream_has_its_own_status(
+async def test_an_error_that_begins_every_stream_keeps_its_status(
     cluster: Any, ask: Ask, code: dict[str, str], status: int, expected: type[openai.APIStatusError]
 ) -> None:
     async def act(request: web.Request) -> web.StreamResponse:

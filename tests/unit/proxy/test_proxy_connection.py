@@ -156,7 +156,7 @@ async def test_no_part_of_a_response_is_taken_for_the_whole(how: str) -> None:
 
 
 @pytest.mark.parametrize("content", UNTIL_CLOSE.values(), ids=UNTIL_CLOSE)
-async def test_a_reset_is_no_end(content: bytes) -> None:
+async def test_a_reset_is_not_an_end(content: bytes) -> None:
     on = OneRequest()
     on.feed(content)
     on.connection.connection_lost(ConnectionResetError(104, "Connection reset by peer"))
@@ -176,7 +176,7 @@ async def test_garbage_fails_at_once(how: str, step: int) -> None:
 
 @pytest.mark.parametrize("surplus", [b"x", b"HTTP/1.1 200 OK\r\n", LENGTH])
 @pytest.mark.parametrize("first", [KEPT["content length"], KEPT["chunked"], CLOSED["closed"]])
-async def test_what_nobody_asked_for_ends_the_connection_and_not_the_response(first: bytes, surplus: bytes) -> None:
+async def test_surplus_bytes_end_the_connection_but_not_the_response(first: bytes, surplus: bytes) -> None:
     on = OneRequest()
     on.feed(first + surplus)
     assert await on.read_all() == b"hello"
@@ -193,7 +193,7 @@ async def test_the_answer_to_a_head_has_no_body() -> None:
     assert await on.read_all() == b""
     assert (on.response.headers["content-length"], on.idle) == ("5", 1)
     on.ask(is_head=True)
-    on.feed(LENGTH)  # but here it has
+    on.feed(LENGTH)  # but this one has
     assert await on.read_all() == b""
     assert (on.idle, on.lost) == (1, 1)
 
@@ -207,7 +207,7 @@ async def test_head_and_headers_are_as_they_came() -> None:
     assert on.response.headers["X-B"] == ""
 
 
-async def test_what_came_before_a_failure_is_read_first() -> None:
+async def test_bytes_that_came_before_a_failure_are_read_first() -> None:
     on = OneRequest()
     on.feed(CHUNKED + HELLO + b"no number\r\n")
     assert await on.response.read() == b"hello"
@@ -215,7 +215,7 @@ async def test_what_came_before_a_failure_is_read_first() -> None:
         await on.response.read()
 
 
-async def test_who_waits_is_told() -> None:
+async def test_a_waiting_reader_is_woken() -> None:
     on = OneRequest()
     waiting = asyncio.ensure_future(on.read_all())
     for part in (CHUNKED, b"2\r\nhe\r\n", b"3\r\nllo\r\n", b"0\r\n\r\n"):
@@ -234,7 +234,7 @@ async def test_who_waits_is_told() -> None:
         assert (on.idle, on.lost, on.transport.is_aborted) == (0, 1, True)
 
 
-async def test_the_first_failure_counts_and_none_after_the_end() -> None:
+async def test_only_the_first_failure_counts_and_none_after_the_end() -> None:
     on = OneRequest()
     on.feed(LENGTH)
     on.response.fail(HttpError("too late"))
@@ -246,7 +246,7 @@ async def test_the_first_failure_counts_and_none_after_the_end() -> None:
         await on.read_all()
 
 
-async def test_a_response_that_is_left_takes_its_connection_with_it() -> None:
+async def test_closing_an_unfinished_response_closes_its_connection() -> None:
     on = OneRequest()
     on.feed(LENGTH[:-1])
     on.response.close()
@@ -254,11 +254,11 @@ async def test_a_response_that_is_left_takes_its_connection_with_it() -> None:
     assert (on.idle, on.lost, on.transport.is_aborted) == (0, 1, True)
     on = OneRequest()
     on.feed(LENGTH)
-    on.response.close()  # it is whole: the connection is not its any more
+    on.response.close()  # it is complete: the connection is no longer its own
     assert (on.idle, on.lost) == (1, 0)
 
 
-async def test_what_is_held_is_bounded() -> None:
+async def test_the_bytes_held_are_bounded() -> None:
     on = OneRequest()
     piece = b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
     on.feed(CHUNKED)
@@ -296,7 +296,7 @@ async def test_a_large_request_goes_in_pieces() -> None:
 
 
 @pytest.mark.parametrize("unsent", [0, 1])
-async def test_an_answer_before_all_was_sent_is_the_last_over_its_connection(unsent: int) -> None:
+async def test_an_answer_before_the_request_was_sent_is_the_connections_last(unsent: int) -> None:
     on = OneRequest()
     if unsent:
         on.transport.unsent = unsent
@@ -313,7 +313,7 @@ async def test_an_answer_before_all_was_sent_is_the_last_over_its_connection(uns
     assert len(on.transport.sent) == sent
 
 
-def test_a_request_has_host_and_length_and_nothing_else() -> None:
+def test_a_request_has_a_host_and_a_length_and_nothing_else() -> None:
     assert request_head("GET", "/a?b=c", "[::1]:80", b"", 0) == b"GET /a?b=c HTTP/1.1\r\nHost: [::1]:80\r\n\r\n"
     lines = request_head("POST", "/", "h:1", header_lines({"X-A": "é", "x-b": ""}), 0).split(b"\r\n")
     assert lines[1:] == [b"Host: h:1", "X-A: é".encode(), b"x-b: ", b"Content-Length: 0", b"", b""]
@@ -332,5 +332,5 @@ def test_nothing_smuggles_a_line_into_a_request(bad: str) -> None:
         request_head("GET", "/a HTTP/1.0", "h:1", b"", 0)
 
 
-def test_bytes_that_are_no_utf_8_leave_as_they_came() -> None:
+def test_bytes_that_are_not_utf_8_leave_as_they_came() -> None:
     assert header_lines({"X-A": "caf\udce9", "X-B": "é"}) == b"X-A: caf\xe9\r\nX-B: \xc3\xa9\r\n"

@@ -64,7 +64,7 @@ async def pool(stack: AsyncExitStack) -> ConnectionPool:
 
 
 async def request(reader: asyncio.StreamReader) -> bytes:
-    """The body of one."""
+    """Its body."""
     head = await reader.readuntil(b"\r\n\r\n")
     return await reader.readexactly(int(head.split(b": ")[1]))
 
@@ -93,7 +93,7 @@ async def ask(pool: ConnectionPool, to: str, body: bytes = b"") -> tuple[Respons
         response.close()
 
 
-async def test_a_connection_is_used_again(pool: ConnectionPool, stack: AsyncExitStack) -> None:
+async def test_a_connection_is_reused(pool: ConnectionPool, stack: AsyncExitStack) -> None:
     server = await stack.enter_async_context(Server().serving(answers))
     assert [(await ask(pool, server.to))[0].is_new for _ in range(3)] == [True, False, False]
     assert (server.connections, pool.busy) == (1, 0)
@@ -118,7 +118,7 @@ async def test_an_idle_connection_is_not_kept_for_long(
     assert not pool._open
 
 
-async def test_a_new_connection_takes_an_idle_ones_place_and_notices_by_itself_if_its_host_goes(
+async def test_a_new_connection_replaces_an_idle_one_and_notices_if_its_host_vanishes(
     pool: ConnectionPool, stack: AsyncExitStack
 ) -> None:
     server = await stack.enter_async_context(Server().serving(answers))
@@ -134,7 +134,7 @@ async def test_a_new_connection_takes_an_idle_ones_place_and_notices_by_itself_i
 
 
 @pytest.mark.parametrize("last", [b"", b"HTTP/1.1 408 Request Timeout\r\n\r\n"])
-async def test_an_idle_connection_that_the_server_ends_is_gone(
+async def test_an_idle_connection_that_the_server_closes_is_dropped(
     pool: ConnectionPool, stack: AsyncExitStack, last: bytes
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -151,7 +151,7 @@ async def test_an_idle_connection_that_the_server_ends_is_gone(
         assert not pool._open
 
 
-async def test_a_server_that_breaks_off_is_told_from_one_that_was_not_there(
+async def test_a_server_that_breaks_off_is_distinguished_from_one_that_was_not_there(
     pool: ConnectionPool, stack: AsyncExitStack, closed_port: str
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -172,7 +172,7 @@ async def test_a_server_that_breaks_off_is_told_from_one_that_was_not_there(
 
 @pytest.fixture
 def full_port(stack: AsyncExitStack) -> str:
-    """An address that takes no more connections, and does not say so."""
+    """An address that accepts no more connections, and does not say so."""
     listener = stack.enter_context(socket.socket())
     listener.bind(("127.0.0.1", 0))
     listener.listen(0)
@@ -183,13 +183,13 @@ def full_port(stack: AsyncExitStack) -> str:
     return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-async def test_a_connection_that_does_not_come_about_is_given_up(stack: AsyncExitStack, full_port: str) -> None:
+async def test_a_connection_that_cannot_be_made_is_given_up(stack: AsyncExitStack, full_port: str) -> None:
     pool = ConnectionPool(connect_timeout_s=0.2)
     stack.push_async_callback(pool.close)
     began = time.monotonic()
     with pytest.raises(ConnectTimeout, match=r"within 0\.2 s"):
         await ask(pool, full_port)
-    assert 0.19 <= time.monotonic() - began < 2  # the loop counts whole milliseconds
+    assert 0.19 <= time.monotonic() - began < 2  # the loop counts in whole milliseconds
 
 
 @pytest.mark.parametrize("how", ["fail", "cancel"])
@@ -221,7 +221,7 @@ async def test_a_request_that_is_given_up_leaves_nothing(
     assert not pool._open
 
 
-async def test_the_pools_end_is_not_taken_for_an_answers(stack: AsyncExitStack) -> None:
+async def test_the_pools_end_is_not_taken_for_an_answers_end(stack: AsyncExitStack) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.0 200 OK\r\n\r\nhel")  # it lasts until it is closed
         await hangs(reader, writer)
@@ -236,7 +236,7 @@ async def test_the_pools_end_is_not_taken_for_an_answers(stack: AsyncExitStack) 
     await server.is_left()
 
 
-async def test_of_a_names_addresses_the_one_that_answers_is_taken(
+async def test_of_a_names_addresses_the_first_to_answer_is_taken(
     pool: ConnectionPool, stack: AsyncExitStack, full_port: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await stack.enter_async_context(Server().serving(answers))
@@ -248,10 +248,10 @@ async def test_of_a_names_addresses_the_one_that_answers_is_taken(
     monkeypatch.setattr("services.proxy.engine_http.names.Names.addresses", found)
     began = time.monotonic()
     assert (await ask(pool, "engine-0:80"))[1] == b"{}"
-    assert time.monotonic() - began < 1.5  # of the connect time-out's 2
+    assert time.monotonic() - began < 1.5  # while the connect timeout is 2
 
 
-async def test_bodies_of_any_size_arrive_whole_both_ways(pool: ConnectionPool, stack: AsyncExitStack) -> None:
+async def test_bodies_of_any_size_arrive_complete_both_ways(pool: ConnectionPool, stack: AsyncExitStack) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             body = await request(reader)
@@ -267,14 +267,14 @@ async def test_bodies_of_any_size_arrive_whole_both_ways(pool: ConnectionPool, s
     assert server.connections == 1
 
 
-async def test_a_server_that_does_not_read_costs_no_memory_and_holds_up_nobody(
+async def test_a_server_that_does_not_read_costs_no_memory_and_holds_up_no_other(
     pool: ConnectionPool, stack: AsyncExitStack
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         await asyncio.sleep(0.3)
         writer.write(OK + b"{}")
-        await reader.read(1 << 30)  # the first of it: what the stream holds already
+        await reader.read(1 << 30)  # only its beginning, which the stream holds already
         await asyncio.sleep(5)
 
     server = await stack.enter_async_context(Server().serving(serve))
@@ -290,7 +290,7 @@ async def test_a_server_that_does_not_read_costs_no_memory_and_holds_up_nobody(
     assert longest_s < 0.5
 
 
-async def test_a_flood_that_nobody_reads_is_left_in_the_kernel(pool: ConnectionPool, stack: AsyncExitStack) -> None:
+async def test_a_flood_that_nobody_reads_stays_in_the_kernel(pool: ConnectionPool, stack: AsyncExitStack) -> None:
     size, sent = 40 << 20, 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -308,7 +308,7 @@ async def test_a_flood_that_nobody_reads_is_left_in_the_kernel(pool: ConnectionP
     await pool.request(response, server.to, HEAD % 0)
     await asyncio.sleep(0.3)
     assert sent < size
-    assert response.held <= HELD_BYTES_MAX + (256 << 10)  # and what one read of a socket brings
+    assert response.held <= HELD_BYTES_MAX + (256 << 10)  # and what one read of a socket yields
     read = 0
     while more := await response.read():
         read += len(more)

@@ -1,4 +1,4 @@
-"""Pages of other origins: what browsers are told by the proxy's own answers and by engines', next to vLLM's code."""
+"""Pages of other origins: what the proxy's own answers and engines' tell browsers, compared with vLLM's code."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ ASKS = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
 
 
 async def vllms(method: str, asked: dict[str, str], own: dict[str, str], **options: Any) -> tuple[int, dict[str, str]]:
-    """What Starlette's middleware, which vLLM uses, makes of an answer that has these headers."""
+    """What Starlette's middleware, which vLLM uses, makes of an answer with these headers."""
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -36,7 +36,7 @@ async def vllms(method: str, asked: dict[str, str], own: dict[str, str], **optio
 
 @pytest.mark.parametrize("credentials", [False, True])
 @pytest.mark.parametrize("origins", [["*"], [PAGE, "http://localhost:3000"], ["https://other.example"]])
-async def test_every_answer_has_the_headers_that_vllms_has(origins: list[str], credentials: bool) -> None:
+async def test_every_answer_has_the_same_headers_as_vllms(origins: list[str], credentials: bool) -> None:
     lists: Any = product((["*"], ["GET"], ["GET", "POST"]), (["*"], [], ["X-Mine", "authorization"]))
     for methods, headers in lists:
         options: Any = {"origins": origins, "methods": methods, "headers": headers, "credentials": credentials}
@@ -61,7 +61,7 @@ async def test_every_answer_has_the_headers_that_vllms_has(origins: list[str], c
             assert {name.lower(): value for name, value in marked.items()} == expected
 
 
-def test_without_origins_what_engines_say_passes() -> None:
+def test_without_origins_engines_headers_pass() -> None:
     cors = Cors(origins=(), methods=("*",), headers=("*",), credentials=False)
     assert cors.preflight("OPTIONS", CIMultiDict(ASKS)) is None
     headers = CIMultiDict({"Access-Control-Allow-Origin": "*"})
@@ -69,7 +69,7 @@ def test_without_origins_what_engines_say_passes() -> None:
     assert dict(headers) == {"Access-Control-Allow-Origin": "*"}
 
 
-async def test_all_that_a_page_gets_is_marked_once(start_cluster: Any) -> None:
+async def test_every_answer_to_a_page_is_marked_once(start_cluster: Any) -> None:
     cluster = await start_cluster(1, 1, allowed_origins='["*"]', max_concurrency=1, max_queue=0, admin_api_key="k")
     (engine,) = cluster.decodes
 

@@ -1,4 +1,4 @@
-"""Many deadlines and one timer: each is noticed, none early, none for a cancellation of another's."""
+"""Many deadlines and one timer: each is noticed, none early, and no other cancellation is taken for one."""
 
 import asyncio
 import time
@@ -8,22 +8,22 @@ import pytest
 from services.proxy.deadlines import TICK_S, Deadlines
 
 
-async def test_what_takes_too_long_is_cut_off() -> None:
+async def test_a_slow_block_is_cut_off() -> None:
     deadlines = Deadlines()
     began = time.monotonic()
     with pytest.raises(TimeoutError), deadlines.within(0.1):
         await asyncio.sleep(10)
-    assert 0.09 <= time.monotonic() - began < 0.1 + TICK_S + 1  # the loop counts whole milliseconds
+    assert 0.09 <= time.monotonic() - began < 0.1 + TICK_S + 1  # the loop counts in whole milliseconds
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling()
     with deadlines.within(10):
         await asyncio.sleep(0)
     await asyncio.sleep(2 * TICK_S)
-    assert deadlines._ticking is None  # nothing is under way: nothing ticks
+    assert deadlines._ticking is None  # nothing is under way, so nothing ticks
 
 
-async def test_of_two_the_one_that_is_over_counts() -> None:
+async def test_of_two_deadlines_the_expired_one_counts() -> None:
     deadlines = Deadlines()
     with deadlines.within(10), pytest.raises(TimeoutError), deadlines.within(0.05):
         await asyncio.sleep(10)
@@ -31,7 +31,7 @@ async def test_of_two_the_one_that_is_over_counts() -> None:
         await asyncio.sleep(10)
 
 
-async def test_a_cancellation_is_none_of_its_business() -> None:
+async def test_a_cancellation_from_elsewhere_passes_through() -> None:
     deadlines = Deadlines()
     outcomes: list[str] = []
 
@@ -59,14 +59,14 @@ async def test_a_cancellation_is_none_of_its_business() -> None:
     assert outcomes == ["cancelled"] * 2
 
 
-async def test_what_passes_by_itself_is_not_cancelled_later() -> None:
+async def test_a_block_that_ended_is_not_cancelled_later() -> None:
     deadlines = Deadlines()
     with deadlines.within(0.05):
         time.sleep(0.1)  # noqa: ASYNC251 - over, and nobody has looked
     await asyncio.sleep(2 * TICK_S)
 
 
-async def test_a_deadline_may_restart_until_it_is_over() -> None:
+async def test_a_deadline_may_restart_until_it_has_passed() -> None:
     deadlines = Deadlines()
     began = time.monotonic()
     limit = deadlines.within(0.2)

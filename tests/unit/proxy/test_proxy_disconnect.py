@@ -1,5 +1,5 @@
-"""A client that leaves: its legs are cancelled at once, whatever they are at, so that no engine works or keeps KV for
-nobody. `pytest -s` shows how long engines took to see it."""
+"""A client that leaves: its legs are cancelled at once, whatever they are doing, so that no engine works or keeps KV in
+vain. `pytest -s` shows how long engines took to notice."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from services.proxy.core.engine import Role
 from tests.unit.proxy.conftest import Bootstrap
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-SEEN_S = 1.0  # on a busy machine; what is promised is 0.1
+SEEN_S = 1.0  # on a busy machine; the promise is 0.1
 TIMES = 5
 
 
@@ -43,7 +43,7 @@ class Client:
 
 
 async def seen_after(cluster: Any, engines: list[Any], *, after_bytes: bytes = b"", reset: bool) -> float:
-    """The seconds from the client's leaving until all of these engines saw their leg cancelled."""
+    """Seconds from when the client left until all of these engines saw their leg cancelled."""
     for engine in engines:
         engine.called.clear()
     client = Client(cluster.url)
@@ -111,7 +111,7 @@ async def test_while_an_answer_is_not_streamed(cluster: Any) -> None:
     assert time.monotonic() - left < SEEN_S
 
 
-async def test_while_it_still_sends_its_body(cluster: Any) -> None:
+async def test_while_its_body_is_still_being_sent(cluster: Any) -> None:
     client = Client(cluster.url)
     await client.ask(sent=1)
     await cluster.metric_is(1, "in_flight")
@@ -121,7 +121,7 @@ async def test_while_it_still_sends_its_body(cluster: Any) -> None:
 
 
 @pytest.mark.parametrize("times", [30])
-async def test_many_that_leave_leave_nothing_behind(start_cluster: Any, times: int) -> None:
+async def test_many_leaving_clients_leave_nothing_behind(start_cluster: Any, times: int) -> None:
     cluster = await start_cluster(2, 2, max_concurrency=8)
     for engine in cluster.prefills:
         engine.act = engine.hang

@@ -1,4 +1,4 @@
-"""--discover with names: a real name server's records become the fleet; no answer, and an empty one, change nothing."""
+"""--discover with names: a real name server's records become the fleet; silence and empty answers change nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -28,7 +28,7 @@ async def names(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NameServer]:
 
 @pytest.fixture
 async def engines() -> AsyncIterator[list[Engine]]:
-    """Three that listen on one port, as pods of one service do."""
+    """Three that listen on the same port, as the pods of a service do."""
     with free_ports(1) as ports:
         port = int(ports.partition("-")[0])
     async with (
@@ -83,11 +83,11 @@ async def test_a_proxy_without_engines_finds_them_and_follows_their_records(
     assert cluster.metric("discovery_up", source=source(engines)) == 1
 
 
-async def test_what_is_found_before_it_answers_is_asked_for_nothing(
+async def test_an_engine_found_before_it_answers_gets_no_requests(
     names: NameServer, engines: list[Engine], start_cluster: StartCluster
 ) -> None:
     engines[1].healthy = False
-    serve(names, "127.0.0.1", "127.0.0.2", "127.0.0.9")  # nobody is at the last
+    serve(names, "127.0.0.1", "127.0.0.2", "127.0.0.9")  # nobody listens at the last
     cluster = await start_cluster(0, 0, discover=[source(engines)])
     assert len(addresses(cluster)) == 3
     assert [(await cluster.complete())[1]["by"] for _ in range(6)] == ["d1"] * 6
@@ -97,7 +97,7 @@ async def test_what_is_found_before_it_answers_is_asked_for_nothing(
 
 
 @pytest.mark.parametrize("trouble", ["silent", "servfail", "empty", "no such name"])
-async def test_no_answer_and_an_empty_one_take_nobody_away(
+async def test_neither_silence_nor_an_empty_answer_removes_an_engine(
     names: NameServer,
     engines: list[Engine],
     start_cluster: StartCluster,
@@ -127,7 +127,7 @@ async def test_no_answer_and_an_empty_one_take_nobody_away(
     assert cluster.metric("discovery_changes_total") == 1
 
 
-async def test_an_engine_that_leaves_gets_nothing_new_and_ends_what_it_has(
+async def test_a_leaving_engine_gets_nothing_new_and_finishes_its_requests(
     names: NameServer, engines: list[Engine], start_cluster: StartCluster
 ) -> None:
     first, second, _ = engines
@@ -148,7 +148,7 @@ async def test_an_engine_that_leaves_gets_nothing_new_and_ends_what_it_has(
     await until(lambda: addresses(cluster) == [second.address])
 
 
-async def test_an_engine_that_is_missing_now_and_then_stays(
+async def test_an_engine_that_is_occasionally_missing_stays(
     names: NameServer, engines: list[Engine], start_cluster: StartCluster
 ) -> None:
     serve(names, "127.0.0.1", "127.0.0.2")
@@ -175,17 +175,19 @@ async def test_a_long_answer_comes_by_tcp(
     assert (await cluster.complete())[0] == 200
 
 
-async def test_of_two_families_the_first_counts_and_ipv6_alone_does(
+async def test_of_two_families_ipv4_counts_and_ipv6_alone_too(
     names: NameServer, engines: list[Engine], start_cluster: StartCluster
 ) -> None:
     port = engines[0].address.rpartition(":")[2]
     names.records = {(NAME, "A"): ["127.0.0.1"], (NAME, "AAAA"): ["::1"], ("six.test", "AAAA"): ["fd00::7", "::"]}
     cluster = await start_cluster(0, 0, discover=[source(engines), "prefill=dns://six.test:8100"])
     assert addresses(cluster) == [f"127.0.0.1:{port}"]
-    assert addresses(cluster, Role.PREFILL) == ["[fd00::7]:8100"]  # nobody can be asked at ::
+    assert addresses(cluster, Role.PREFILL) == ["[fd00::7]:8100"]  # nobody can be reached at ::
 
 
-async def test_srv_records_say_the_ports(names: NameServer, engines: list[Engine], start_cluster: StartCluster) -> None:
+async def test_srv_records_tell_the_ports(
+    names: NameServer, engines: list[Engine], start_cluster: StartCluster
+) -> None:
     port = engines[0].address.rpartition(":")[2]
     names.records = {
         ("_http._tcp.decode.test", "SRV"): [f"0 1 {port} a.decode.test.", "0 1 9 b.decode.test."],
@@ -207,6 +209,6 @@ async def test_an_srv_record_whose_host_is_gone_hides_no_other(
     }
     cluster = await start_cluster(0, 0, discover=["decode=dns://_http._tcp.decode.test"])
     assert addresses(cluster) == [f"127.0.0.1:{port}"]
-    del names.records["a.decode.test", "A"]  # all are gone: that is believed of no source
+    del names.records["a.decode.test", "A"]  # all are gone, which no source is believed
     await until(lambda: cluster.metric("discovery_failures_total", reason="empty") >= 3)
     assert addresses(cluster) == [f"127.0.0.1:{port}"]

@@ -1,4 +1,4 @@
-"""--discover with a file, and how what is found goes together with what operators do."""
+"""--discover with a file, and how what is found combines with what operators do."""
 
 import asyncio
 import json
@@ -29,7 +29,9 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- files
 
 
-async def test_a_file_that_comes_late_and_is_replaced_is_followed(start_cluster: StartCluster, tmp_path: Path) -> None:
+async def test_a_file_that_appears_late_and_is_replaced_is_followed(
+    start_cluster: StartCluster, tmp_path: Path
+) -> None:
     path = tmp_path / "engines.yaml"
     cluster = await start_cluster(0, 0, discover=[f"file://{path}"])
     assert cluster.metric("discovery_failures_total", reason="unreadable") == 1
@@ -39,7 +41,7 @@ async def test_a_file_that_comes_late_and_is_replaced_is_followed(start_cluster:
     (tmp_path / "new").replace(path)
     await until(lambda: addresses(cluster) == ["127.0.0.1:2"])
     assert addresses(cluster, Role.PREFILL) == ["127.0.0.1:3"]
-    path.write_text("decode: [127.0.0.1:2]\n")  # none for prefill is the operator's word
+    path.write_text("decode: [127.0.0.1:2]\n")  # no prefill engines: the operator's decision
     await until(lambda: addresses(cluster, Role.PREFILL) == [])
 
 
@@ -75,7 +77,7 @@ async def test_a_config_map_is_followed_through_its_links(start_cluster: StartCl
         (None, "unreadable"),
     ],
 )
-async def test_a_file_that_is_bad_or_half_written_changes_nothing_and_is_told_of_once(
+async def test_a_bad_or_half_written_file_changes_nothing_and_is_reported_once(
     start_cluster: StartCluster,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -100,8 +102,8 @@ async def test_a_file_that_is_bad_or_half_written_changes_nothing_and_is_told_of
     assert len([each for each in caplog.records if "the known ones stay" in each.getMessage()]) == 1
 
 
-async def test_a_file_system_that_hangs_holds_neither_the_start_nor_the_end_up(tmp_path: Path) -> None:
-    """A real process: at its end nobody may wait for the thread."""
+async def test_a_hanging_file_system_delays_neither_the_start_nor_the_end(tmp_path: Path) -> None:
+    """With a real process, which must not wait for the thread at its end."""
     hung = (
         "import time\nfrom services.proxy import cli, sources\nsources.LOOKUP_S = sources._HUNG_S = 0.2\n"
         "sources.FileSource._read = lambda self: time.sleep(60)\ncli.main()"
@@ -146,7 +148,7 @@ async def test_an_operators_word_holds_as_long_as_the_engine_is_found(
     assert await tell(cluster, "remove", A) == 200
     path.write_text(f"decode: ['{A}', '{B}', '{C}']")
     await until(lambda: addresses(cluster) == [B, C])
-    if with_state:  # a restart, with the file away for a moment
+    if with_state:  # a restart, with the file absent for a moment
         await cluster.stop()
         path.rename(tmp_path / "away")
         cluster = await start_cluster(0, 0, **settings)
@@ -159,7 +161,7 @@ async def test_an_operators_word_holds_as_long_as_the_engine_is_found(
     await until(lambda: sorted(addresses(cluster)) == [A, B, C])
 
 
-@pytest.mark.parametrize("address", ["engine.test:1", "192.0.2.1:1"])  # by no rule of --instance-allow
+@pytest.mark.parametrize("address", ["engine.test:1", "192.0.2.1:1"])  # which --instance-allow does not restrict
 async def test_an_engine_that_was_drained_stays_so_while_its_source_is_silent_after_a_restart(
     start_cluster: StartCluster, tmp_path: Path, address: str
 ) -> None:
@@ -175,7 +177,7 @@ async def test_an_engine_that_was_drained_stays_so_while_its_source_is_silent_af
     await until(lambda: cluster.metric("discovery_up") == 1)
     assert cluster.metric("engine_draining", engine=address) == 1
     await cluster.stop()
-    path.write_text(f"decode: ['{A}']")  # it left while nobody looked
+    path.write_text(f"decode: ['{A}']")  # it left while nobody was looking
     cluster = await start_cluster(0, 0, **settings)
     assert addresses(cluster) == [A]
 
@@ -192,7 +194,7 @@ async def test_an_engine_that_was_drained_stays_so_while_its_source_is_silent_af
         ("file:///etc/larder/a=b.yaml", File("/etc/larder/a=b.yaml")),
     ],
 )
-def test_what_a_source_is(text: str, source: Dns | File) -> None:
+def test_how_sources_are_written(text: str, source: Dns | File) -> None:
     assert source_of(text) == source
 
 
@@ -209,12 +211,12 @@ def test_what_a_source_is(text: str, source: Dns | File) -> None:
         ("file://engines.yaml", "no absolute path"),
     ],
 )
-def test_what_is_no_source_says_how_to_write_one(text: str, complaint: str) -> None:
+def test_a_bad_source_is_told_how_to_write_one(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint.replace("/", "\\/")):
         source_of(text)
 
 
-def test_a_predecessors_findings_hold_until_every_source_of_the_role_was_heard() -> None:
+def test_a_predecessors_findings_hold_until_every_source_of_the_role_has_answered() -> None:
     sources: dict[str, Dns | File] = {"d": Dns(Role.DECODE, "d", 1), "p": Dns(Role.PREFILL, "p", 1)}
     tally = Tally(sources, {Role.DECODE: (A,), Role.PREFILL: (C,)})
     assert tally.found == {Role.PREFILL: (C,), Role.DECODE: (A,)}
@@ -226,7 +228,7 @@ def test_a_predecessors_findings_hold_until_every_source_of_the_role_was_heard()
     assert not tally.is_complete
 
 
-def test_an_engine_leaves_after_so_many_answers_in_a_row() -> None:
+def test_an_engine_leaves_after_so_many_answers_in_a_row_without_it() -> None:
     tally = Tally({"d": Dns(Role.DECODE, "d", 1)}, {})
     for _ in range(3):
         tally.heard("d", [(Role.DECODE, A), (Role.DECODE, B)])
@@ -237,7 +239,7 @@ def test_an_engine_leaves_after_so_many_answers_in_a_row() -> None:
     assert tally.found[Role.DECODE] == (A,)
 
 
-def test_what_was_found_and_is_needed_leaves_only_when_it_is_not() -> None:
+def test_a_found_engine_leaves_only_when_it_is_no_longer_needed() -> None:
     fleet = Fleet()
     members = Membership({Role.DECODE: (C,)}).following({Role.DECODE: (A, B)}, {}).bring(fleet)
     found = fleet.get(Role.DECODE, A)
@@ -268,7 +270,7 @@ def test_a_wish_is_forgotten_with_the_engine_that_was_found() -> None:
     assert without_stale(later, removals_only=False) == {Role.DECODE: {C: Wish.DRAINING}}
 
 
-async def test_leaving_ends_while_nothing_else_happens(start_cluster: StartCluster, tmp_path: Path) -> None:
+async def test_leaving_ends_even_if_nothing_else_happens(start_cluster: StartCluster, tmp_path: Path) -> None:
     path = tmp_path / "engines.json"
     cluster = await start_cluster(0, 1)
     engine = cluster.decodes[0]

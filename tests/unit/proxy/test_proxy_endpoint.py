@@ -1,4 +1,4 @@
-"""How engines are named, and that each has one name only."""
+"""How engines are named, and that each has only one name."""
 
 import pytest
 
@@ -34,12 +34,12 @@ def test_an_engine_is_named_in_one_way(written: str, name: str, endpoint: Endpoi
         *("h:1/a//b", "h:1/../a", "h:1/a/..", "h:1/./a", "h:1\\a", "h:1/\\a"),
     ],
 )
-def test_what_is_no_name_of_an_engine_is_refused(written: str) -> None:
+def test_a_bad_engine_name_is_refused(written: str) -> None:
     with pytest.raises(ValueError, match="is not"):
         canonical(written)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999", "123456789"])
-def test_ports_that_are_none(port: str) -> None:
+def test_bad_ports(port: str) -> None:
     with pytest.raises(BadPort):
         endpoint_of(f"h:{port}")

@@ -1,4 +1,4 @@
-"""Streams of events alone: where they are cut, and what an error in one says, in each of the forms that are about."""
+"""Streams of events by themselves: where they are cut, and what an error in one says, in each known form."""
 
 import json
 import random
@@ -51,7 +51,7 @@ def test_a_first_event_that_is_an_error() -> None:
     event = b'data: {"error": {"message": "KV load failed", "code": 500}}\n\n'
     failure = (500, "KV load failed", b'{"error": {"message": "KV load failed", "code": 500}}')
     assert failure_of(event) == failure
-    assert failure_of(event + b"data: [DONE]\n\n") == failure  # as vLLM ends it, in one piece
+    assert failure_of(event + b"data: [DONE]\n\n") == failure  # in one piece, as vLLM ends it
     assert failure_of(b": ping\n\n" + event) == failure
     assert failure_of(b'data: {"choices": []}\n\n' + event) is None
 
@@ -67,7 +67,7 @@ def test_a_first_event_that_is_an_error() -> None:
         '{"type": "response.created", "response": {"error": null}}',
     ],
 )
-def test_a_first_event_that_is_none(data: str) -> None:
+def test_a_first_event_that_is_not_an_error(data: str) -> None:
     assert of(data) is None
 
 
@@ -110,7 +110,7 @@ def test_an_error_has_its_own_status_in_every_form(error: dict[str, Any], status
         assert of({"type": "error"} | said) == (status, "boom")
 
 
-def test_an_error_that_is_a_text_only() -> None:
+def test_an_error_that_is_only_a_text() -> None:
     assert of({"error": "boom", "code": 422}) == (422, "boom")
     assert of("boom", "error") == (500, "boom")
     failure = failure_of(b"event: error\ndata: boom\n\n")
@@ -131,11 +131,11 @@ def test_a_stream_is_cut_where_its_events_end(newline: str, size: int) -> None:
         assert not events.is_torn
         assert not passed or passed.endswith((b"\n", b"\r"))
     assert content[: len(passed)] == passed
-    assert end - len(newline) <= len(passed) <= end  # the last, empty line belongs to no event
+    assert end - len(newline) <= len(passed) <= end  # the final empty line belongs to no event
     assert passed + events.held == content
 
 
-def test_of_an_event_without_end_little_is_held() -> None:
+def test_little_is_held_of_an_endless_event() -> None:
     events, draw = Events(), random.Random(1)
     content, passed = b"data: 1\n\ndata: " + b"x" * (3 * HELD_BYTES_MAX), b""
     rest = content
@@ -156,7 +156,7 @@ def test_each_path_has_its_form() -> None:
     assert form_of("/v1/elsewhere") is form_of("/v1/messages2") is form_of("/") is None
 
 
-def test_an_error_is_said_in_its_form() -> None:
+def test_an_error_is_written_in_its_form() -> None:
     assert error_event(Form.OPENAI, 502, "gone").startswith(b'data: {"error":')
     name, data = first_event(error_event(Form.ANTHROPIC, 429, "gone")) or (b"", b"")
     assert (name, json.loads(data)) == (
@@ -182,5 +182,5 @@ def test_an_error_is_said_in_its_form() -> None:
         ({}, False),
     ],
 )
-def test_what_can_be_read_as_events(headers: dict[str, str], is_one: bool) -> None:
+def test_which_streams_can_be_read_as_events(headers: dict[str, str], is_one: bool) -> None:
     assert is_stream(headers) is is_one

@@ -1,4 +1,4 @@
-"""Engines that misbehave: what the client gets, which legs were sent, and that nothing is left behind."""
+"""Engines that misbehave: what the client gets, which legs are sent, and that nothing is left behind."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ def act(engine: Any, how: str) -> None:
 
 
 def asked(cluster: Any) -> list[str]:
-    """Which engines, prefills first. One that resets an idle connection is asked again over a new one: once here."""
+    """Which engines, prefills first. One asked again because it reset an idle connection counts once."""
     return [name for name, _ in itertools.groupby(name for name, _ in cluster.legs)]
 
 
@@ -42,11 +42,11 @@ async def test_another_prefill_takes_over(start_cluster: Any, how: str) -> None:
     assert cluster.metric("requests_total", path="/v1/completions", code="200", outcome="ok") == 1
 
 
-async def test_prefills_that_are_not_there_leave_decode_alone(start_cluster: Any, closed_port: str) -> None:
+async def test_unreachable_prefills_leave_decode_alone(start_cluster: Any, closed_port: str) -> None:
     cluster = await start_cluster(0, 1, prefill=(closed_port,))
     status, answer = await cluster.complete()
     assert (status, answer["by"]) == (200, "decode0")
-    assert cluster.metric("retries_total", phase="prefill") == 0  # the health check was faster
+    assert cluster.metric("retries_total", phase="prefill") == 0  # the health check came first
     assert cluster.metric("requests_total", path="/v1/completions", code="200", outcome="decode_alone") == 1
 
 
@@ -55,13 +55,13 @@ async def test_a_prefill_that_hangs_is_given_up(start_cluster: Any) -> None:
     act(cluster.prefills[0], "hang")
     started = time.monotonic()
     assert (await cluster.complete())[0] == 200
-    assert 0.29 <= time.monotonic() - started < 3  # the loop counts whole milliseconds
+    assert 0.29 <= time.monotonic() - started < 3  # the loop counts in whole milliseconds
     await asyncio.wait_for(cluster.prefills[0].legs[0].ended.wait(), 5)
     assert cluster.prefills[0].legs[0].cancelled
     assert cluster.metric("retries_total", phase="prefill", reason="timed_out") == 1
 
 
-async def test_a_prefills_4xx_is_left_for_decode_to_say(start_cluster: Any) -> None:
+async def test_a_prefills_4xx_is_left_for_decode_to_confirm(start_cluster: Any) -> None:
     cluster = await start_cluster(2, 1)
     act(cluster.prefills[0], "answer_400")
     act(cluster.decodes[0], "answer_400")
@@ -84,13 +84,13 @@ async def test_another_decode_takes_over_before_the_first_byte(start_cluster: An
     assert cluster.metric("retries_total", phase="decode", reason="broken") == 1
 
 
-async def test_a_decode_that_is_not_there_is_not_asked(start_cluster: Any, closed_port: str) -> None:
+async def test_a_dead_decode_is_not_asked(start_cluster: Any, closed_port: str) -> None:
     cluster = await start_cluster(1, 1, decode=(closed_port,))
     assert (await cluster.complete())[0] == 200
     assert cluster.metric("retries_total", phase="decode") == 0
 
 
-async def test_engines_that_went_since_they_were_probed_cost_nothing_but_a_connection(
+async def test_engines_that_died_since_their_probe_cost_only_a_connection_attempt(
     start_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.proxy.health.UP_EVERY_S", 60)
@@ -108,7 +108,7 @@ async def test_engines_that_went_since_they_were_probed_cost_nothing_but_a_conne
 async def test_an_engine_that_refuses_all_connections_from_a_request_on_has_died(
     start_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it was sent over an idle connection may be what it died of: it counts as a rerun."""
+    """It may have died of what it was sent over an idle connection: that counts as a rerun."""
     monkeypatch.setattr("services.proxy.health.UP_EVERY_S", 60)
     cluster = await start_cluster(0, 3)
 
@@ -125,7 +125,7 @@ async def test_an_engine_that_refuses_all_connections_from_a_request_on_has_died
 
 
 @pytest.mark.parametrize("how", ["hang", "trickle"])
-async def test_a_stream_that_does_not_begin_is_begun_elsewhere(start_cluster: Any, how: str) -> None:
+async def test_a_stream_that_does_not_begin_is_started_elsewhere(start_cluster: Any, how: str) -> None:
     cluster = await start_cluster(0, 2, first_token_timeout=0.3)
     act(cluster.decodes[0], how)
     async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
@@ -144,7 +144,7 @@ async def test_a_decodes_4xx_is_the_answer(start_cluster: Any) -> None:
 
 @pytest.mark.parametrize("how", ["answer_500", "answer_429", "error_first"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_decode_that_says_it_failed_is_passed_over(start_cluster: Any, how: str, stream: bool) -> None:
+async def test_a_decode_that_reports_failure_is_passed_over(start_cluster: Any, how: str, stream: bool) -> None:
     cluster = await start_cluster(1, 2)
     act(cluster.decodes[0], how)
     async with cluster.client.post("/v1/completions", json={"stream": stream}) as response:
@@ -155,7 +155,7 @@ async def test_a_decode_that_says_it_failed_is_passed_over(start_cluster: Any, h
 
 
 @pytest.mark.parametrize("how", ["answer_500", "answer_429"])
-async def test_a_decodes_own_error_is_the_answer_where_none_is_better(start_cluster: Any, how: str) -> None:
+async def test_a_decodes_own_error_is_the_answer_if_there_is_no_better_one(start_cluster: Any, how: str) -> None:
     cluster = await start_cluster(1, 2)
     for engine in cluster.decodes:
         act(engine, how)
@@ -170,7 +170,7 @@ async def test_a_decodes_own_error_is_the_answer_where_none_is_better(start_clus
     assert cluster.metric("requests_total", code=how[-3:], outcome="engine_error") == 1
 
 
-async def test_an_error_that_begins_every_stream_is_an_error_with_its_status(start_cluster: Any) -> None:
+async def test_an_error_that_begins_every_stream_becomes_an_error_status(start_cluster: Any) -> None:
     cluster = await start_cluster(1, 2)
     for engine in cluster.decodes:
         act(engine, "error_first")
@@ -188,7 +188,7 @@ async def test_an_error_event_that_blames_the_client_is_its_answer(start_cluster
     assert asked(cluster) == ["decode0"]
 
 
-async def test_no_decode_left_is_a_503_at_once(start_cluster: Any, closed_port: str) -> None:
+async def test_without_a_decode_left_there_is_a_503_at_once(start_cluster: Any, closed_port: str) -> None:
     cluster = await start_cluster(1, 1, decode=(closed_port,))
     act(cluster.decodes[0], "reset")
     async with cluster.client.post("/v1/completions", json={}) as response:
@@ -201,14 +201,14 @@ async def test_no_decode_left_is_a_503_at_once(start_cluster: Any, closed_port: 
 
 
 @pytest.mark.parametrize("path", PURE)
-async def test_what_only_computes_an_answer_goes_to_another_engine(start_cluster: Any, path: str) -> None:
+async def test_a_request_that_only_computes_an_answer_goes_to_another_engine(start_cluster: Any, path: str) -> None:
     cluster = await start_cluster(0, 2)
     act(cluster.decodes[0], "reset")
     async with cluster.client.post(path, json={}) as response:
         assert (response.status, (await response.json())["by"]) == (200, "decode1")
 
 
-async def test_what_may_have_run_is_not_repeated(start_cluster: Any) -> None:
+async def test_a_request_that_may_have_run_is_not_repeated(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 2)
     act(cluster.decodes[0], "reset")
     async with cluster.client.post("/v1/audio/speech", json={}) as response:
@@ -233,7 +233,7 @@ async def test_after_the_first_byte_a_failure_ends_the_stream_with_an_error_even
     act(cluster.decodes[0], how)
     async with cluster.client.post("/v1/completions", json={"stream": True}) as response:
         assert response.status == 200
-        content = await response.read()  # whole: the proxy ended the body properly
+        content = await response.read()  # complete: the proxy ended the body properly
     sent = [line for line in content.split(b"\n\n") if line.strip()]
     assert [line + b"\n\n" for line in sent[:-1]] == events[:whole]
     error = json.loads(sent[-1].removeprefix(b"data: "))["error"]
@@ -302,7 +302,7 @@ async def test_a_client_that_does_not_read_is_given_up(
 
 
 async def test_an_idle_connection_that_the_engine_closed_costs_no_engine(start_cluster: Any) -> None:
-    """An engine that gives up each connection on its second request, as one does whose idle time just ran out."""
+    """The engine closes each connection at its second request, as if its idle time had just run out."""
     served: list[int] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -332,7 +332,7 @@ async def test_an_idle_connection_that_the_engine_closed_costs_no_engine(start_c
     assert not cluster.metric("retries_total", phase="decode", reason="broken")
 
 
-async def test_a_drain_ends_though_a_request_does_not(
+async def test_a_drain_ends_even_if_a_request_does_not(
     cluster: Any, events: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.proxy.app.DRAIN_S", 0.3)
@@ -363,6 +363,6 @@ async def test_nothing_is_left_behind(start_cluster: Any, closed_port: str, how:
     tasks, descriptors = await counts()
     for _ in range(3):
         later = await counts()
-    assert later[0] < tasks + 20  # idle connections and probes come and go; 36 requests that leave something leave more
+    assert later[0] < tasks + 20  # idle connections and probes vary; 36 requests that each leave one would exceed this
     assert later[1] < descriptors + 20
     assert cluster.metric("in_flight") == 0

@@ -1,4 +1,4 @@
-"""The fleet alone: who is offered, what legs, probes and operators change of that, and the breaker."""
+"""The fleet by itself: which engines are offered, how legs, probes and operators change that, and the breaker."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def fail(fleet: Fleet, engine: Engine, now: float, times: int = 1) -> None:
 
 
 @pytest.mark.parametrize("role", Role)
-def test_an_engine_that_owes_a_probes_answer_is_asked_after_the_others(fleet: Fleet, role: Role) -> None:
+def test_an_engine_that_has_not_answered_its_probe_is_asked_after_the_others(fleet: Fleet, role: Role) -> None:
     fleet.probed(of(fleet, role), Probe.NO_ANSWER)
     assert offered(fleet, role) == [B]
     fleet.probed(of(fleet, role, B), Probe.NO_ANSWER)
@@ -61,7 +61,7 @@ def answer(fleet: Fleet, engine: Engine, now: float) -> Booking:
     return booking
 
 
-def test_roles_are_apart_and_an_engine_is_there_once(fleet: Fleet) -> None:
+def test_roles_are_separate_and_an_engine_is_there_once(fleet: Fleet) -> None:
     assert not fleet.add(Role.DECODE, A)
     fleet.remove(Role.DECODE, A)
     assert [engine.address for engine in fleet.engines(Role.DECODE)] == [B]
@@ -69,11 +69,11 @@ def test_roles_are_apart_and_an_engine_is_there_once(fleet: Fleet) -> None:
     assert fleet.remove(Role.DECODE, A) is None
 
 
-def test_a_drained_engine_is_offered_to_nobody_until_it_is_added_again(fleet: Fleet) -> None:
+def test_a_drained_engine_is_not_offered_until_it_is_added_again(fleet: Fleet) -> None:
     booking = fleet.book(of(fleet, Role.DECODE), 5, 0)
     fleet.drain(Role.DECODE, A)
     assert offered(fleet) == [B]
-    assert of(fleet, Role.DECODE).requests == 1  # what runs goes on
+    assert of(fleet, Role.DECODE).requests == 1  # its request goes on
     assert fleet.add(Role.DECODE, A)
     assert offered(fleet) == [A, B]
     fleet.ended(booking)
@@ -113,22 +113,22 @@ def test_the_breaker_opens_doubles_and_closes(fleet: Fleet, changes: Any) -> Non
     assert engine.breaker(now) is Breaker.CLOSED
     assert [change for _, change in changes] == [Change.OPENED] * 9 + [Change.CLOSED]
     fail(fleet, engine, now, FAILURES_MAX)
-    assert engine.breaker(now + OPEN_S) is Breaker.HALF_OPEN  # the next time it begins anew
+    assert engine.breaker(now + OPEN_S) is Breaker.HALF_OPEN  # it starts over the next time
 
 
-def test_half_open_one_leg_finds_out(fleet: Fleet) -> None:
+def test_half_open_lets_one_leg_try(fleet: Fleet) -> None:
     engine = of(fleet, Role.DECODE)
     early = fleet.book(engine, 1, 0)
     fail(fleet, engine, 0, FAILURES_MAX)
     trial = fleet.book(engine, 1, OPEN_S)
     assert offered(fleet, now=OPEN_S) == [B]
-    assert offered(fleet, now=OPEN_S, tried=(B,)) == [A]  # rather than nobody
+    assert offered(fleet, now=OPEN_S, tried=(B,)) == [A]  # better than none
     other = fleet.book(engine, 1, OPEN_S)
-    for booking in (early, other):  # sent before, or for want of a better one: they tell nothing new
+    for booking in (early, other):  # sent before, or for lack of a better engine: they tell nothing new
         fleet.failed(booking, OPEN_S)
         fleet.ended(booking)
     assert engine.breaker(OPEN_S) is Breaker.HALF_OPEN
-    fleet.ended(trial)  # given up by its client: nobody knows more than before
+    fleet.ended(trial)  # given up by its client: nothing new is known
     assert offered(fleet, now=OPEN_S) == [A, B]
     fleet.check()
 
@@ -145,7 +145,7 @@ def test_a_prefill_engine_that_is_not_well_is_not_asked_at_all(fleet: Fleet) -> 
     assert offered(fleet, Role.PREFILL, tried=(A,)) == []
 
 
-def test_a_decode_engine_is_asked_in_the_order_of_how_well_it_is(fleet: Fleet) -> None:
+def test_decode_engines_are_asked_in_order_of_their_health(fleet: Fleet) -> None:
     a, b = of(fleet, Role.DECODE), of(fleet, Role.DECODE, B)
     for _ in range(SILENT_PROBES):
         fleet.probed(a, Probe.NO_ANSWER)
@@ -160,7 +160,7 @@ def test_a_decode_engine_is_asked_in_the_order_of_how_well_it_is(fleet: Fleet) -
     assert offered(fleet) == []
 
 
-def test_one_probe_without_an_answer_is_no_silence(fleet: Fleet, changes: Any) -> None:
+def test_one_unanswered_probe_is_not_silence(fleet: Fleet, changes: Any) -> None:
     engine = of(fleet, Role.DECODE)
     for probe in [Probe.NO_ANSWER, Probe.OK] * 3:
         fleet.probed(engine, probe)
@@ -175,7 +175,7 @@ def test_one_probe_without_an_answer_is_no_silence(fleet: Fleet, changes: Any) -
 
 
 @pytest.mark.parametrize("refused", [True, False])
-def test_an_engine_that_takes_no_connection_is_lost_with_the_first_leg(
+def test_an_engine_that_refuses_connections_is_lost_with_the_first_leg(
     fleet: Fleet, changes: Any, refused: bool
 ) -> None:
     engine = of(fleet, Role.DECODE)
@@ -190,7 +190,9 @@ def test_an_engine_that_takes_no_connection_is_lost_with_the_first_leg(
 
 
 @pytest.mark.parametrize("refused", [True, False])
-def test_what_was_sent_before_does_not_say_that_an_engine_takes_connections_again(fleet: Fleet, refused: bool) -> None:
+def test_an_answer_to_an_earlier_leg_does_not_mean_that_an_engine_accepts_connections_again(
+    fleet: Fleet, refused: bool
+) -> None:
     engine = of(fleet, Role.DECODE)
     before, other = fleet.book(engine, 1, 0), fleet.book(engine, 1, 0)
     fleet.unreachable(other, refused=refused)
@@ -198,7 +200,7 @@ def test_what_was_sent_before_does_not_say_that_an_engine_takes_connections_agai
     fleet.answered(before)
     assert engine.health is lost is not Health.UP
     if not refused:
-        fleet.answered(fleet.book(engine, 1, 0))  # what was sent since then does
+        fleet.answered(fleet.book(engine, 1, 0))  # what was sent since does
         assert engine.health is Health.UP
     for _ in range(SILENT_PROBES):
         fleet.probed(engine, Probe.OK if refused else Probe.NO_ANSWER)
@@ -207,7 +209,7 @@ def test_what_was_sent_before_does_not_say_that_an_engine_takes_connections_agai
 
 
 def test_what_shows_that_an_engine_is_frozen(fleet: Fleet) -> None:
-    """Silence on a connection that it took, in a row of two probes or more; once."""
+    """Silence on an accepted connection, within two or more unanswered probes in a row; reported once."""
     engine = of(fleet, Role.DECODE)
     silent, nothing = Probe.NO_ANSWER, Probe.NO_CONNECTION
     for probes, shown in (
@@ -222,7 +224,7 @@ def test_what_shows_that_an_engine_is_frozen(fleet: Fleet) -> None:
         assert [fleet.probed(engine, probe) for probe in probes] == shown
 
 
-def test_what_comes_back_is_taken_for_a_new_engine(fleet: Fleet) -> None:
+def test_an_engine_that_comes_back_counts_as_a_new_one(fleet: Fleet) -> None:
     engine = of(fleet, Role.PREFILL)
     fleet.learned(engine, Handover.PUSH, ("id",))
     fail(fleet, engine, 0, FAILURES_MAX)
@@ -234,7 +236,7 @@ def test_what_comes_back_is_taken_for_a_new_engine(fleet: Fleet) -> None:
     assert engine.breaker(OPEN_S) is Breaker.CLOSED
 
 
-def test_an_answer_without_params_unteaches_nothing(fleet: Fleet) -> None:
+def test_an_answer_without_params_overrides_nothing(fleet: Fleet) -> None:
     engine = of(fleet, Role.PREFILL)
     fleet.learned(engine, Handover.STORE)
     assert engine.handover is Handover.STORE

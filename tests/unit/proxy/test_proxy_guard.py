@@ -1,4 +1,4 @@
-"""No client tells an engine from where to fetch KV or embeddings, however it says so."""
+"""No client tells an engine where to fetch KV or embeddings from, however it tries."""
 
 import json
 import time
@@ -57,10 +57,10 @@ def test_the_fields_are_refused_wherever_they_stand(name: str, body: Any) -> Non
     [
         b'{"kv_transfer_params": {"a": 1}, "kv_transfer_params": null}',
         b'{"kv_transfer_params": null, "kv_transfer_params": {"a": 1}}',
-        b'{"tools": {"kv_transfer_params": 1}, "tools": [], "x": 1}',  # an engine may read the first one
+        b'{"tools": {"kv_transfer_params": 1}, "tools": [], "x": 1}',  # an engine may take the first one
         b'{"messages": [{"kv_transfer_params": {}}], "kv_transfer_params": {}}',
         b'\xef\xbb\xbf{"kv_transfer_params": {}}',
-        b'{"kv_transfer_params": {}',  # whatever reads that
+        b'{"kv_transfer_params": {}',  # whatever may read that
         b'{"kv_transfer_params": NaN}',
     ],
 )
@@ -80,14 +80,14 @@ def test_neither_duplicates_nor_odd_json_hide_them(body: bytes) -> None:
         (b"vllm_xargs=%7B+%22kv_transfer_params%22+:+1%7D", URL_FORM.upper()),
     ],
 )
-def test_forms_are_read_as_well(body: bytes, content_type: str) -> None:
+def test_forms_are_inspected_too(body: bytes, content_type: str) -> None:
     found = refused(body, content_type)
     assert found is not None
     assert found.endswith("_transfer_params is between the proxy and its engines: leave it out")
-    assert refused(body, "audio/wav", content_type) is not None  # of two types each is believed
+    assert refused(body, "audio/wav", content_type) is not None  # of two types, either may be believed
 
 
-def test_what_cannot_be_read_here_is_refused() -> None:
+def test_an_unreadable_body_is_refused() -> None:
     body = json.dumps({"kv_transfer_params": WHERE})
     for encoding in ("utf-16", "utf-16-le", "utf-32-be"):
         assert refused(body.encode(encoding), JSON) == "400 the request body is not valid JSON in UTF-8"
@@ -117,7 +117,7 @@ def test_what_cannot_be_read_here_is_refused() -> None:
         b'{"my_kv_transfer_params": {}}',
     ],
 )
-def test_what_only_looks_like_it_goes_on(body: bytes) -> None:
+def test_a_body_that_only_looks_suspicious_passes(body: bytes) -> None:
     assert refused(body, JSON) is None
     assert refused(body, f"{JSON}; charset=latin-1") is None
 
@@ -134,7 +134,7 @@ PATHS = ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messag
 @pytest.mark.parametrize("path", PATHS)
 async def test_no_such_body_reaches_an_engine(cluster: Any, path: str) -> None:
     bodies = [{"ec_transfer_params": WHERE}, {"vllm_xargs": {"kv_transfer_params": WHERE}}]
-    # a proxy that strips what Connection lists would send the body without the type that was looked at
+    # a proxy that strips what Connection lists would send the body without the type that was inspected
     for headers in ({"Content-Type": JSON}, {"Content-Type": "text/x", "Connection": "content-type"}):
         for body in bodies:
             async with cluster.client.post(path, data=json.dumps(body), headers=headers) as response:
@@ -148,8 +148,8 @@ async def test_no_such_body_reaches_an_engine(cluster: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["___prefill_addr_10.0.0.1:5600___decode_addr_10.0.0.1:5601_0", "x_decode_addr_y"])
-async def test_no_request_id_tells_an_engine_from_where_to_fetch(cluster: Any, given: str) -> None:
-    """As vLLM's MoRIIO connector reads its peer's address out of the id."""
+async def test_no_request_id_tells_an_engine_where_to_fetch_from(cluster: Any, given: str) -> None:
+    """vLLM's MoRIIO connector reads its peer's address out of the id."""
     async with cluster.client.post("/v1/completions", json={}, headers={"X-Request-Id": given}) as response:
         assert response.status == 200
     ids = {leg.headers["X-Request-Id"] for engine in (*cluster.prefills, *cluster.decodes) for leg in engine.legs}
@@ -164,15 +164,15 @@ def test_a_content_type_is_bounded() -> None:
     assert time.monotonic() - started < 2
 
 
-def test_a_packed_form_is_bounded() -> None:
-    """Unpacked, 8 MB of it would take 1.5 GB and seconds."""
+def test_an_encoded_form_is_bounded() -> None:
+    """Decoded, 8 MB of it would take 1.5 GB, and seconds."""
     answer = refused(b"%" * (8 << 20), URL_FORM)
     assert answer is not None
     assert answer.startswith("413 a form over 262144 bytes: send it as multipart/form-data")
     assert refused(b"prompt=" + b"%41" * 80_000, URL_FORM) is None
 
 
-async def test_connection_takes_no_header_that_says_how_a_body_is_read(cluster: Any) -> None:
+async def test_a_connection_header_removes_none_that_says_how_to_read_a_body(cluster: Any) -> None:
     headers = {"Content-Type": JSON, "Connection": "Content-Type, X-Hop, keep-alive", "X-Hop": "1"}
     for path in ("/v1/completions", "/v1/embeddings"):
         async with cluster.client.post(path, data=b'{"prompt": "a"}', headers=headers) as response:

@@ -64,8 +64,8 @@ async def test_pull_tells_decode_what_the_prefills_answer_said(start_cluster: An
     assert learned(cluster) == [Handover.PULL if handover == "auto" else None]
 
 
-async def test_auto_goes_on_asking_where_an_answer_had_no_params(start_cluster: Any) -> None:
-    """As an engine with NIXL answers a prompt that is too short to be handed over."""
+async def test_auto_keeps_asking_after_an_answer_without_params(start_cluster: Any) -> None:
+    """An engine with NIXL answers so if a prompt is too short to be handed over."""
     cluster = await start_cluster()
     assert (await cluster.complete())[0] == 200
     assert learned(cluster) == [Handover.STORE]
@@ -75,7 +75,7 @@ async def test_auto_goes_on_asking_where_an_answer_had_no_params(start_cluster: 
     assert cluster.decodes[0].legs[-1].json["kv_transfer_params"] == NIXL
 
 
-async def test_a_decode_that_may_have_fetched_leaves_the_next_to_compute(start_cluster: Any) -> None:
+async def test_after_a_decode_that_may_have_fetched_the_next_computes(start_cluster: Any) -> None:
     cluster = await start_cluster(1, 2)
     cluster.prefills[0].params = NIXL
     cluster.decodes[0].act = cluster.decodes[0].answer_500
@@ -85,7 +85,7 @@ async def test_a_decode_that_may_have_fetched_leaves_the_next_to_compute(start_c
     assert cluster.decodes[1].legs[0].body == BODY
 
 
-async def test_a_decode_that_refused_leaves_the_kv_to_the_next(start_cluster: Any) -> None:
+async def test_after_a_decode_that_refused_the_next_fetches_the_kv(start_cluster: Any) -> None:
     cluster = await start_cluster(1, 2)
     cluster.prefills[0].params = NIXL
     cluster.decodes[0].act = cluster.decodes[0].answer_429
@@ -119,7 +119,7 @@ async def test_push_sends_both_legs_at_once_under_one_transfer_id(start_cluster:
         id = asked["transfer_id"]
         assert asked == {"do_remote_decode": True, "do_remote_prefill": False, "transfer_id": id}
         assert decode.legs[-1].json == json.loads(BODY) | {
-            "kv_transfer_params": {  # what MooncakeConnector (vLLM 0.32) must have in update_state_after_alloc
+            "kv_transfer_params": {  # which MooncakeConnector (vLLM 0.32) requires in update_state_after_alloc
                 "do_remote_decode": False,
                 "do_remote_prefill": True,
                 "transfer_id": id,
@@ -146,8 +146,8 @@ async def test_a_pair_names_the_rank_whose_id_it_gives(start_cluster: Any) -> No
     assert set(seen) == {"rank-0", "rank-1"}
 
 
-async def test_a_prefill_that_fails_takes_the_decode_leg_with_it(start_cluster: Any, bootstrap: Bootstrap) -> None:
-    """It waits for KV that will not come."""
+async def test_a_failing_prefill_takes_the_decode_leg_down_with_it(start_cluster: Any, bootstrap: Bootstrap) -> None:
+    """Which would wait for KV that never comes."""
     cluster = await start_cluster(1, 1, mooncake_bootstrap_port=bootstrap.port)
     prefill, decode = cluster.prefills[0], cluster.decodes[0]
 
@@ -168,8 +168,8 @@ async def test_a_prefill_that_fails_takes_the_decode_leg_with_it(start_cluster: 
     assert cluster.metric("requests_total", outcome="decode_alone") == 1
 
 
-async def test_a_prefill_that_sends_nothing_leaves_decode_to_compute(start_cluster: Any, bootstrap: Bootstrap) -> None:
-    """As an engine with end tokens of its own may; decode would wait for minutes. It is not the engine's failure."""
+async def test_if_a_prefill_sends_nothing_decode_computes(start_cluster: Any, bootstrap: Bootstrap) -> None:
+    """As with an engine that has end tokens of its own; decode would wait for minutes. That is not a failure."""
     cluster = await start_cluster(2, 1, mooncake_bootstrap_port=bootstrap.port)
     decode = cluster.decodes[0]
 
@@ -190,7 +190,7 @@ async def test_a_prefill_that_sends_nothing_leaves_decode_to_compute(start_clust
     await cluster.metric_is(5, "requests_total", outcome="decode_alone")
 
 
-async def test_a_decode_that_fails_takes_the_prefill_leg_with_it(start_cluster: Any, bootstrap: Bootstrap) -> None:
+async def test_a_failing_decode_takes_the_prefill_leg_down_with_it(start_cluster: Any, bootstrap: Bootstrap) -> None:
     cluster = await start_cluster(1, 2, mooncake_bootstrap_port=bootstrap.port)
     prefill, asked_again = cluster.prefills[0], asyncio.Event()
 
@@ -239,7 +239,7 @@ async def test_push_without_a_bootstrap_server_is_decoded_alone(start_cluster: A
     assert cluster.metric("requests_total", outcome="decode_alone") == 1
 
 
-async def test_an_engine_that_comes_back_has_another_id(
+async def test_an_engine_that_comes_back_has_a_new_id(
     start_cluster: Any, bootstrap: Bootstrap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.proxy.health.UP_EVERY_S", 0.1)
@@ -272,7 +272,7 @@ SEVERAL: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("fields", SEVERAL)
 @pytest.mark.parametrize("handover", [Handover.PULL, Handover.PUSH])
-async def test_several_sequences_are_decoded_without_what_only_one_can_have(
+async def test_several_sequences_are_decoded_without_a_handover(
     start_cluster: Any, bootstrap: Bootstrap, handover: Handover, fields: dict[str, Any]
 ) -> None:
     cluster = await start_cluster(mooncake_bootstrap_port=bootstrap.port if handover is Handover.PUSH else 9)
@@ -287,13 +287,13 @@ async def test_several_sequences_are_decoded_without_what_only_one_can_have(
         assert cluster.decodes[0].legs[-1].body == body
     assert len(cluster.prefills[0].legs) == 1
     await cluster.metric_is(3, "requests_total", outcome="ok")
-    assert (await cluster.complete(prompt=["hello"], n=1))[0] == 200  # a list of one is one
+    assert (await cluster.complete(prompt=["hello"], n=1))[0] == 200  # a list of one is one prompt
     assert "kv_transfer_params" in cluster.decodes[0].legs[-1].json
 
 
 @pytest.mark.parametrize("fields", SEVERAL)
 async def test_several_sequences_are_prefilled_into_a_store(start_cluster: Any, fields: dict[str, Any]) -> None:
-    """Also where the proxy has yet to find out how the engine hands over: then it is not asked to keep anything."""
+    """Even where the proxy does not know yet how the engine hands over: it is not asked to keep anything then."""
     for handover in ("store", "auto"):
         cluster = await start_cluster(handover=handover)
         cluster.prefills[0].params = NIXL
@@ -306,7 +306,7 @@ async def test_several_sequences_are_prefilled_into_a_store(start_cluster: Any, 
         assert learned(cluster) == [None]
 
 
-async def test_a_chat_of_several_answers_is_decoded_without_what_only_one_can_have(
+async def test_a_chat_with_several_answers_is_decoded_without_a_handover(
     start_cluster: Any, bootstrap: Bootstrap
 ) -> None:
     cluster = await start_cluster(mooncake_bootstrap_port=bootstrap.port)

@@ -1,4 +1,4 @@
-"""What goes on of the heads of requests and answers, and how it is written."""
+"""What is passed on of the heads of requests and answers, and how it is written."""
 
 import asyncio
 from typing import Any
@@ -16,7 +16,7 @@ ENGINES = ["10.1.2.3:8000", "https://10.1.2.3:8000", "[fd00::1]:8000", "10.1.2.3
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["Location", "content-location"])
-def test_a_place_is_named_as_the_proxys(engine: str, name: str) -> None:
+def test_locations_are_rewritten_as_the_proxys(engine: str, name: str) -> None:
     authority, base = ("[fd00::1]:8000" if "fd00" in engine else "10.1.2.3:8000"), engine.partition("00/")[2]
     base = f"/{base}" if base else ""
     for scheme in ("http:", "https:", "HTTP:", ""):
@@ -51,7 +51,7 @@ def test_no_other_header_names_the_engine() -> None:
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize"])
 async def test_a_slash_at_the_end_changes_nothing(cluster: Any, path: str) -> None:
-    """FastAPI's engines would redirect to themselves."""
+    """FastAPI engines would redirect to themselves."""
     is_split = path.endswith("completions")
     for slashes in ("/", "//"):
         url = URL(f"{cluster.url}{path}{slashes}?a=%2Fb/", encoded=True)
@@ -100,8 +100,8 @@ async def test_the_proxys_own_errors_name_no_engine(cluster: Any, path: str, how
         assert engine.address.rpartition(":")[2] not in await response.text()
 
 
-async def test_bytes_that_are_no_utf_8_pass_both_ways(start_cluster: Any) -> None:
-    """Latin-1 is what HTTP's headers were once; what engines and clients agree on is theirs."""
+async def test_bytes_that_are_not_utf_8_pass_both_ways(start_cluster: Any) -> None:
+    """HTTP's headers were once Latin-1; what engines and clients agree on is up to them."""
     cluster = await start_cluster(scheduling="session", session_header="X-Name")
     engine = cluster.decodes[0]
     engine.act = engine.latin_1_header

@@ -1,4 +1,4 @@
-"""--request-timeout bounds the wait for an answer and for each next byte of it: what still comes may last."""
+"""--request-timeout bounds the wait for an answer and for each further byte of it, not how long the answer takes."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ def every(seconds: float, count: int, *, kind: str = "text/event-stream", then_s
 
 @pytest.mark.parametrize("prefills", [0, 1])
 @pytest.mark.parametrize("kind", ["text/event-stream", "application/json"])
-async def test_what_still_comes_is_not_cut_off(start_cluster: Any, prefills: int, kind: str) -> None:
+async def test_an_answer_that_keeps_coming_is_not_cut_off(start_cluster: Any, prefills: int, kind: str) -> None:
     cluster = await start_cluster(prefills, 1, request_timeout=LIMIT_S)
     cluster.decodes[0].act = every(LIMIT_S / 4, 12, kind=kind)
     began = time.monotonic()

@@ -1,5 +1,5 @@
-"""Engines that are about to end: they take no new connections, or say that they are not well, and end what they began.
-Nothing new goes there, and what is under way goes on to its own end."""
+"""Engines that are about to end: they accept no new connections, or report that they are unwell, and finish what they
+begun. They get nothing new, and what is under way runs to its end."""
 
 import asyncio
 import errno
@@ -20,7 +20,7 @@ def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Held:
-    """What an engine answers once it may."""
+    """An engine's answer, held back until it may go."""
 
     def __init__(self, engine: Any) -> None:
         self._engine, self._may = engine, asyncio.Event()
@@ -55,9 +55,7 @@ async def leave(engine: Any, how: str) -> None:
 @pytest.mark.parametrize("how", ["stops listening", "says 503"])
 @pytest.mark.parametrize("role", Role)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_runs_on_an_engine_that_leaves_goes_on(
-    start_cluster: Any, role: Role, stream: bool, how: str
-) -> None:
+async def test_requests_on_a_leaving_engine_go_on(start_cluster: Any, role: Role, stream: bool, how: str) -> None:
     cluster = await start_cluster(2, 2)
     leaving = getattr(cluster, f"{role}s")[0]
     held = Held(leaving)
@@ -67,7 +65,7 @@ async def test_what_runs_on_an_engine_that_leaves_goes_on(
         await asyncio.wait_for(leaving.called.wait(), 5)
         await leave(leaving, how)
         engine = await until_lost(cluster, role, leaving.address)
-        await asyncio.sleep(0.5)  # two probes more, and then some
+        await asyncio.sleep(0.5)  # two more probes, and then some
         for _ in range(4):
             assert (await cluster.complete())[0] == 200
         assert (len(leaving.legs), leaving.legs[0].cancelled) == (1, False)
@@ -77,14 +75,14 @@ async def test_what_runs_on_an_engine_that_leaves_goes_on(
     assert response.status == 200
     assert content.endswith(b"[DONE]\n\n") if stream else json.loads(content)["by"].startswith("decode")
     assert cluster.metric("retries_total") == 0
-    assert engine.health is Health.GONE  # its answer does not say that it takes more
+    assert engine.health is Health.GONE  # its answer does not mean that it accepts more
     assert (await cluster.complete())[0] == 200
     assert len(leaving.legs) == 1
     assert cluster.metric("engine_changes_total") == 1
 
 
 @pytest.mark.parametrize("role", Role)
-async def test_one_request_that_gets_no_connection_takes_no_other_with_it(
+async def test_one_request_without_a_connection_takes_no_other_down_with_it(
     start_cluster: Any, role: Role, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.proxy.health.UP_EVERY_S", 60)
@@ -95,7 +93,7 @@ async def test_one_request_that_gets_no_connection_takes_no_other_with_it(
         first = tasks.create_task(cluster.complete())
         await asyncio.wait_for(leaving.called.wait(), 5)
         await leaving.stop_listening()
-        for _ in range(4):  # round robin: one of them at least is refused
+        for _ in range(4):  # round robin: at least one of them is refused
             assert (await cluster.complete())[0] == 200
         assert cluster.proxy.fleet.get(role, leaving.address).health is Health.GONE
         held.let_go()
@@ -104,7 +102,7 @@ async def test_one_request_that_gets_no_connection_takes_no_other_with_it(
 
 
 @pytest.mark.usefixtures("quick_probes")
-async def test_a_pair_goes_on_though_both_its_engines_leave(start_cluster: Any, bootstrap: Any) -> None:
+async def test_a_pair_goes_on_although_both_its_engines_leave(start_cluster: Any, bootstrap: Any) -> None:
     cluster = await start_cluster(1, 1, mooncake_bootstrap_port=bootstrap.port)
     pair = [cluster.prefills[0], cluster.decodes[0]]
     helds = [Held(engine) for engine in pair]
@@ -122,8 +120,8 @@ async def test_a_pair_goes_on_though_both_its_engines_leave(start_cluster: Any, 
 
 
 @pytest.mark.usefixtures("quick_probes")
-async def test_an_engine_whose_new_connections_are_closed_at_once_keeps_what_runs(start_cluster: Any) -> None:
-    """As a proxy in between does whose backend listens no more."""
+async def test_an_engine_whose_new_connections_are_closed_at_once_keeps_its_requests(start_cluster: Any) -> None:
+    """As by a proxy in between whose backend has stopped listening."""
 
     async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
@@ -145,7 +143,7 @@ async def test_an_engine_whose_new_connections_are_closed_at_once_keeps_what_run
 
 @pytest.mark.usefixtures("quick_probes")
 @pytest.mark.parametrize("lacking", [errno.EMFILE, errno.EADDRNOTAVAIL])
-async def test_what_the_proxy_lacks_is_held_against_no_engine(
+async def test_the_proxys_own_shortages_are_held_against_no_engine(
     start_cluster: Any, monkeypatch: pytest.MonkeyPatch, lacking: int
 ) -> None:
     cluster = await start_cluster(1, 1)
@@ -176,7 +174,7 @@ async def test_what_the_proxy_lacks_is_held_against_no_engine(
         (OSError(errno.EMFILE, "too many"), Health.UP),
     ],
 )
-async def test_what_a_request_without_a_connection_says_of_its_engine(
+async def test_what_a_request_without_a_connection_tells_of_its_engine(
     start_cluster: Any, monkeypatch: pytest.MonkeyPatch, error: OSError, health: Health
 ) -> None:
     monkeypatch.setattr("services.proxy.health.UP_EVERY_S", 60)
@@ -194,10 +192,10 @@ async def test_what_a_request_without_a_connection_says_of_its_engine(
 
 
 @pytest.mark.parametrize("scheme", ["", "https://"])
-async def test_an_engine_that_takes_a_connection_and_says_nothing_is_silent(
+async def test_an_engine_that_accepts_a_connection_and_says_nothing_is_silent(
     start_cluster: Any, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With TLS that is before a connection is there."""
+    """With TLS, this is before the connection is made."""
     monkeypatch.setattr("services.proxy.health.PROBE_S", 0.3)
     cluster = await start_cluster(0, 1)
 

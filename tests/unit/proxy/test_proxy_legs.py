@@ -1,4 +1,4 @@
-"""What the engines are asked, what their answers say of where KV lies, and which requests are refused."""
+"""What engines are asked, where their answers say that KV lies, and which requests are refused."""
 
 import json
 import tracemalloc
@@ -62,7 +62,7 @@ def test_one_token_and_nothing_that_costs_more() -> None:
     }
     before = dict(asked)
     leg = sent(asked, chat=False, handover=Handover.STORE)
-    by_length = {"max_tokens": 1, "ignore_eos": True}  # and not by a token that ends it: that would leave no KV behind
+    by_length = {"max_tokens": 1, "ignore_eos": True}  # and not by an end token, which would leave no KV behind
     assert leg == by_length | {"model": "tiny", "prompt": [1, 2, 3], "stream": False, "n": 1}
     assert asked == before
 
@@ -91,7 +91,7 @@ def test_max_completion_tokens(chat: bool, given: dict[str, Any]) -> None:
         (b"1.5", "not a number"),
     ],
 )
-def test_bodies_that_are_no_object_are_refused(body: bytes, reason: str) -> None:
+def test_bodies_that_are_not_an_object_are_refused(body: bytes, reason: str) -> None:
     with pytest.raises(BadRequest, match=reason) as refusal:
         parse_request("application/json", body)
     assert refusal.value.status == 400
@@ -106,7 +106,7 @@ def test_other_content_types_are_refused(content_type: str) -> None:
     assert refusal.value.status == 415
 
 
-def test_what_engines_take_for_a_number_is_no_reason_to_refuse() -> None:
+def test_numbers_that_engines_accept_are_not_refused() -> None:
     assert parse_request("application/json", b'{"a": NaN}') == {"a": Raw(b"null")}
 
 
@@ -134,7 +134,7 @@ def test_a_prefill_is_asked_to_keep_its_kv_as_each_handover_wants_it() -> None:
         ("prefill-0.svc", "10.0.0.1:8100", "prefill-0.svc"),
     ],
 )
-def test_a_prefill_that_knows_itself_by_a_loopback_address_only_is_given_the_proxys(
+def test_a_prefill_that_knows_only_its_loopback_address_is_given_the_proxys_for_it(
     host: str, prefill: str, told: str
 ) -> None:
     answer = b'{"kv_transfer_params": {"remote_host": "%b", "remote_block_ids": [[1, 2]]}}' % host.encode()
@@ -144,7 +144,7 @@ def test_a_prefill_that_knows_itself_by_a_loopback_address_only_is_given_the_pro
 @pytest.mark.parametrize(
     "answer", [b"", b"{", b"[]", b"{}", b'{"kv_transfer_params": null}', b'{"kv_transfer_params": {}}', b"[" * 200_000]
 )
-def test_answers_that_say_nothing_of_where_the_kv_lies(answer: bytes) -> None:
+def test_answers_that_do_not_say_where_the_kv_lies(answer: bytes) -> None:
     assert legs.pulled_params(answer, Address("p:1")) is None
 
 
@@ -160,7 +160,7 @@ def test_answers_that_say_nothing_of_where_the_kv_lies(answer: bytes) -> None:
         (b"[", False),
     ],
 )
-def test_a_prefill_that_ends_otherwise_than_by_length_sends_nothing(answer: bytes, nothing: bool) -> None:
+def test_a_prefill_that_ends_other_than_by_length_sends_nothing(answer: bytes, nothing: bool) -> None:
     assert legs.sends_nothing(answer) is nothing
 
 
@@ -234,7 +234,7 @@ def test_one_sequence_of_one_prompt_is_handed_over(one: dict[str, Any]) -> None:
         {"prompt_logprobs": 0},  # the engine computes the prompt anyway, and fetches nothing
         {"echo": True, "logprobs": 0},
         {"echo": True, "top_logprobs": 3},
-        {"prompt": "a", "truncate_prompt_tokens": -1},  # each engine by its own measure: not the same prompt
+        {"prompt": "a", "truncate_prompt_tokens": -1},  # each engine would truncate it differently
         {"messages": [], "truncate_prompt_tokens": "-1"},
     ],
 )
@@ -248,7 +248,7 @@ def ask(request: Any) -> Ask:
     return ask_of(fields(request), "s-1")
 
 
-def test_what_the_choice_of_an_engine_goes_by() -> None:
+def test_what_engines_are_chosen_by() -> None:
     assert ask({"prompt": "x" * 41}).prompt_tokens == 11
     assert ask({"prompt": [1, 2, 3]}).prompt_tokens == 3
     assert ask({"prompt": [[1, 2, 3], [4]]}).prompt_tokens == 4
@@ -262,8 +262,8 @@ def test_what_the_choice_of_an_engine_goes_by() -> None:
     assert (ask({"prompt_embeds": "z" * 999}).prompt_tokens, ask({"prompt_embeds": "z"}).has_media) == (1000, True)
     assert not ask({"messages": [{"content": [{"type": "text", "text": "image_url"}]}]}).has_media
     assert ask({"messages": []}).prompt_tokens == ask({}).prompt_tokens == 0
-    assert ask({"messages": [7, "x" * 395]}).prompt_tokens == 101  # not understood: by its bytes
-    assert ask({"messages": [{}] * 300_000}).prompt_tokens == 300_000  # not looked at each
+    assert ask({"messages": [7, "x" * 395]}).prompt_tokens == 101  # not understood, so estimated from its bytes
+    assert ask({"messages": [{}] * 300_000}).prompt_tokens == 300_000  # too many to look at each
     assert ask({"messages": [{"content": [""] * 500_000}]}).prompt_tokens == 500_004  # nor these
     assert ask({}).session == "s-1"
 
@@ -283,8 +283,8 @@ def test_prompts_that_begin_alike_have_one_prefix() -> None:
     prefix(prompt="\ud800", model="\ud800", messages=[{"content": "\ud800"}])
 
 
-def test_what_is_not_needed_is_not_read() -> None:
-    """A body of lists in lists would take twenty times its size in memory, and hold up all others."""
+def test_unneeded_fields_are_not_read() -> None:
+    """A body of nested lists would take twenty times its size in memory, and hold up all others."""
     body = b'{"prompt": "x", "a": [' + b"[]," * 5_000_000 + b"1]}"
     tracemalloc.start()
     try:

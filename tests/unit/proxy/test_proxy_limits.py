@@ -1,4 +1,4 @@
-"""Clients that are slow, too many, too large, or speak no HTTP: what each is answered, over raw sockets."""
+"""Clients that are slow, too many, too large, or do not speak HTTP: what each is answered, over raw sockets."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ MANY_HEADERS = HEAD + b"".join(b"X-Header-%d: value\r\n" % n for n in range(10_0
 
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a test."""
+    """As little as a test has."""
     monkeypatch.setattr(client_limits, "HEAD_S", 0.3)
     monkeypatch.setattr(client_limits, "IDLE_S", 0.6)
     monkeypatch.setattr(intake, "_BODY_S", 0.6)
@@ -70,7 +70,9 @@ async def refused(peer: Peer, status: int, reason: str) -> None:
         (MANY_HEADERS, 431, "Too many headers"),
     ],
 )
-async def test_what_is_no_http_or_too_much_of_it(cluster: Any, request_bytes: bytes, status: int, reason: str) -> None:
+async def test_garbage_and_oversized_heads_are_refused(
+    cluster: Any, request_bytes: bytes, status: int, reason: str
+) -> None:
     peer = await connect(cluster)
     peer.writer.write(request_bytes)
     got, answer = await peer.answer()
@@ -81,7 +83,7 @@ async def test_what_is_no_http_or_too_much_of_it(cluster: Any, request_bytes: by
     assert (await cluster.complete())[0] == 200
 
 
-async def test_who_is_still_sending_gets_to_read_why_it_is_refused(cluster: Any) -> None:
+async def test_a_client_that_is_still_sending_can_read_why_it_is_refused(cluster: Any) -> None:
     peer = await connect(cluster)
     for at in range(0, len(MANY_HEADERS), 4096):
         peer.writer.write(MANY_HEADERS[at : at + 4096])
@@ -93,13 +95,13 @@ async def test_who_is_still_sending_gets_to_read_why_it_is_refused(cluster: Any)
 @pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("before", [b"", WHOLE])
 async def test_a_head_has_a_deadline(cluster: Any, before: bytes) -> None:
-    """The first of a connection, and the next ones."""
+    """The first on a connection, and later ones."""
     peer = await connect(cluster)
     if before:
         peer.writer.write(before)
         assert (await peer.answer())[0] == 200
     for at in range(6):
-        peer.writer.write(HEAD[at : at + 1])  # a byte now and then prolongs nothing
+        peer.writer.write(HEAD[at : at + 1])  # a byte now and then does not extend it
         await asyncio.sleep(0.07)
     await refused(peer, 408, "head did not arrive within 0.3 s")
 
@@ -124,7 +126,7 @@ async def test_an_unfinished_head_is_bounded_in_bytes(cluster: Any) -> None:
 
 @pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("status", [408, 431])
-async def test_who_is_refused_and_goes_on_sending_is_cut_off(
+async def test_a_refused_client_that_keeps_sending_is_cut_off(
     cluster: Any, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_limits, "_LINGER_S", 0.3)
@@ -161,7 +163,7 @@ async def test_a_body_has_a_deadline_of_its_own(cluster: Any) -> None:
 
 
 @pytest.mark.usefixtures("patience")
-async def test_an_idle_connection_is_closed_and_one_that_is_served_is_not(cluster: Any, events: list[bytes]) -> None:
+async def test_an_idle_connection_is_closed_but_a_busy_one_is_not(cluster: Any, events: list[bytes]) -> None:
     idle = [await connect(cluster) for _ in range(2)]
     idle[1].writer.write(WHOLE)
     assert (await idle[1].answer())[0] == 200
@@ -191,7 +193,7 @@ async def test_connections_are_bounded(start_cluster: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("how", [b"Content-Length: 100000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"])
-async def test_a_body_that_is_too_large_is_refused_before_it_has_come(
+async def test_a_body_that_is_too_large_is_refused_before_it_arrives(
     cluster: Any, how: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intake, "BODY_BYTES_MAX", 1 << 20)
@@ -224,7 +226,7 @@ async def test_bodies_of_all_requests_together_are_bounded(cluster: Any, monkeyp
 
 
 async def test_an_idle_connection_is_closed_at_once_when_the_proxy_drains(cluster: Any, events: list[bytes]) -> None:
-    """Else the next request over it would wait for those under way, and get no answer."""
+    """Or the next request over it would wait for those under way, and get no answer."""
     never, used = await connect(cluster), await connect(cluster)
     used.writer.write(WHOLE)
     assert (await used.answer())[0] == 200
@@ -242,7 +244,7 @@ async def test_an_idle_connection_is_closed_at_once_when_the_proxy_drains(cluste
     await draining
 
 
-async def test_a_request_whose_body_is_on_its_way_when_the_proxy_drains_is_served(cluster: Any) -> None:
+async def test_a_request_whose_body_is_still_coming_when_the_proxy_drains_is_served(cluster: Any) -> None:
     peer = await connect(cluster)
     peer.writer.write(WHOLE[:-1])
     await cluster.metric_is(1, "in_flight")

@@ -1,4 +1,4 @@
-"""Prefill engines that refuse what others take: they serve another model, or want another key. And requests that all
+"""Prefill engines that refuse what others accept: they serve another model, or want another key. And requests that all
 engines refuse, which is no engine's fault."""
 
 import asyncio
@@ -34,12 +34,12 @@ def breaker_of(cluster: Any, engine: Any) -> Breaker:
 
 
 def keep_away(cluster: Any, engine: Any) -> None:
-    """Once its breaker opens, for longer than the test takes."""
+    """For longer than the test takes, once its breaker opens."""
     cluster.proxy.fleet.get(Role.PREFILL, engine.address).open_s = 600
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-async def test_what_one_prefill_refuses_another_is_asked_and_the_first_is_kept_away(
+async def test_a_request_one_prefill_refuses_goes_to_another_and_the_first_is_avoided(
     start_cluster: Any, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster = await start_cluster(2, 1)
@@ -62,7 +62,7 @@ async def test_what_one_prefill_refuses_another_is_asked_and_the_first_is_kept_a
 
 @pytest.mark.parametrize(("status", "reason"), [(404, "refused"), (400, "invalid"), (422, "invalid")])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_only_prefill_that_refuses_what_decode_takes_is_no_success(
+async def test_a_lone_prefill_that_refuses_what_decode_accepts_has_failed(
     start_cluster: Any, status: int, reason: str, stream: bool
 ) -> None:
     cluster = await start_cluster(1, 1)
@@ -86,7 +86,7 @@ async def test_the_only_prefill_that_refuses_what_decode_takes_is_no_success(
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
 @pytest.mark.parametrize("event", [False, True])
-async def test_what_decode_refuses_too_is_not_held_against_a_prefill(
+async def test_a_request_that_decode_refuses_too_is_not_held_against_a_prefill(
     start_cluster: Any, status: int, event: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster = await start_cluster(2, 1)
@@ -106,9 +106,7 @@ async def test_what_decode_refuses_too_is_not_held_against_a_prefill(
     assert "answered" not in caplog.text
 
 
-async def test_a_pairs_prefill_that_refuses_does_not_leave_decode_waiting(
-    start_cluster: Any, bootstrap: Bootstrap
-) -> None:
+async def test_a_pairs_refusing_prefill_does_not_leave_decode_waiting(start_cluster: Any, bootstrap: Bootstrap) -> None:
     cluster = await start_cluster(2, 1, mooncake_bootstrap_port=bootstrap.port)
     misfit, other = cluster.prefills
     decode = cluster.decodes[0]
@@ -132,7 +130,7 @@ async def test_a_pairs_prefill_that_refuses_does_not_leave_decode_waiting(
 
 
 @pytest.mark.parametrize("status", [200, 204])
-async def test_a_prefills_answer_without_a_body_is_no_success(start_cluster: Any, status: int) -> None:
+async def test_a_prefills_answer_without_a_body_is_a_failure(start_cluster: Any, status: int) -> None:
     cluster = await start_cluster(2, 1)
 
     async def act(_: web.Request) -> web.StreamResponse:
@@ -144,7 +142,7 @@ async def test_a_prefills_answer_without_a_body_is_no_success(start_cluster: Any
     assert cluster.metric("retries_total", phase="prefill", reason="broken") == 1
 
 
-def test_a_misfit_is_said_once_in_a_while() -> None:
+def test_a_misfit_is_reported_only_now_and_then() -> None:
     fleet = Fleet()
     fleet.add(Role.PREFILL, Address("a:1"))
     (engine,) = fleet.engines(Role.PREFILL)

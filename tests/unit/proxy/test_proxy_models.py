@@ -1,5 +1,5 @@
-"""Engines are not interchangeable: a request goes where its model is, and what changes engines to all of them, by an
-operator's word only."""
+"""Engines are not interchangeable: a request goes where its model is; one that changes engines goes to all of them, and
+only operators may send it."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ def quick_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def lists(cluster: Any, role: Role, *models: set[str]) -> None:
-    """Waits until the proxy knows it."""
+    """Waits until the proxy knows."""
     async with asyncio.timeout(5):
         while [engine.models for engine in cluster.proxy.fleet.engines(role)] != list(models):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -58,7 +58,10 @@ async def test_a_request_goes_where_its_model_is(start_cluster: Any, path: str) 
         for model in ("a", "b", "b-lora"):
             async with cluster.client.post(path, json={"model": model, "prompt": "x"}) as response:
                 assert response.status == 200
-    assert seen(cluster.prefills) == [{"a"}, {"b"}]  # an adapter that no prefill engine has is not prefilled
+    assert seen(cluster.prefills) == [
+        {"a"},
+        {"b"},
+    ]  # requests for an adapter that no prefill engine has are not prefilled
     assert seen(cluster.decodes) == [{"a"}, {"b", "b-lora"}, {"b"}]
     assert [len(engine.legs) for engine in cluster.prefills] == [4, 4]
     await cluster.metric_is(12, "requests_total", code="200", outcome="ok")
@@ -86,11 +89,11 @@ async def test_a_form_goes_where_its_model_is(start_cluster: Any) -> None:
 def test_a_form_that_names_no_model_is_read_in_no_time() -> None:
     for line in (b"name=model\r\n", b'name="model"\r\nX: y\r\n', b'name="model"\r\n' + b"x" * 200 + b"\r\n"):
         started = time.monotonic()
-        assert fields_of(line * 200_000) == {}  # with each line looked at for each: hours
+        assert fields_of(line * 200_000) == {}  # looking at each line for each line would take hours
         assert time.monotonic() - started < 2
 
 
-def test_a_model_that_is_no_name_is_not_read() -> None:
+def test_a_model_that_is_not_a_name_is_not_read() -> None:
     """A list of lists takes thirty times the memory of its text."""
     body = b'{"model": [' + b"[]," * (1 << 20) + b'0], "previous_response_id": [' + b"[]," * (1 << 20) + b"0]}"
     tracemalloc.start()
@@ -103,8 +106,8 @@ def test_a_model_that_is_no_name_is_not_read() -> None:
     assert model_of(fields_of(b'{"model": "caf\\u00e9"}')) == "café"
 
 
-async def test_a_wrong_key_is_told_as_the_engines_tell_it(start_cluster: Any) -> None:
-    """Not as a failure of theirs, which clients ask again about."""
+async def test_a_wrong_key_is_reported_as_the_engines_report_it(start_cluster: Any) -> None:
+    """Not as a failure of theirs, after which clients would retry."""
     cluster = await start_cluster(0, 2)
 
     async def refuse(_: web.Request) -> web.StreamResponse:
@@ -120,7 +123,7 @@ async def test_a_wrong_key_is_told_as_the_engines_tell_it(start_cluster: Any) ->
     await cluster.metric_is(1, "requests_total", path="/v1/models", code="401", outcome="engine_error")
 
 
-async def test_a_model_that_is_loaded_or_gone_is_noticed(start_cluster: Any) -> None:
+async def test_a_model_that_is_loaded_or_unloaded_is_noticed(start_cluster: Any) -> None:
     cluster = await serving(start_cluster, [], [["a"], ["a"]])
     cluster.decodes[1].models = ["a", "lora"]
     await lists(cluster, Role.DECODE, {"a"}, {"a", "lora"})
@@ -130,7 +133,7 @@ async def test_a_model_that_is_loaded_or_gone_is_noticed(start_cluster: Any) -> 
     assert [(await cluster.complete(model="lora"))[1]["by"] for _ in range(3)] == ["decode0"] * 3
 
 
-async def test_a_model_that_nobody_lists_is_refused_by_an_engine(start_cluster: Any, closed_port: str) -> None:
+async def test_a_model_that_no_engine_lists_is_refused_by_an_engine(start_cluster: Any, closed_port: str) -> None:
     cluster = await serving(start_cluster, [["a"]], [["a"]])
     cluster.proxy.fleet.add(Role.DECODE, Address(closed_port))
     cluster.proxy.health.follow()
@@ -166,14 +169,14 @@ async def test_an_engine_that_does_not_list_its_models_may_have_any(start_cluste
     assert (await cluster.complete(model="tiny"))[1]["by"] == "decode0"
 
 
-async def test_all_that_is_served_is_listed(start_cluster: Any) -> None:
+async def test_every_model_that_is_served_is_listed(start_cluster: Any) -> None:
     cluster = await serving(start_cluster, [], [["a"], ["b", "a"]])
     cluster.decodes[1].frozen = True  # for the probes: it is not among the best now
     async with cluster.client.get("/v1/models") as response:
         assert {model["id"] for model in (await response.json())["data"]} == {"a", "b"}
 
 
-def test_what_a_request_says_of_its_model() -> None:
+def test_which_model_a_request_names() -> None:
     assert model_of(fields_of(b' {"model": "a\\u0062"}')) == "ab"
     form = b'--x\r\nContent-Disposition: form-data; name="model"\r\nContent-Type: text/plain\r\n\r\nw-1\r\n--x--'
     assert model_of(fields_of(form)) == "w-1"
@@ -201,7 +204,7 @@ async def test_nobody_without_the_key_changes_engines(start_cluster: Any, key: A
     assert cluster.legs == []
 
 
-async def test_what_no_reload_could_mend_has_no_way_through(start_cluster: Any) -> None:
+async def test_changes_that_a_reload_cannot_undo_do_not_pass(start_cluster: Any) -> None:
     cluster = await start_cluster(1, 1, admin_api_key="sesame")
     for path in ("/collective_rpc", "/update_weights", "/scale_elastic_ep", "/abort_requests", "/v1/../sleep"):
         async with cluster.client.post(URL(f"{cluster.url}{path}", encoded=True), json={}, headers=KEY) as response:
@@ -238,7 +241,7 @@ async def test_a_change_reaches_every_engine(start_cluster: Any) -> None:
     await lists(cluster, Role.DECODE, {"tiny", "x"}, {"tiny", "x"})
 
 
-async def test_a_change_that_some_engines_did_not_make_says_which(start_cluster: Any, closed_port: str) -> None:
+async def test_a_change_that_some_engines_did_not_make_reports_which(start_cluster: Any, closed_port: str) -> None:
     cluster = await start_cluster(0, 3, decode=(closed_port,), admin_api_key="sesame")
     cluster.decodes[1].act = cluster.decodes[1].answer_400
     async with cluster.client.post("/reset_prefix_cache", headers=KEY) as response:
@@ -250,7 +253,7 @@ async def test_a_change_that_some_engines_did_not_make_says_which(start_cluster:
     assert "no connection" in results[closed_port]["answer"]
 
 
-async def test_a_change_that_all_refuse_has_their_status(start_cluster: Any) -> None:
+async def test_a_change_that_all_refuse_gets_their_status(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 2, admin_api_key="sesame")
     for engine in cluster.decodes:
         engine.act = engine.answer_400

@@ -1,4 +1,4 @@
-"""Engines' names, with a resolver that answers, fails or hangs as it is told."""
+"""Engines' names, with a resolver that answers, fails or hangs as told."""
 
 import asyncio
 import socket
@@ -61,7 +61,7 @@ async def test_a_name_is_looked_up_once_for_all_and_a_failure_is_not_remembered(
     assert resolver.asked == ["engine"] * 2
 
 
-async def test_names_that_hang_hold_up_no_other(resolver: Resolver) -> None:
+async def test_names_that_hang_hold_up_no_others(resolver: Resolver) -> None:
     names = Names()
     resolver.hanging.clear()
     resolver.answers["there"] = "127.0.0.2"
@@ -78,7 +78,7 @@ async def test_a_number_stands_for_itself(resolver: Resolver) -> None:
 
 
 @pytest.mark.parametrize("trouble", [TEMPORARY, None])
-async def test_while_the_resolver_fails_or_hangs_what_it_said_last_is_good(
+async def test_while_the_resolver_fails_or_hangs_its_last_answer_counts(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch, trouble: OSError | None
 ) -> None:
     monkeypatch.setattr(names_module, "_FRESH_S", 0.0)
@@ -100,7 +100,7 @@ async def test_while_the_resolver_fails_or_hangs_what_it_said_last_is_good(
 
 
 @pytest.mark.parametrize(("stale_s", "error"), [(60.0, UNKNOWN), (0.0, TEMPORARY)])
-async def test_what_it_said_last_is_not_good_for_ever(
+async def test_its_last_answer_does_not_count_for_ever(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch, stale_s: float, error: socket.gaierror
 ) -> None:
     monkeypatch.setattr(names_module, "_FRESH_S", 0.0)

@@ -1,4 +1,4 @@
-"""Which paths reach engines, which do not, and what becomes of who wants to speak another protocol."""
+"""Which paths reach engines, which do not, and what becomes of a client that wants to switch protocols."""
 
 import asyncio
 import re
@@ -22,7 +22,7 @@ OPERATORS = [
 
 
 @pytest.mark.parametrize("path", POSTED)
-async def test_what_vllm_serves_beside_v1_goes_to_an_engine(cluster: Any, path: str) -> None:
+async def test_paths_that_vllm_serves_beside_v1_go_to_an_engine(cluster: Any, path: str) -> None:
     async with cluster.client.post(f"{path}?a=1", json={"input": "x"}) as response:
         assert (response.status, (await response.json())["by"]) == (200, "decode0")
     async with cluster.client.get(path) as response:
@@ -34,13 +34,13 @@ async def test_what_vllm_serves_beside_v1_goes_to_an_engine(cluster: Any, path: 
 
 
 @pytest.mark.parametrize("path", READ)
-async def test_what_vllm_lets_clients_read_goes_to_an_engine(cluster: Any, path: str) -> None:
+async def test_paths_that_vllm_lets_clients_read_go_to_an_engine(cluster: Any, path: str) -> None:
     async with cluster.client.get(path) as response:
         assert (response.status, await response.json()) == (200, {"path": path, "by": "decode0"})
 
 
 @pytest.mark.parametrize("path", POSTED)
-async def test_another_engine_is_asked_where_one_fails(start_cluster: Any, path: str) -> None:
+async def test_another_engine_is_asked_if_one_fails(start_cluster: Any, path: str) -> None:
     cluster = await start_cluster(0, 2)
     cluster.decodes[0].act = cluster.decodes[0].reset
     async with cluster.client.post(path, json={}) as response:
@@ -48,15 +48,15 @@ async def test_another_engine_is_asked_where_one_fails(start_cluster: Any, path:
 
 
 @pytest.mark.parametrize("path", OPERATORS)
-async def test_what_changes_an_engine_or_tells_of_it_alone_does_not(cluster: Any, path: str) -> None:
+async def test_paths_that_change_an_engine_or_tell_of_one_alone_do_not(cluster: Any, path: str) -> None:
     for method in ("GET", "POST"):
         async with cluster.client.request(method, path) as response:
             assert response.status == (403 if path in broadcast.PATHS else 404)
     assert cluster.legs == []
 
 
-def test_the_paths_are_those_of_vllm() -> None:
-    """All but the names of older versions, which its engines answer with 404."""
+def test_the_paths_are_vllms() -> None:
+    """Except those of older versions, which its engines answer with 404."""
     vllm = find_spec("vllm")
     assert vllm is not None
     assert vllm.origin is not None
@@ -66,7 +66,7 @@ def test_the_paths_are_those_of_vllm() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/realtime", "/v1/completions", "/nowhere"])
-async def test_a_websocket_is_refused_in_words(cluster: Any, path: str) -> None:
+async def test_a_websocket_is_refused_with_a_reason(cluster: Any, path: str) -> None:
     headers = {"Connection": "keep-alive, Upgrade", "Upgrade": "WebSocket", "Sec-WebSocket-Version": "13"}
     for _ in range(2):
         async with cluster.client.get(path, headers=headers | {"Sec-WebSocket-Key": "a" * 22 + "=="}) as response:
@@ -78,8 +78,8 @@ async def test_a_websocket_is_refused_in_words(cluster: Any, path: str) -> None:
     assert cluster.legs == []
 
 
-async def test_other_upgrades_are_passed_over(cluster: Any) -> None:
-    """As curl --http2 asks for one, with every request."""
+async def test_other_upgrades_are_ignored(cluster: Any) -> None:
+    """curl --http2 asks for one with every request."""
     headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQ"}
     for given in (headers, {"Upgrade": "websocket"}):
         async with cluster.client.post("/v1/completions", json={"prompt": "a"}, headers=given) as response:
@@ -88,7 +88,7 @@ async def test_other_upgrades_are_passed_over(cluster: Any) -> None:
         assert {"Upgrade", "HTTP2-Settings"}.isdisjoint(leg.headers)
 
 
-async def test_the_proxys_end_waits_for_these_paths_too(cluster: Any) -> None:
+async def test_a_draining_proxy_waits_for_these_paths_too(cluster: Any) -> None:
     release = asyncio.Event()
 
     async def wait(request: web.Request) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""Engines that are slow and well: a request leaves one only for another that is well, else it waits for its answer."""
+"""Engines that are slow but well: a request leaves one only for another that is well; otherwise it waits."""
 
 import asyncio
 import time
@@ -43,7 +43,7 @@ async def test_the_only_engines_are_waited_for(start_cluster: Any, events: list[
     assert cluster.metric("retries_total", phase="decode") == 0
 
 
-async def test_where_all_are_slow_the_last_one_is_waited_for(start_cluster: Any, events: list[bytes]) -> None:
+async def test_if_all_are_slow_the_last_one_is_waited_for(start_cluster: Any, events: list[bytes]) -> None:
     cluster = await start_cluster(0, 2, first_token_timeout=0.3)
     for engine in cluster.decodes:
         engine.act = slow(engine, 1)
@@ -53,7 +53,7 @@ async def test_where_all_are_slow_the_last_one_is_waited_for(start_cluster: Any,
     assert cluster.metric("retries_total", phase="decode", reason="timed_out") == 1
 
 
-async def test_an_engine_that_comes_later_is_gone_to(
+async def test_a_request_moves_to_an_engine_that_comes_later(
     start_cluster: Any, events: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.proxy.health.LOST_EVERY_S", 0.1)
@@ -69,7 +69,7 @@ async def test_an_engine_that_comes_later_is_gone_to(
     assert cluster.decodes[0].legs[0].cancelled
 
 
-async def test_one_that_fails_what_it_is_sent_is_not_gone_to(start_cluster: Any, events: list[bytes]) -> None:
+async def test_a_request_does_not_move_to_a_failing_engine(start_cluster: Any, events: list[bytes]) -> None:
     cluster = await start_cluster(0, 2, first_token_timeout=0.3)
     failing, well = cluster.proxy.fleet.engines(Role.DECODE)
     failing.failures, failing.open_until = FAILURES_MAX, time.monotonic() + 60
@@ -79,7 +79,7 @@ async def test_one_that_fails_what_it_is_sent_is_not_gone_to(start_cluster: Any,
     assert well.failures == 0
 
 
-async def test_what_never_begins_ends_with_the_request(start_cluster: Any) -> None:
+async def test_a_stream_that_never_begins_ends_with_its_request(start_cluster: Any) -> None:
     cluster = await start_cluster(1, 1, first_token_timeout=0.2, request_timeout=1)
     cluster.decodes[0].act = cluster.decodes[0].hang
     started = time.monotonic()
@@ -89,10 +89,10 @@ async def test_what_never_begins_ends_with_the_request(start_cluster: Any) -> No
     assert len(cluster.decodes[0].legs) == 1
 
 
-async def test_decode_is_given_its_own_time_after_a_pairs_prefill(
+async def test_decode_gets_its_own_time_after_a_pairs_prefill(
     start_cluster: Any, bootstrap: Bootstrap, events: list[bytes]
 ) -> None:
-    """What it waits for the prefill is not its own slowness."""
+    """Its wait for the prefill is not its own slowness."""
     cluster = await start_cluster(1, 2, first_token_timeout=1, mooncake_bootstrap_port=bootstrap.port)
     prefill, decode = cluster.prefills[0], cluster.decodes[0]
     prefill.act = slow(prefill, 0.7)
@@ -108,7 +108,7 @@ async def test_decode_is_given_its_own_time_after_a_pairs_prefill(
     assert cluster.metric("retries_total") == 0
 
 
-async def test_a_pairs_prefill_that_hangs_is_not_its_decodes_fault(start_cluster: Any, bootstrap: Bootstrap) -> None:
+async def test_a_pairs_hanging_prefill_is_not_its_decodes_fault(start_cluster: Any, bootstrap: Bootstrap) -> None:
     cluster = await start_cluster(1, 2, first_token_timeout=0.3, mooncake_bootstrap_port=bootstrap.port)
     first, _ = cluster.decodes
     cluster.prefills[0].act = cluster.prefills[0].hang
@@ -146,7 +146,7 @@ def test_a_late_leg_moves_to_an_engine_that_is_well_and_may_be_asked() -> None:
     route = begun(router)
     assert route.may_move(0)
     assert isinstance(route.next(Role.DECODE, Outcome.TIMED_OUT, 0), Decode)
-    assert not route.may_move(0)  # nobody is left
+    assert not route.may_move(0)  # none is left
     route.close()
     assert not begun(routes(1)).may_move(0)
     assert not begun(routes(2), repeatable=False).may_move(0)
@@ -156,7 +156,7 @@ def test_a_late_leg_moves_to_an_engine_that_is_well_and_may_be_asked() -> None:
         assert not begun(router).may_move(0)
 
 
-def test_no_more_reruns_than_others_have() -> None:
+def test_a_late_leg_has_no_more_reruns_than_others() -> None:
     route = begun(routes(9))
     for _ in range(RERUNS_MAX):
         assert route.may_move(0)
@@ -164,13 +164,13 @@ def test_no_more_reruns_than_others_have() -> None:
     assert not route.may_move(0)
 
 
-def test_who_is_told_to_move_is_moved_though_all_do_at_once() -> None:
+def test_legs_told_to_move_do_so_even_if_all_move_at_once() -> None:
     router = routes(2)
     late = [begun(router) for _ in range(20)]
     router.budget._left = 5.0
     moving = [route for route in late if route.may_move(0)]
     assert len(moving) == 5
-    assert all(route.may_move(0) for route in moving)  # asked again, it costs nothing more
+    assert all(route.may_move(0) for route in moving)  # asking again costs nothing more
     decisions = [route.next(Role.DECODE, Outcome.TIMED_OUT, 0) for route in moving]
     assert not any(isinstance(decision, Unserved) for decision in decisions)
     for route in late:

@@ -1,4 +1,4 @@
-"""What follows a response goes to the engine that made it: no other can continue it, or tell of it."""
+"""Follow-ups of a response go to the engine that made it: no other can continue it or return it."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from services.proxy.core.requests import fields_of
 
 
 def makes_responses(engine: Any, *, stored: dict[str, Any]) -> None:
-    """As vLLM does: each knows its own, and tells the others that they do not exist."""
+    """As vLLM does: each engine knows its own, and says that others do not exist."""
 
     async def act(request: web.Request) -> web.StreamResponse:
         parts = request.path.split("/")
@@ -48,7 +48,7 @@ async def respond(cluster: Any, before: str | None = None, *, stream: bool = Fal
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_follows_a_response_goes_to_the_engine_that_made_it(start_cluster: Any, stream: bool) -> None:
+async def test_follow_ups_of_a_response_go_to_the_engine_that_made_it(start_cluster: Any, stream: bool) -> None:
     cluster = await start_cluster(0, 3)
     for engine in cluster.decodes:
         makes_responses(engine, stored={})
@@ -64,8 +64,8 @@ async def test_what_follows_a_response_goes_to_the_engine_that_made_it(start_clu
             assert (status, id.split("_")[1]) == (200, by)
 
 
-async def test_a_response_that_is_not_remembered_is_looked_for(start_cluster: Any) -> None:
-    """After a restart of the proxy, say."""
+async def test_a_forgotten_response_is_looked_for(start_cluster: Any) -> None:
+    """For example after a restart of the proxy."""
     cluster = await start_cluster(0, 3)
     stored = {"resp_old": {"id": "resp_old", "by": "decode1"}}
     for engine in cluster.decodes:
@@ -80,7 +80,9 @@ async def test_a_response_that_is_not_remembered_is_looked_for(start_cluster: An
         assert response.status == 404
 
 
-async def test_looking_for_a_response_is_not_held_up(start_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_silent_engine_does_not_delay_the_search_for_a_response(
+    start_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(responses, "_ASK_S", 0.1)
     cluster = await start_cluster(0, 2)
     cluster.decodes[0].act = cluster.decodes[0].hang
@@ -102,7 +104,7 @@ async def test_a_response_whose_engine_is_gone_is_gone(start_cluster: Any) -> No
     assert (await respond(cluster, id))[0] == 404
 
 
-async def test_an_engine_that_fails_a_response_passes_it_to_no_other(start_cluster: Any) -> None:
+async def test_a_failed_follow_up_goes_to_no_other_engine(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 2)
     for engine in cluster.decodes:
         makes_responses(engine, stored={})
@@ -122,7 +124,7 @@ def test_the_memory_of_responses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     assert [known.get(f"r{n}") for n in range(5)] == [None, "e:2", None, "e:1", "e:1"]
 
 
-def test_which_response_is_followed() -> None:
+def test_which_response_a_request_follows() -> None:
     fields = fields_of(b'{"previous_response_id": "resp_1"}')
     assert response_followed(["v1", "responses"], fields) == "resp_1"
     assert response_followed(["v1", "responses", "resp_2", "cancel"], fields) == "resp_2"

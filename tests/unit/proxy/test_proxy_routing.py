@@ -1,4 +1,4 @@
-"""Routes alone: what follows on each outcome, and that every route ends and leaves no load behind."""
+"""Routes by themselves: what follows each outcome, and that every route ends and leaves no load behind."""
 
 import itertools
 from random import Random
@@ -85,7 +85,7 @@ def test_a_request_without_a_prefill_leg_goes_straight_to_decode() -> None:
     assert walk(router(0, 1), DONE) == ["d0", "finished"]
 
 
-def test_nothing_is_prefilled_for_nobody() -> None:
+def test_nothing_is_prefilled_without_a_decode_engine() -> None:
     assert walk(router(2, 0)) == ["unserved()"]
     routes = router(1, 1)
     routes.fleet.probed(routes.fleet.engines(Role.DECODE)[0], Probe.REFUSED)
@@ -94,7 +94,7 @@ def test_nothing_is_prefilled_for_nobody() -> None:
 
 
 @pytest.mark.parametrize("failure", UNSEEN)
-def test_who_did_not_take_the_request_is_passed_over_as_often_as_it_takes(failure: Outcome) -> None:
+def test_engines_that_did_not_see_the_request_are_passed_over_without_limit(failure: Outcome) -> None:
     assert walk(router(5, 1), *[failure] * 5, DONE) == ["p0", "p1", "p2", "p3", "p4", "d0!", "finished"]
     decodes = walk(router(1, 5), DONE, *[failure] * 5)
     assert decodes == ["p0", "d0<", "d1<", "d2<", "d3<", "d4<", "unserved(d0,d1,d2,d3,d4)"]
@@ -105,28 +105,28 @@ def test_a_request_that_kills_engines_does_not_kill_them_all(failure: Outcome) -
     assert RERUNS_MAX == 2
     assert walk(router(5, 1), *[failure] * 3, DONE) == ["p0", "p1", "p2", "d0!", "finished"]
     decodes = walk(router(1, 5), DONE, *[failure] * 3)
-    assert decodes == ["p0", "d0<", "d1", "d2", "unserved(d0,d1,d2)?"]  # d0 may have fetched, and had it freed
+    assert decodes == ["p0", "d0<", "d1", "d2", "unserved(d0,d1,d2)?"]  # d0 may have fetched it, and then it was freed
 
 
 @pytest.mark.parametrize("failure", RERUN)
-def test_what_must_not_run_twice_is_sent_on_only_if_nobody_took_it(failure: Outcome) -> None:
+def test_an_unrepeatable_request_is_sent_on_only_if_no_engine_saw_it(failure: Outcome) -> None:
     steps = walk(router(0, 4), Outcome.UNREACHABLE, Outcome.BUSY, failure, repeatable=False)
     assert steps == ["d0", "d1", "d2", "unserved(d0,d1,d2)?"]
 
 
-def test_reruns_of_all_requests_share_a_budget() -> None:
+def test_all_requests_share_a_budget_of_reruns() -> None:
     routes = router(0, 2)
     routes.budget._left = 2.0
     rerun = ["d0", "d1", "finished"]
     assert sorted(walk(routes, Outcome.BROKEN, DONE)) == rerun
     assert sorted(walk(routes, Outcome.BROKEN, DONE)) == rerun
     assert walk(routes, Outcome.BROKEN)[-1].startswith("unserved")
-    assert walk(routes, Outcome.UNREACHABLE, DONE)[-1] == "finished"  # costs nobody any work
+    assert walk(routes, Outcome.UNREACHABLE, DONE)[-1] == "finished"  # which costs nobody any work
     for _ in range(5):
         walk(routes, DONE)
     for engine in routes.fleet.engines(Role.DECODE):
         routes.fleet.probed(engine, Probe.OK)
-    assert walk(routes, Outcome.BROKEN, DONE)[-1] == "finished"  # five requests earn one
+    assert walk(routes, Outcome.BROKEN, DONE)[-1] == "finished"  # five requests earn one rerun
     for _ in range(20_000):
         routes.budget.earn()
     assert routes.budget._left == BUDGET_MAX
@@ -138,7 +138,7 @@ def test_the_turn_goes_on_behind_a_retry() -> None:
     assert walk(routes)[0] == "p2"
 
 
-def test_engines_may_come_and_go_under_way() -> None:
+def test_engines_may_come_and_go_meanwhile() -> None:
     routes = router(1, 1)
     route = Route(routes, Ask(), prefill=True, repeatable=True)
     assert said(route.first(0)) == "p0"
@@ -171,7 +171,7 @@ def test_a_failed_leg_of_a_pair_makes_another_pair() -> None:
     assert steps == ["p0+d0", "unserved(d0)"]
 
 
-def test_a_pair_needs_to_know_what_the_prefill_engine_is_called() -> None:
+def test_a_pair_needs_the_prefill_engines_id() -> None:
     routes = router(2, 1, Handover.PUSH)
     assert walk(routes, DONE) == ["d0!", "finished"]
     routes.fleet.learned(routes.fleet.engines(Role.PREFILL)[1], Handover.PUSH, ("id",))
@@ -252,7 +252,7 @@ def test_routes_that_interleave_all_end_and_never_ask_an_engine_twice(
             continue
         decided = role if isinstance(last, Pair) else role_of(last)
         if isinstance(last, Pair) and outcome is DONE:
-            decided = Role.DECODE  # a pair is done with its decode
+            decided = Role.DECODE  # a pair is done when its decode is
         told[n].append((taken[n].next(decided, outcome, 0), decided))
         routes.fleet.check()
     for steps in told:
@@ -261,7 +261,7 @@ def test_routes_that_interleave_all_end_and_never_ask_an_engine_twice(
         for (decision, _), (_, failed) in itertools.pairwise(steps):
             for leg in legs_of(decision):
                 spared = isinstance(decision, Pair) and failed is not None and leg[0] != failed[0]
-                if not spared:  # the leg of a pair that failed only with the other may be sent again
+                if not spared:  # the leg of a pair that only failed with the other may be sent again
                     asked.append(leg)
         assert len(set(asked)) == len(asked)
         kinds = [leg[0] for leg in asked]

@@ -1,4 +1,4 @@
-"""The policies alone: whom each names, and that what they remember is bounded."""
+"""The policies by themselves: which engine each picks, and that what they remember is bounded."""
 
 from collections import Counter
 from random import Random
@@ -23,14 +23,14 @@ def names(chosen: list[Engine]) -> list[str]:
     return [engine.address for engine in chosen]
 
 
-def test_every_policy_that_is_offered_can_be_made() -> None:
+def test_every_policy_on_offer_can_be_made() -> None:
     for name in POLICIES:
         assert policy(name)(engines(3), Ask()).address == "e0"
     with pytest.raises(KeyError):
         policy("magic")
 
 
-def test_round_robin_goes_on_behind_who_was_asked_though_engines_come_and_go() -> None:
+def test_round_robin_continues_where_it_was_although_engines_come_and_go() -> None:
     choose, three = RoundRobin(), engines(0, 0, 0)
     assert names([choose(three, Ask()) for _ in range(5)]) == ["e0", "e1", "e2", "e0", "e1"]
     assert names([choose(three[:2], Ask()) for _ in range(2)]) == ["e0", "e1"]
@@ -42,7 +42,7 @@ def test_round_robin_goes_on_behind_who_was_asked_though_engines_come_and_go() -
     assert len(choose._asked) <= 2 * 1 + 64 + 1
 
 
-def test_least_loaded_takes_tokens_for_prefill_and_requests_for_decode() -> None:
+def test_least_loaded_counts_tokens_of_prefill_and_requests_of_decode() -> None:
     choose = policy("least_loaded")
     prefills = engines(0, 0, 0, role=Role.PREFILL)
     for engine, (requests, tokens) in zip(prefills, [(1, 900), (9, 90), (2, 100)], strict=True):
@@ -56,7 +56,7 @@ def test_least_loaded_lets_equals_take_turns() -> None:
     assert names([choose(engines(0, 5, 0), Ask()) for _ in range(4)]) == ["e0", "e2", "e0", "e2"]
 
 
-def test_power_of_two_never_takes_the_most_loaded_and_spreads_over_the_rest() -> None:
+def test_power_of_two_never_picks_the_most_loaded_and_spreads_over_the_rest() -> None:
     choose, four = policy("power_of_two"), engines(1, 2, 3, 9)
     taken = Counter(choose(four, Ask()).address for _ in range(600))
     assert set(taken) == {"e0", "e1", "e2"}
@@ -78,7 +78,7 @@ def test_prefix_affinity_keeps_a_prefix_with_its_engine_and_moves_few_when_one_g
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=60), st.integers(1, 6), st.sampled_from(list(Role)))
 def test_prefix_affinity_loads_none_far_over_the_mean(prefixes: list[int], count: int, role: Role) -> None:
-    """Whatever the prefixes: also when all are the same."""
+    """Whatever the prefixes, even if all are the same."""
     choose, fleet = policy("prefix_affinity"), engines(*[0] * count, role=role)
     for prefix in prefixes:
         chosen = choose(fleet, Ask(10, prefix))

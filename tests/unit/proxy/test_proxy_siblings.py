@@ -1,4 +1,4 @@
-"""What workers tell each other: who is passed over, and who counts as silent."""
+"""What workers tell each other: which are passed over, and which count as silent."""
 
 import resource
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_who_is_there_is_told_and_who_cannot_be_told_is_silent(tmp_path: Path) -> None:
+async def test_workers_that_are_there_are_told_and_others_count_as_silent(tmp_path: Path) -> None:
     one, other = worker(tmp_path, 0), worker(tmp_path, 1)
     assert await one.reload() == 0  # nobody is there
     told = []
@@ -39,7 +39,7 @@ async def test_who_is_there_is_told_and_who_cannot_be_told_is_silent(tmp_path: P
     assert await one.reload() == 0
 
 
-async def test_metrics_say_how_many_workers_they_are_of(tmp_path: Path) -> None:
+async def test_metrics_tell_how_many_workers_they_cover(tmp_path: Path) -> None:
     one, other = worker(tmp_path, 0), worker(tmp_path, 1)
     assert b"\nlarder_proxy_workers 1.0\n" in await one.metrics()
     await other.serve(reload=lambda: None, instances=list, home=lambda _: None)
@@ -48,7 +48,7 @@ async def test_metrics_say_how_many_workers_they_are_of(tmp_path: Path) -> None:
     assert b"\nlarder_proxy_workers 1.0\n" in await one.metrics()
 
 
-async def test_who_answers_with_an_error_is_silent(tmp_path: Path) -> None:
+async def test_a_worker_that_answers_with_an_error_is_silent(tmp_path: Path) -> None:
     one, other = worker(tmp_path, 0), worker(tmp_path, 1)
 
     def fail() -> None:

@@ -1,5 +1,5 @@
-"""Engines that freeze: they take connections and answer nothing, as under SIGSTOP. Probes find out, and legs that wait
-on them go elsewhere long before their own deadlines."""
+"""Engines that freeze: they accept connections and answer nothing, as under SIGSTOP. Probes notice, and legs that wait
+for them go elsewhere long before their own deadlines."""
 
 import asyncio
 import json
@@ -48,13 +48,13 @@ async def test_legs_to_an_engine_that_freezes_go_elsewhere(start_cluster: Any, r
     assert time.monotonic() - started < 4  # not --first-token-timeout's 60
     assert victim.legs[0].cancelled
     assert cluster.metric("retries_total", phase=role[:-1], reason="timed_out") == 1
-    for _ in range(4):  # now nobody waits on it
+    for _ in range(4):  # now nobody waits for it
         assert (await asyncio.wait_for(cluster.complete(), 2))[0] == 200
     assert len(victim.legs) == 1
 
 
 async def test_many_legs_move_at_once(start_cluster: Any) -> None:
-    """More than the budget for reruns would earn by itself."""
+    """More than the budget for reruns earns meanwhile."""
     cluster = await start_cluster(0, 2)
     freeze(cluster.decodes[0])
     results = await asyncio.gather(*(cluster.complete() for _ in range(300)))
@@ -63,10 +63,10 @@ async def test_many_legs_move_at_once(start_cluster: Any) -> None:
 
 @pytest.mark.parametrize("handover", ["store", "push"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_only_decode_frozen_is_waited_for(
+async def test_a_lone_frozen_decode_is_waited_for(
     start_cluster: Any, bootstrap: Any, stream: bool, handover: str
 ) -> None:
-    """Nobody else could do it, and it goes on where it stopped; what is asked meanwhile waits too."""
+    """No other could do it, and it continues where it stopped; requests that come meanwhile wait too."""
     cluster = await start_cluster(1, 1, handover=handover, mooncake_bootstrap_port=bootstrap.port)
     engine, thawed = cluster.decodes[0], asyncio.Event()
 
@@ -94,7 +94,7 @@ async def test_the_only_decode_frozen_is_waited_for(
     assert cluster.metric("retries_total", phase="decode") == 0
 
 
-async def test_what_waits_for_a_frozen_decode_goes_to_another_that_comes(start_cluster: Any) -> None:
+async def test_requests_waiting_for_a_frozen_decode_go_to_another_that_comes(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 2)
     freeze(cluster.decodes[0])
     cluster.decodes[1].healthy = False
@@ -121,8 +121,8 @@ async def test_a_stream_that_falls_silent_is_ended_with_an_error(start_cluster: 
     assert cluster.metric("requests_total", code="200", outcome="broken") == 1
 
 
-async def test_a_stream_that_goes_on_is_not_cut(start_cluster: Any, events: list[bytes]) -> None:
-    """An engine too busy to answer probes is not a lost one to who gets tokens of it."""
+async def test_a_stream_that_goes_on_is_not_cut_off(start_cluster: Any, events: list[bytes]) -> None:
+    """An engine too busy to answer probes is not lost to a client that gets tokens from it."""
     cluster = await start_cluster(0, 1)
     engine = cluster.decodes[0]
 
@@ -141,7 +141,7 @@ async def test_a_stream_that_goes_on_is_not_cut(start_cluster: Any, events: list
     assert cluster.metric("requests_total", outcome="ok") == 1
 
 
-async def test_a_leg_that_gets_bytes_is_not_cut_before_its_first_event_either(start_cluster: Any) -> None:
+async def test_nor_is_a_leg_that_gets_bytes_before_its_first_event(start_cluster: Any) -> None:
     cluster = await start_cluster(0, 1)
     engine = cluster.decodes[0]
     engine.act, engine.frozen = engine.trickle, True
@@ -154,7 +154,7 @@ async def test_a_leg_that_gets_bytes_is_not_cut_before_its_first_event_either(st
     await asyncio.gather(streaming, return_exceptions=True)
 
 
-async def test_a_probe_that_fails_for_a_defect_is_not_the_last(
+async def test_a_probe_that_fails_because_of_a_defect_is_not_the_last(
     start_cluster: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster = await start_cluster(0, 1)

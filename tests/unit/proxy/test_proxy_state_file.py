@@ -31,7 +31,7 @@ def content(**roles: dict[str, str]) -> str:
 # -- what a change is
 
 
-def test_what_was_changed_goes_before_what_is_given() -> None:
+def test_changes_override_what_is_given() -> None:
     changed = GIVEN.added(Role.DECODE, C).drained(Role.DECODE, B).removed(Role.PREFILL, A)
     assert changed.engines(Role.PREFILL) == {}
     assert changed.engines(Role.DECODE) == {B: Wish.DRAINING, C: Wish.ACTIVE}
@@ -40,7 +40,7 @@ def test_what_was_changed_goes_before_what_is_given() -> None:
     assert not any(back.changes.values())
 
 
-def test_what_cannot_be_changed_is_an_error() -> None:
+def test_an_impossible_change_is_an_error() -> None:
     with pytest.raises(AlreadyThere):
         GIVEN.added(Role.DECODE, B)
     gone = GIVEN.removed(Role.DECODE, B)
@@ -82,7 +82,7 @@ def test_changes_survive(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".state.json.lock", "state.json"]
 
 
-def test_a_removal_is_forgotten_once_the_engine_is_not_given_any_more(tmp_path: Path) -> None:
+def test_a_removal_is_forgotten_once_the_engine_is_no_longer_given(tmp_path: Path) -> None:
     file = StateFile(tmp_path / "state.json")
     file.open(GIVEN)
     file.update(lambda changes: Membership(GIVEN.given, changes).removed(Role.DECODE, B).changes)
@@ -109,7 +109,7 @@ def test_a_removal_is_forgotten_once_the_engine_is_not_given_any_more(tmp_path: 
         (content(decode={f"10.0.0.1:{port}": "active" for port in range(1, 60_000)}), "it is not JSON"),
     ],
 )  # fmt: skip
-def test_what_is_no_state_file_is_refused_and_left_as_it_is(tmp_path: Path, text: str, reason: str) -> None:
+def test_anything_but_a_state_file_is_refused_and_left_as_it_is(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "state.json"
     path.write_text(text)
     with pytest.raises(StateFileError) as refused:
@@ -119,7 +119,7 @@ def test_what_is_no_state_file_is_refused_and_left_as_it_is(tmp_path: Path, text
     assert path.read_text() == text
 
 
-def test_a_place_that_cannot_be_written_to_is_found_out_at_once(tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_noticed_at_once(tmp_path: Path) -> None:
     with pytest.raises(StateFileError, match=r"cannot write the state file .*No such file or directory"):
         StateFile(tmp_path / "missing" / "state.json").open(GIVEN)
     (tmp_path / "folder").mkdir()
@@ -142,7 +142,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / ".state.json.new").exists()
 
 
-def test_it_is_replaced_whole_once_the_new_one_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_replaced_once_the_new_one_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state.json"
     file = StateFile(path)
     file.open(GIVEN)
@@ -151,11 +151,11 @@ def test_it_is_replaced_whole_once_the_new_one_is_on_the_disk(tmp_path: Path, mo
     monkeypatch.setattr(os, "fsync", lambda _: is_old.append(path.read_text() == before))
     with path.open() as held:
         file.update(lambda _: {Role.DECODE: {C: Wish.ACTIVE}})
-        assert held.read() == before  # never half of each
-    assert is_old == [True, False]  # the new file, then its name
+        assert held.read() == before  # never half of either
+    assert is_old == [True, False]  # first the new file, then its name
 
 
-def test_changes_made_at_once_are_all_kept(tmp_path: Path) -> None:
+def test_simultaneous_changes_are_all_kept(tmp_path: Path) -> None:
     StateFile(tmp_path / "state.json").open(GIVEN)
 
     def add(first: int) -> None:
@@ -194,7 +194,7 @@ async def test_changes_survive_a_restart_of_the_proxy(start_cluster: Any, tmp_pa
     assert (await again.complete())[0] == 200
 
 
-async def test_a_change_that_cannot_be_kept_is_not_made(start_cluster: Any, tmp_path: Path) -> None:
+async def test_a_change_that_cannot_be_saved_is_not_made(start_cluster: Any, tmp_path: Path) -> None:
     folder = tmp_path / "state"
     folder.mkdir()
     cluster = await start_cluster(0, 1, admin_api_key="sesame", state_file=folder / "state.json")
@@ -206,7 +206,7 @@ async def test_a_change_that_cannot_be_kept_is_not_made(start_cluster: Any, tmp_
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:1", "example.com:1"])
-async def test_what_was_added_where_none_may_be_any_more_stops_the_start(
+async def test_an_engine_added_where_none_is_allowed_any_more_prevents_the_start(
     start_cluster: Any, tmp_path: Path, address: str
 ) -> None:
     path = tmp_path / "state.json"
@@ -215,8 +215,8 @@ async def test_what_was_added_where_none_may_be_any_more_stops_the_start(
         await start_cluster(state_file=path, instance_allow=("127.0.0.0/8",))
 
 
-async def test_nobody_is_called_before_it_is_known_that_it_may_be(tmp_path: Path) -> None:
-    """Of the start of a worker, which takes up the file again before it listens."""
+async def test_no_engine_is_called_before_it_is_known_to_be_allowed(tmp_path: Path) -> None:
+    """When a worker starts, which takes up the file again before it listens."""
     path = tmp_path / "state.json"
     async with Engine("added").serving() as engine:
         path.write_text(content(decode={engine.address: "active"}))
@@ -233,10 +233,10 @@ async def test_nobody_is_called_before_it_is_known_that_it_may_be(tmp_path: Path
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:1", "example.com:1"])
-async def test_what_was_draining_where_none_may_be_any_more_is_forgotten(
+async def test_a_draining_engine_where_none_is_allowed_any_more_is_forgotten(
     start_cluster: Any, tmp_path: Path, address: str
 ) -> None:
-    """As a rule the command line gave it, by its name, and does not any more: it has been replaced."""
+    """As a rule the command line gave it by name and no longer does: it has been replaced."""
     path = tmp_path / "state.json"
     path.write_text(content(decode={address: "draining"}))
     cluster = await start_cluster(0, 1, state_file=path, instance_allow=("127.0.0.0/8",))

@@ -1,4 +1,4 @@
-"""What is told of each request: its id, its line in the log."""
+"""What is reported of each request: its id, its line in the log."""
 
 import asyncio
 import logging
@@ -57,7 +57,7 @@ async def test_a_request_is_one_line(start_cluster: Any, told: Told, caplog: pyt
     assert not any("secret" in str(record.__dict__) for record in caplog.records)
 
 
-async def test_failures_are_in_it(start_cluster: Any, told: Told, closed_port: str) -> None:
+async def test_failures_are_in_the_line(start_cluster: Any, told: Told, closed_port: str) -> None:
     cluster = await start_cluster(log_format="json", prefill=(closed_port,))
     cluster.prefills[0].act = cluster.prefills[0].answer_500
     cluster.decodes[0].act = cluster.decodes[0].answer_500
@@ -77,7 +77,7 @@ async def test_failures_are_in_it(start_cluster: Any, told: Told, closed_port: s
     )
 
 
-async def test_a_client_that_leaves_is_told_of(start_cluster: Any, told: Told) -> None:
+async def test_a_client_that_leaves_is_reported(start_cluster: Any, told: Told) -> None:
     cluster = await start_cluster(log_format="json")
     cluster.decodes[0].act = cluster.decodes[0].hang
     cluster.decodes[0].called.clear()
@@ -89,7 +89,7 @@ async def test_a_client_that_leaves_is_told_of(start_cluster: Any, told: Told) -
     assert line["decode"] == cluster.decodes[0].address
 
 
-async def test_text_logs_tell_of_failures_only(cluster: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_text_logs_report_only_failures(cluster: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     assert (await cluster.complete())[0] == 200
     assert not [

@@ -1,4 +1,4 @@
-"""Metrics of several workers as those of one: what is added up, what is not, what outlives a worker."""
+"""Metrics of several workers as those of one: what is added up, what is not, and what outlives a worker."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def read(text: bytes) -> dict[tuple[str, ...], float]:
     return {(sample.name, *sample.labels.values()): sample.value for sample in samples}
 
 
-def test_counters_and_histograms_are_added_up_and_gauges_as_they_mean_it(tmp_path: Path) -> None:
+def test_counters_and_histograms_are_added_up_and_gauges_as_each_needs(tmp_path: Path) -> None:
     first, second = Worker(tmp_path / "0.samples"), Worker(tmp_path / "1.samples")
     first.requests.labels("/a").inc(2)
     second.requests.labels("/a").inc(3)
@@ -50,7 +50,7 @@ def test_counters_and_histograms_are_added_up_and_gauges_as_they_mean_it(tmp_pat
     }
 
 
-def test_what_was_shown_of_a_counter_outlives_its_worker_and_a_gauge_does_not(tmp_path: Path) -> None:
+def test_a_counter_that_was_shown_outlives_its_worker_and_a_gauge_does_not(tmp_path: Path) -> None:
     path = tmp_path / "0.samples"
     assert kept(path) == []
     for life in (1, 2, 3):
@@ -64,7 +64,7 @@ def test_what_was_shown_of_a_counter_outlives_its_worker_and_a_gauge_does_not(tm
         assert {family[0] for family in kept(path)} == {"larder_proxy_requests", "seconds"}
 
 
-def test_numbers_that_cannot_be_kept_are_shown_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_numbers_that_cannot_be_saved_are_shown_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     worker = Worker(tmp_path / "missing" / "0.samples")
     worker.requests.labels("/a").inc()
     assert read(exposition(worker.samples.take()))["larder_proxy_requests_total", "/a"] == 1

@@ -1,4 +1,4 @@
-"""Engines behind https and under a path: real certificates, real handshakes, and what is not to be trusted."""
+"""Engines behind https and under a path: real certificates, real handshakes, and what must not be trusted."""
 
 import asyncio
 import ipaddress
@@ -25,7 +25,7 @@ KEY = {"X-API-Key": "sesame"}
 
 
 def make_authority(directory: Path, name: str) -> Callable[..., ssl.SSLContext]:
-    """Writes NAME.pem; what it returns makes a server's context with a certificate of that authority."""
+    """Writes NAME.pem; returns what makes a server's context with a certificate of that authority."""
     key, subject = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
     def sign(builder: x509.CertificateBuilder, public: Any, *, is_authority: bool) -> x509.Certificate:
@@ -59,11 +59,11 @@ def make_authority(directory: Path, name: str) -> Callable[..., ssl.SSLContext]:
 
 @dataclass
 class Front:
-    """An engine behind https, under /base, which knows itself by its whole URL."""
+    """An engine behind https, under /base, that knows its own URL."""
 
     engine: Engine
     port: int = 0
-    names: list[str | None] = field(default_factory=list)  # those that clients asked for (SNI)
+    names: list[str | None] = field(default_factory=list)  # that clients asked for (SNI)
 
     async def start(self, stack: AsyncExitStack, context: ssl.SSLContext) -> "Front":
         context.sni_callback = lambda _, name, __: self.names.append(name)
@@ -124,7 +124,7 @@ async def test_requests_go_to_the_path_and_are_encrypted(start_cluster: Any, sit
     assert site.decode.engine.legs[0].json["kv_transfer_params"] == {"remote_host": "127.0.0.1", "remote_port": 5}
 
 
-async def test_its_places_are_named_as_the_proxys(start_cluster: Any, site: Site) -> None:
+async def test_its_locations_are_rewritten_as_the_proxys(start_cluster: Any, site: Site) -> None:
     async def redirect(request: web.Request) -> web.StreamResponse:
         return web.Response(status=307, headers={"Location": f"https://{request.host}/base/v1/elsewhere?a=1"})
 
@@ -135,7 +135,7 @@ async def test_its_places_are_named_as_the_proxys(start_cluster: Any, site: Site
 
 
 @pytest.mark.parametrize("wrong", ["authority", "name", "system"])
-async def test_who_cannot_prove_itself_is_told_nothing(
+async def test_an_engine_that_cannot_prove_its_name_is_sent_nothing(
     start_cluster: Any, site: Site, wrong: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = site.settings("127.0.0.2" if wrong == "name" else "localhost")
@@ -145,7 +145,7 @@ async def test_who_cannot_prove_itself_is_told_nothing(
     elif wrong == "system":
         del settings["engine_ca_file"]
     async with AsyncExitStack() as stack:
-        if wrong == "name":  # another host, with a certificate that is good for this one only
+        if wrong == "name":  # another host, with a certificate for this one only
             context = make_authority(site.directory, "both")("localhost")
             settings["engine_ca_file"] = site.directory / "both.pem"
             port = (await Front(site.decode.engine).start(stack, context)).port
@@ -158,7 +158,7 @@ async def test_who_cannot_prove_itself_is_told_nothing(
         assert engine.health.value == "gone"
 
 
-async def test_engines_behind_https_are_added_kept_and_removed(start_cluster: Any, site: Site) -> None:
+async def test_https_engines_are_added_kept_and_removed(start_cluster: Any, site: Site) -> None:
     state = site.directory / "state.json"
     settings = {"engine_ca_file": site.ca, "admin_api_key": "sesame", "state_file": state}
     cluster = await start_cluster(0, 0, **settings)
@@ -191,7 +191,7 @@ async def test_engines_behind_https_are_added_kept_and_removed(start_cluster: An
     assert (await again.complete())[0] == 503
 
 
-async def test_a_client_that_leaves_cancels_its_legs_there_too(start_cluster: Any, site: Site) -> None:
+async def test_a_leaving_client_cancels_its_legs_there_too(start_cluster: Any, site: Site) -> None:
     cluster = await start_cluster(0, 0, **site.settings())
     engine = site.decode.engine
     engine.act = engine.hang
@@ -202,8 +202,8 @@ async def test_a_client_that_leaves_cancels_its_legs_there_too(start_cluster: An
     assert engine.legs[0].cancelled
 
 
-async def test_a_server_that_speaks_no_tls_holds_nobody_up(start_cluster: Any, site: Site) -> None:
-    """Neither one that says nothing nor one that answers in plain HTTP."""
+async def test_a_server_without_tls_holds_up_no_other(start_cluster: Any, site: Site) -> None:
+    """Whether it says nothing or answers in plain HTTP."""
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -224,8 +224,8 @@ async def test_a_server_that_speaks_no_tls_holds_nobody_up(start_cluster: Any, s
         await cluster.stop()
 
 
-async def test_an_answer_of_no_known_length_is_not_taken_for_whole(start_cluster: Any, site: Site) -> None:
-    """Who cuts the wire could make a part look like that: with plain HTTP the end of the connection is the answer's."""
+async def test_an_answer_of_unknown_length_is_not_taken_for_complete(start_cluster: Any, site: Site) -> None:
+    """Whoever cuts the wire could make a part look like one; with plain HTTP the connection's end is the answer's."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

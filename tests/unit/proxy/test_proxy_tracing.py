@@ -98,7 +98,7 @@ async def test_a_clients_trace_is_continued_and_passed_on(start_cluster: Any, co
     assert collector.resources[0]["service.name"] == "larder-proxy"
 
 
-async def test_without_a_clients_trace_one_begins(start_cluster: Any, collector: Collector) -> None:
+async def test_without_a_clients_trace_a_new_one_begins(start_cluster: Any, collector: Collector) -> None:
     cluster = await start_cluster(otlp_endpoint=collector.url + "/")
     assert await ask(cluster, {"traceparent": "00-zz-1-01", "tracestate": "vendor=1"}) == 200
     request, prefill, _ = await collector.named("POST /v1/completions", "prefill", "decode")
@@ -107,7 +107,7 @@ async def test_without_a_clients_trace_one_begins(start_cluster: Any, collector:
     assert sent(cluster.prefills[0]) == (f"00-{request.trace_id.hex()}-{prefill.span_id.hex()}-01", None)
 
 
-async def test_failed_legs_are_in_it(start_cluster: Any, collector: Collector) -> None:
+async def test_failed_legs_are_in_the_trace(start_cluster: Any, collector: Collector) -> None:
     cluster = await start_cluster(0, 1, otlp_endpoint=collector.url)
     cluster.decodes[0].act = cluster.decodes[0].answer_500
     assert await ask(cluster) == 500
@@ -120,9 +120,7 @@ async def test_failed_legs_are_in_it(start_cluster: Any, collector: Collector) -
 
 
 @pytest.mark.parametrize("traced", [False, True])
-async def test_a_trace_that_is_not_recorded_goes_through_untouched(
-    start_cluster: Any, collector: Collector, traced: bool
-) -> None:
+async def test_an_unrecorded_trace_passes_untouched(start_cluster: Any, collector: Collector, traced: bool) -> None:
     cluster = await start_cluster(**({"otlp_endpoint": collector.url} if traced else {}))
     given = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-00", "tracestate": "vendor=1"} if traced else SAMPLED
     assert await ask(cluster, given) == 200
@@ -133,7 +131,7 @@ async def test_a_trace_that_is_not_recorded_goes_through_untouched(
 
 
 @pytest.mark.parametrize("how", ["hangs", "gone"])
-async def test_a_collector_that_hangs_or_is_gone_holds_nothing_up(
+async def test_a_hanging_or_missing_collector_holds_nothing_up(
     start_cluster: Any, collector: Collector, closed_port: str, how: str
 ) -> None:
     collector.hangs = True
@@ -148,7 +146,7 @@ async def test_a_collector_that_hangs_or_is_gone_holds_nothing_up(
     await cluster.stop()
     assert time.monotonic() - began < 6
     sender = exporter._processor._batch_processor._worker_thread
-    await asyncio.to_thread(sender.join, 60)  # its retries draw from `random`, which a test after this one may watch
+    await asyncio.to_thread(sender.join, 60)  # its retries draw from `random`, which a later test may watch
     assert not sender.is_alive()
 
 

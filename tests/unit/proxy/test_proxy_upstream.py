@@ -1,4 +1,4 @@
-"""Legs to bare sockets: how each way of failing is called, and that none leaves anything to the garbage collector."""
+"""Legs to bare sockets: what each way of failing is called, and that none leaves anything to the garbage collector."""
 
 import asyncio
 import gc
@@ -17,7 +17,7 @@ SAID = {  # by the path that is asked for
     "/garbage": b"what is this\r\n\r\n",
     "/half": OK[:-1],
     "/reset": b"",
-    "/stale": OK,  # the first time; then it breaks off
+    "/stale": OK,  # the first time; after that it breaks off
     "/hang": b"",
 }
 
@@ -84,7 +84,7 @@ async def test_no_leg_leaves_anything_to_the_garbage_collector(
     async def asks(times: int) -> None:
         for _ in range(times):
             assert await ask(upstream, to, path, seconds=0.1 if path == "/hang" else 5) is outcome
-        await asyncio.sleep(0.05)  # what transports do at their end
+        await asyncio.sleep(0.05)  # for what transports do at their end
 
     await asks(2)
     gc.collect()
@@ -101,7 +101,7 @@ async def test_no_leg_leaves_anything_to_the_garbage_collector(
     assert left == []
 
 
-async def test_what_is_sent_once_only_goes_over_no_connection_that_may_be_closing(
+async def test_an_unrepeatable_request_gets_no_connection_that_may_be_closing(
     upstream: Upstream, engine: Address
 ) -> None:
     for _ in range(2):

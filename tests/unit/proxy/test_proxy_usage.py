@@ -34,7 +34,7 @@ def test_the_number_is_right_however_the_answer_is_cut(said: str, found: int, en
             assert b"".join(got) == expected, pieces
 
 
-def test_what_is_not_known_is_not_made_up() -> None:
+def test_an_unknown_number_is_not_made_up() -> None:
     assert Corrector().feed(b'{"cached_tokens": 640}', Cached(None), last=True) == b'{"cached_tokens":null}'
     assert Corrector().feed(b'{"cached_tokens": 640}', None, last=True) == b'{"cached_tokens": 640}'
     both = b'{"cached_tokens":640,"created_cache_tokens":0}'
@@ -60,7 +60,7 @@ def test_a_piece_that_cannot_hold_a_number_is_not_held_back() -> None:
         ({"usage": {"prompt_tokens_details": {"cached_tokens": "x"}}}, Cached()),
     ],
 )
-def test_what_a_prefill_says(answer: Any, cached: Cached) -> None:
+def test_what_a_prefill_reports(answer: Any, cached: Cached) -> None:
     assert cached_of(json.dumps(answer).encode()) == cached
 
 
@@ -68,7 +68,7 @@ def test_what_a_prefill_says(answer: Any, cached: Cached) -> None:
 
 
 def says(cached: int | None, *, chat: bool = False, delay_s: float = 0) -> Any:
-    """An engine's answer with this usage; None: it was not told to say so."""
+    """An engine's answer with this usage; None: it was not told to report it."""
 
     async def act(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(delay_s)
@@ -81,7 +81,7 @@ def says(cached: int | None, *, chat: bool = False, delay_s: float = 0) -> Any:
         await response.prepare(request)
         await response.write(b'data: {"choices": [{"text": "a"}]}\n\n')
         last = f'data: {{"choices":[],"usage":{json.dumps(told)}}}\n\ndata: [DONE]\n\n'.encode()
-        for piece in (last[:-60], last[-60:-40], last[-40:]):  # within the number, too
+        for piece in (last[:-60], last[-60:-40], last[-40:]):  # also within the number
             await response.write(piece)
             await asyncio.sleep(0.01)
         return response
@@ -108,13 +108,13 @@ async def test_a_client_is_told_what_prefill_found(cluster: Any, path: str, stre
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_prefill_that_does_not_say_leaves_it_open(cluster: Any, stream: bool) -> None:
-    """Anything else would be made up, and decode's number is known to be too high."""
+async def test_a_prefill_that_does_not_say_leaves_the_number_null(cluster: Any, stream: bool) -> None:
+    """Anything else would be made up; decode's number is known to be too high."""
     cluster.prefills[0].act, cluster.decodes[0].act = says(None), says(640)
     assert (await ask(cluster, "/v1/completions", stream=stream))[0] is None
 
 
-async def test_without_a_prefill_the_decode_engines_word_counts(start_cluster: Any) -> None:
+async def test_without_a_prefill_the_decode_engines_number_counts(start_cluster: Any) -> None:
     cluster = await start_cluster(1, 1)
     cluster.prefills[0].act, cluster.decodes[0].act = cluster.prefills[0].answer_500, says(640)
     assert (await ask(cluster, "/v1/completions", stream=False))[0] == 640
@@ -124,13 +124,13 @@ async def test_without_a_prefill_the_decode_engines_word_counts(start_cluster: A
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_pair_waits_for_its_prefills_word(start_cluster: Any, bootstrap: Bootstrap, stream: bool) -> None:
+async def test_a_pair_waits_for_its_prefills_number(start_cluster: Any, bootstrap: Bootstrap, stream: bool) -> None:
     cluster = await start_cluster(mooncake_bootstrap_port=bootstrap.port)
     cluster.prefills[0].act, cluster.decodes[0].act = says(0, delay_s=0.3), says(640)
     assert (await ask(cluster, "/v1/completions", stream=stream))[0] == 0
 
 
-async def test_a_pair_whose_prefill_says_nothing_is_not_waited_for_long(
+async def test_a_pair_does_not_wait_long_for_a_silent_prefill(
     start_cluster: Any, bootstrap: Bootstrap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(billing, "WAIT_S", 0.2)
@@ -139,7 +139,7 @@ async def test_a_pair_whose_prefill_says_nothing_is_not_waited_for_long(
     assert (await ask(cluster, "/v1/completions", stream=True))[0] == 640
 
 
-async def test_a_long_answer_is_right_and_whole(cluster: Any) -> None:
+async def test_a_long_answer_is_correct_and_complete(cluster: Any) -> None:
     async def act(_: web.Request) -> web.StreamResponse:
         text = json.dumps({"choices": [{"text": "é" * 500_000}], "usage": usage(640)}, separators=(",", ":"))
         return web.Response(text=text, content_type="application/json")
