@@ -1,7 +1,7 @@
-"""Nodes that were given up and may come back with what they held: what of it must not be taken back.
+"""Nodes that were given up and may return with what they held: which of it must not be taken back.
 
-A removed key stays removed (invariant 2), also where a copy lay on a node that was too long away to be told. As long as
-such a node may return, removals are remembered; where they become too many, it is to forget all it holds.
+A removed key stays removed (invariant 2), even if a copy lay on a node that was away too long to be told. While such a
+node may return, removals are remembered; if they become too many, the node must forget all it holds.
 """
 
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ from itertools import islice
 from services.master.core.messages import HeldCopy
 
 REMOVED_MAX = 1 << 16  # keys
-AWAY_MAX = 4_096  # nodes; one that comes back when so many others have gone is taken for a stranger
+AWAY_MAX = 4_096  # nodes; one that returns after so many others have gone is taken for a stranger
 
 
 class Away:
-    """One node: what it was told to forget and has not said that it did, as write ids."""
+    """One node, and what it has not confirmed forgetting, by write id."""
 
     __slots__ = ("incarnation", "removed", "unforgotten")
 
@@ -36,7 +36,7 @@ class Absences:
         self._removed: dict[bytes, int] = {}  # since the first of them went; newest last
 
     def begin(self, node_id: str, incarnation: int, unforgotten: Iterable[int]) -> None:
-        """A node is given up. It may have been back before without having got as far as its inventory."""
+        """A node is given up. It may have been back in between without getting as far as its inventory."""
         away = self._away.get(node_id)
         if away is None or away.incarnation != incarnation:
             away = self._away[node_id] = Away(incarnation, self._removed)
@@ -45,7 +45,7 @@ class Absences:
             del self._away[oldest]
 
     def of(self, node_id: str, incarnation: int) -> Away | None:
-        """None where that life of the node was not away."""
+        """None if this life of the node was not away."""
         away = self._away.get(node_id)
         return away if away is not None and away.incarnation == incarnation else None
 

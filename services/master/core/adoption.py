@@ -1,8 +1,8 @@
 """What a node says it holds, against what the master knows: agreed, adopted, or to be forgotten (invariant 8).
 
 Begins once an inventory is complete and ends before anything is placed on the node. Claims that contradict each other
-or the master are dropped, never served. A step does a bounded part of it: others are served meanwhile, so that what is
-known may have changed from one part to the next.
+or the master are dropped, never served. Each step does a bounded part of it, and others are served in between: what is
+known may change from one part to the next.
 """
 
 from collections import deque
@@ -24,11 +24,11 @@ Claims = dict[int, HeldCopy]  # by offset
 Extent = tuple[int, int]  # offset and size
 Work = Generator[None, None, None]
 PINS = frozenset(Pin)
-SORTED_MAX = 1_024  # objects put into order at a time
+SORTED_MAX = 1_024  # objects sorted at a time
 
 
 class Adoption:
-    """Of one node, which is ATTACHING until it has ended, or its stream breaks: then end() must be called."""
+    """Of one node, which stays ATTACHING until this is done. If its stream breaks before, call end()."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Adoption:
         inventory: list[HeldCopy],
         lacking: Callable[[Object], None],
     ) -> None:
-        """`away`: what the node missed, where it had been given up. `lacking`: hears of what has lost a copy here."""
+        """`away`: what the node missed, if it had been given up. `lacking` is told of objects that lost a copy here."""
         self.state = state
         self.extents = extents
         self.catalogue = catalogue
@@ -51,16 +51,16 @@ class Adoption:
         # Readers that an earlier master sent here may still be reading.
         self.leases_end = state.now + state.config.lease_ms
         self._rest_until = state.now + state.config.write_ttl_ms + state.config.late_write_ms
-        # By segment, in order: what was free and may yet turn out to be held. Nobody else sees it meanwhile.
+        # By segment, in order: what was free and may turn out to be held. Nobody else sees it until then.
         self.unclaimed: dict[int, deque[Extent]] = {}
         self._work = self._run(inventory)
 
     def advance(self, budget: int) -> bool:
-        """Do so much of it, in copies looked at; True once it is done."""
+        """Do `budget` units of work; True once all is done."""
         return sum(1 for _ in islice(self._work, budget)) < budget
 
     def end(self) -> None:
-        """Give it up where it is. What is not adopted yet the node will claim again."""
+        """Give up half-way. The node will claim again what is not adopted yet."""
         self._work.close()
         for number, extents in self.unclaimed.items():
             for offset, size in extents:
@@ -68,7 +68,7 @@ class Adoption:
         self.unclaimed = {}
 
     def _run(self, inventory: list[HeldCopy]) -> Work:
-        """Each yield is a place where a step may end."""
+        """Yields after each unit of work: a step may end there."""
         claims: dict[int, Claims] = {segment.number: {} for segment in self.node.segments}
         while inventory:
             claim = inventory.pop()
@@ -77,7 +77,7 @@ class Adoption:
             else:
                 self.state.counters.dropped_claims += 1
             yield
-        # At once, for from now on what is dropped is to be forgotten here as elsewhere.
+        # In one go: what is dropped from now on must be forgotten here too.
         self.node.to_forget, self.node.strays = [], []
         known = {segment.number: list(segment.residents) for segment in self.node.segments}
         for segment in self.node.segments:
@@ -103,7 +103,7 @@ class Adoption:
         )
 
     def _pass_over_writes(self, segment: Segment, claims: Claims) -> None:
-        """Recorded here, and still being recorded by others."""
+        """Writes that this node has recorded and others are still recording."""
         for write in self.state.writes.values():
             for part in write.slices:
                 for copy in part.copies:
@@ -120,12 +120,12 @@ class Adoption:
                 del claims[entry.offset]
                 self.node.to_forget.append(entry)
             elif entry.hold is Hold.WATCHED:
-                self.node.to_forget.append(entry)  # the node was asked, and has not said that nobody writes there
+                self.node.to_forget.append(entry)  # the node has not said yet that nobody writes there
             else:
                 self.extents.forgotten(entry)
 
     def _agree(self, obj: Object, segment: Segment, claims: Claims) -> None:
-        """Strike out the claims to an object that the master knows of; drop copies the node no longer has."""
+        """Strike out the claims to an object the master knows; drop the copies the node no longer has."""
         state = self.state
         if state.objects.get(obj.key) is not obj and state.partial.get(obj.write_id) is not obj:
             return  # it went meanwhile
@@ -150,7 +150,7 @@ class Adoption:
         segment.allocator = Allocator(segment.capacity, [(0, segment.capacity)])
         adopted: list[list[Object]] = [[]]
         for offset in sorted(claims):
-            claim = claims.pop(offset)  # to free a million of them at once takes a while, too
+            claim = claims.pop(offset)  # one by one: to free a million of them at once takes a while, too
             yield from self._pass_over(segment, offset)
             if self._take(segment, offset, aligned(claim.length)):
                 obj = self._adopt(segment, claim)
@@ -161,7 +161,7 @@ class Adoption:
                     adopted.append([])
             else:
                 self.state.counters.dropped_claims += 1
-                self.node.strays.append((segment.number, offset, claim.write_id))  # the extent is somebody else's
+                self.node.strays.append((segment.number, offset, claim.write_id))  # the extent belongs to another
             yield
         yield from self._pass_over(segment, segment.capacity)
         if segment.fenced and segment.quarantined_bytes:
@@ -173,9 +173,9 @@ class Adoption:
             yield
 
     def _pass_over(self, segment: Segment, end: int) -> Work:
-        """Nobody holds what is before `end`: it is free, after a while where an earlier master may have promised it."""
+        """Nobody holds what comes before `end`: it is free, after a rest if an earlier master may have promised it."""
         config, extents = self.state.config, self.unclaimed[segment.number]
-        piece = aligned(config.slice_bytes)  # a writer that was stopped holds up no more than the pieces it is in
+        piece = aligned(config.slice_bytes)  # a stopped writer holds up only the pieces it is in
         while extents and extents[0][0] < end:
             begin, size = extents.popleft()
             length = min(size, end - begin, piece if segment.fenced else size)
@@ -188,7 +188,7 @@ class Adoption:
             yield
 
     def _take(self, segment: Segment, offset: int, size: int) -> bool:
-        """Whether these bytes were free; then they are the claim's. What is before them was passed over."""
+        """Whether these bytes were free; the claim has them now. What comes before was passed over."""
         extents = self.unclaimed[segment.number]
         if not extents or extents[0][0] != offset or extents[0][1] < size:
             return False
@@ -198,7 +198,7 @@ class Adoption:
         return True
 
     def _adopt(self, segment: Segment, claim: HeldCopy) -> Object | None:
-        """The object that it is a copy of; None where it was dropped."""
+        """The object it is a copy of; None if the claim was dropped."""
         state = self.state
         shown = state.objects.get(claim.key)
         is_older = shown is not None and claim.write_id < shown.write_id
@@ -239,7 +239,7 @@ class Adoption:
         )
 
     def _fits(self, obj: Object, claim: HeldCopy) -> bool:
-        """Whether the claim is one more copy of that very object."""
+        """Whether the claim is one more copy of this object."""
         if (obj.key, obj.size, len(obj.slices)) != (claim.key, claim.object_size, claim.slice_count):
             return False
         part = obj.slices[claim.slice_index]

@@ -1,6 +1,6 @@
 """Free extents of one segment. Best fit, neighbours merged; O(log n) in the number of free extents.
 
-Only what is free is kept here: who holds the rest is the business of objects, writes and the quarantine (invariant 3).
+Only what is free is kept here; objects, writes and the quarantine know who holds the rest (invariant 3).
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class Allocator:
     """Hands out extents of [0, capacity) at multiples of `ALIGN_BYTES`."""
 
     def __init__(self, capacity: int, used: Iterable[tuple[int, int]] = ()) -> None:
-        """`used`: (offset, length) of extents that are taken already, disjoint and in bounds; ValueError otherwise."""
+        """`used`: (offset, length) of extents already taken. ValueError if they overlap or are out of bounds."""
         self.capacity = capacity // ALIGN_BYTES * ALIGN_BYTES
         self.free_bytes = 0
         self._by_size: SortedList[tuple[int, int]] = SortedList()
@@ -49,7 +49,7 @@ class Allocator:
         return count <= 0
 
     def allocate(self, length: int) -> int | None:
-        """The offset of a free extent of at least `length` bytes, the smallest that fits; None where none does."""
+        """The offset of the smallest free extent of at least `length` bytes; None if there is none."""
         assert length > 0
         want = aligned(length)
         found = self._by_size.bisect_left((want, -1))

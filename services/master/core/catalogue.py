@@ -18,7 +18,7 @@ class Catalogue:
         self.extents = extents
 
     def enter(self, obj: Object) -> list[Quarantined]:
-        """A put has ended: what was reserved for it is live, may be found, and may be evicted. As show()."""
+        """A put has ended: its extents are live, it is found and may be evicted. Returns what show() does."""
         segments, returns, pin = self.state.segments, self.state.traffic.put(obj), obj.pin
         for part in obj.slices:
             size = aligned(part.length)
@@ -29,23 +29,23 @@ class Catalogue:
         return self.show(obj)
 
     def add_copy(self, obj: Object, part: Slice, copy: Copy) -> None:
-        """One more copy of a slice has been made: its extent was reserved."""
+        """One more copy of a slice was made, in a reserved extent."""
         segment = self.state.segments[copy.segment]
         segment.settle(aligned(part.length), obj.pin)
         part.copies.append(copy)
         self.house(obj, segment)
 
     def house(self, obj: Object, segment: Segment) -> None:
-        """One more copy of an object lies on the segment: it counts there for what it counts elsewhere."""
+        """One more copy of an object lies on the segment, and is worth there what it is worth elsewhere."""
         segments = self.state.segments
         holders = [segments[copy.segment] for part in obj.slices for copy in part.copies if copy.segment in segments]
-        if holders == [segment]:  # it has this copy only, as nearly all that are adopted
+        if holders == [segment]:  # its only copy, as with nearly all that are adopted
             segment.residents.add(obj, 0)
         elif obj not in segment.residents:
             segment.residents.add(obj, max(holder.residents.returns(obj) or 0 for holder in holders))
 
     def show(self, obj: Object) -> list[Quarantined]:
-        """From now on the object can be found, in place of an older put's: the extents of that are returned."""
+        """From now on the object is found, in place of an older put's, whose extents are returned."""
         state, key, older = self.state, obj.key, self.state.objects.get(obj.key)
         assert older is None or older.write_id < obj.write_id
         entries = [] if older is None else self.discard(older)
@@ -59,7 +59,7 @@ class Catalogue:
         return entries
 
     def discard(self, obj: Object) -> list[Quarantined]:
-        """Drop an object and all its copies. Its space returns once leases ended and nodes forgot it."""
+        """Drop an object and all its copies. Its space returns once leases have ended and nodes have forgotten it."""
         state = self.state
         if state.objects.get(obj.key) is obj:
             del state.objects[obj.key]
@@ -80,7 +80,7 @@ class Catalogue:
         return entries
 
     def drop_copy(self, obj: Object, part: Slice, copy: Copy) -> Quarantined | None:
-        """Take one copy from an object; the caller sees to objects that lost their last."""
+        """Take one copy from an object; the caller deals with objects that lost their last."""
         part.copies.remove(copy)
         segment = self.state.segments.get(copy.segment)
         if segment is None:

@@ -1,4 +1,4 @@
-"""Re-derives the core's invariants from its tables. For tests and simulators: O(everything), after every step."""
+"""Derives the core's invariants anew from its tables. For tests and simulators: O(everything), after every step."""
 
 from collections import Counter
 from itertools import chain
@@ -13,7 +13,7 @@ from services.master.core.phases import Phase
 
 
 def check(master: Master) -> None:
-    """AssertionError where the state contradicts itself."""
+    """AssertionError if the state contradicts itself."""
     state = master.state
     assert not state.effects
     assert not state.ended_keys
@@ -45,7 +45,7 @@ def check(master: Master) -> None:
 
 
 def _check_outstanding(master: Master) -> None:
-    """Each command that is not acknowledged has its sender, which knows of it."""
+    """The sender of each command that is not acknowledged knows of it."""
     outstanding = dict(chain.from_iterable(node.outstanding.items() for node in master.state.nodes.values()))
     sent = {
         **dict.fromkeys(master.ends.recording, master.ends),
@@ -77,7 +77,7 @@ def _check_objects(master: Master) -> None:
 
 
 def _check_missing(master: Master) -> None:
-    """What lacks copies is known wherever nothing is still to be looked at."""
+    """What lacks copies is known, unless something is still to be looked at."""
     state = master.state
     assert all(state.objects.get(obj.key) is obj for obj in state.missing)
     if master.repair.is_reviewing or master.nodes.losses.sweeping:
@@ -88,7 +88,7 @@ def _check_missing(master: Master) -> None:
 
 
 def _check_runs(objects: dict[bytes, Object]) -> None:
-    """Of every run the objects before its end are there, in its order, and it is worth its bytes."""
+    """The objects of a run before its end are there, in its order, and enough of them to be worth its bytes."""
     runs: dict[Run, list[Object]] = {}
     for obj in objects.values():
         if obj.run is not None:
@@ -134,7 +134,7 @@ def _is_there(segments: dict[int, Segment], copy: Copy) -> bool:
 
 
 def _check_extents(master: Master, segment: Segment) -> None:
-    """Live, reserved, quarantined and free extents are disjoint and make up the segment (invariant 3)."""
+    """Live, reserved, quarantined and free extents are disjoint and add up to the segment (invariant 3)."""
     live = [(c.offset, aligned(p.length)) for o in segment.residents for c, p in _on(o, segment)]
     reserved = [
         (copy.offset, aligned(part.length))

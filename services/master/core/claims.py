@@ -1,7 +1,7 @@
 """Two processes with one node id: which of them has it.
 
-The one that is known is asked for a word, and keeps the id if it gives one in time. Keeps invariant 6 for its part: a
-stranger changes nothing for a node that lives.
+The known one is asked for a heartbeat, and keeps the id if that comes in time. Keeps invariant 6: a stranger changes
+nothing for a node that lives.
 """
 
 from collections.abc import Callable
@@ -17,16 +17,16 @@ class Claims:
     def __init__(self, state: State, silence: Silence, admit: Callable[[m.Hello], None]) -> None:
         self.state = state
         self.silence = silence
-        self.waiting: dict[int, m.Hello] = {}  # by stream: who wants the id of a node that was asked for a word
+        self.waiting: dict[int, m.Hello] = {}  # by stream: who wants the id of a node
         self._admit = admit
 
     def is_over(self, node: Node) -> bool:
-        """Whether a node has had its time to say that it lives: by its stream, or by dialling again."""
+        """Whether a node has had its time to show that it lives, by its stream or by dialling again."""
         away_ms = self.state.now - node.suspect_since
         return node.phase is Phase.AWAY and away_ms >= self.state.config.probe_ms
 
     def claim(self, node: Node, command: m.Hello) -> None:
-        """Another process wants the id: the node is asked whether it lives. The latest claim counts."""
+        """Another process wants a node's id: the node is asked whether it lives. The latest claim counts."""
         if node.claimant is not None:
             self.refuse(node, node.claimant)
         node.claimant = command.stream
@@ -37,13 +37,13 @@ class Claims:
             self.silence.probe(node)
 
     def yield_later(self, node: Node) -> None:
-        """Who claims the id shall have it, at once where the node was silent; where its stream broke, it may dial."""
+        """Let the claimant have the id: at once if the node was silent; if its stream broke, it may still dial."""
         claimant = node.claimant
         wait_until = node.suspect_since + self.state.config.probe_ms if node.stream is None else 0
 
         def give() -> None:
             if claimant is None or node.claimant != claimant:
-                return  # the node is back, or the claimant gone
+                return  # the node is back, or the claimant has gone
             node.claimant = None
             command = self.waiting.pop(claimant)
             if node.stream is not None:
@@ -61,7 +61,7 @@ class Claims:
         self.state.effects.append(m.Close(stream, self.state.epoch, reason, id_taken=True))
 
     def withdraw(self, stream: int) -> None:
-        """Who claimed an id has gone."""
+        """The claimant on this stream has gone."""
         claim = self.waiting.pop(stream, None)
         if claim is not None and (wanted := self.state.nodes.get(claim.node_id)) is not None:
             wanted.claimant = None

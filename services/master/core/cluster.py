@@ -1,6 +1,6 @@
-"""Storage nodes and their segments, as the master knows them: who holds which bytes. No decisions here.
+"""Storage nodes and their segments as the master knows them, down to every byte's account. No decisions here.
 
-Keeps the sum of invariant 3: every byte of a segment is in one account, and moves between them only here.
+Keeps the sum of invariant 3: each byte of a segment is in one account, and changes accounts only here.
 """
 
 from typing import Protocol
@@ -16,22 +16,23 @@ _HARD, _FORGETTING = Pin.HARD, Hold.FORGETTING  # members of an enum are slow to
 
 
 class Sender(Protocol):
-    """Who sent a node a command: hears how it ended, once, by the command's number."""
+    """Whoever sent a node a command: told once how it ended, by the command's number."""
 
     outlives_silence: bool
-    """Whether a node that fell silent may still acknowledge it, as long as its stream lasts."""
+    """Whether a silent node may still acknowledge it while its stream lasts."""
 
-    def done(self, command_id: int) -> None: ...
+    def done(self, command_id: int) -> None:
+        """The node has carried it out."""
 
     def refused(self, command_id: int, reason: str, *, source_is_corrupt: bool) -> None:
-        """The node could not. `source_is_corrupt`: what it was to copy has other bytes than were recorded."""
+        """The node could not. `source_is_corrupt`: what it was to copy is not what was recorded."""
 
     def cut_off(self, command_id: int) -> None:
-        """The node is silent or away: nobody will hear of it any more."""
+        """The node is silent or away: no outcome will be heard."""
 
 
 class Quarantined:
-    """An extent nobody may reuse yet."""
+    """An extent that may not be reused yet."""
 
     __slots__ = ("forgetting", "hold", "length", "not_before", "offset", "segment", "write_id")
 
@@ -44,7 +45,7 @@ class Quarantined:
         self.write_id = write_id
         self.not_before = not_before
         self.hold = hold
-        self.forgetting: Forgetting | None = None  # that waits for it
+        self.forgetting: Forgetting | None = None  # who waits until it is forgotten
 
 
 class Segment:
@@ -56,17 +57,17 @@ class Segment:
         self.info = info
         self.allocator = Allocator(info.capacity_bytes)
         self.capacity = self.allocator.capacity
-        self.limit_bytes = int(watermark * self.capacity)  # more than so many, live and reserved, are evicted
+        self.limit_bytes = int(watermark * self.capacity)  # live and reserved bytes beyond this are evicted
         self.residents = Residents(traffic)
         self.quarantine: dict[int, Quarantined] = {}  # by offset
         self.live = False  # copies may be read and placed here
-        self.fenced = False  # when adopted, its free space has to outwait writes of another master's time
-        self.gone = False  # given up: what is released here is nobody's any more
+        self.fenced = False  # once adopted, its free space must outwait writes of an earlier reign
+        self.gone = False  # given up: what is released here is of no account
         self.live_bytes = 0
         self.reserved_bytes = 0
         self.quarantined_bytes = 0
-        self.pinned_bytes = 0  # of the live ones, pinned hard
-        self.soon_bytes = 0  # quarantined bytes that only wait for an acknowledgement
+        self.pinned_bytes = 0  # live ones that are pinned hard
+        self.soon_bytes = 0  # quarantined bytes that wait for an acknowledgement alone
         self.copies = 0
 
     @property
@@ -74,24 +75,24 @@ class Segment:
         return SegmentRef(self.number, self.node.node_id, self.node.host_id, self.node.zone, self.info)
 
     def excess(self, size: int) -> int:
-        """Bytes above the watermark, with `size` more; below it less than 0."""
+        """Bytes above the watermark with `size` more; negative below it."""
         return self.live_bytes + self.reserved_bytes + size - self.limit_bytes
 
     def could_hold(self, size: int) -> bool:
-        """Whether eviction could make room here. What is reserved or in long quarantine is not worth waiting for."""
+        """Whether eviction could make room here, without waiting for what is reserved or in long quarantine."""
         return self.allocator.free_bytes + self.soon_bytes + self.live_bytes - self.pinned_bytes >= size
 
     # ---- accounts; `length` is that of a slice, `size` that of its extent ------------------------
 
     def reserve(self, length: int) -> int | None:
-        """Take a free extent: its offset, None where none is long enough."""
+        """Take a free extent and return its offset; None if none is long enough."""
         offset = self.allocator.allocate(length)
         if offset is not None:
             self.reserved_bytes += aligned(length)
         return offset
 
     def unreserve(self, offset: int, length: int) -> None:
-        """Give back a reserved extent that nobody has been told of."""
+        """Give back a reserved extent that nobody was told of."""
         self.reserved_bytes -= aligned(length)
         self.allocator.free(offset, length)
 
@@ -111,7 +112,7 @@ class Segment:
             self.pinned_bytes += size
 
     def unsettle(self, size: int, pin: int) -> None:
-        """A copy goes: its extent counts as reserved, and must be let go at once."""
+        """A copy goes: its extent counts as reserved until it is let go, at once."""
         self.live_bytes -= size
         self.reserved_bytes += size
         self.copies -= 1
@@ -119,7 +120,7 @@ class Segment:
             self.pinned_bytes -= size
 
     def let_go(self, size: int) -> None:
-        """A reserved extent leaves its account: it must be quarantined or freed at once."""
+        """A reserved extent leaves its account, to be quarantined or freed at once."""
         self.reserved_bytes -= size
         assert self.reserved_bytes >= 0, (self.number, self.reserved_bytes)
 
@@ -131,7 +132,7 @@ class Segment:
             self.soon_bytes += aligned(entry.length)
 
     def end_quarantine(self, entry: Quarantined) -> None:
-        """Nothing holds it any longer; `hold` is still what held it last."""
+        """It is free; `hold` is still the last one."""
         del self.quarantine[entry.offset]
         self.quarantined_bytes -= aligned(entry.length)
         if entry.hold is _FORGETTING:
@@ -146,26 +147,26 @@ class Node:
         self.node_id = node_id
         self.incarnation = incarnation
         self.host_id = ""
-        self.where = ""  # its host, for people
-        self.claimant: int | None = None  # stream of another process that wants this id
+        self.where = ""  # its host, as people know it
+        self.claimant: int | None = None  # the stream of another process that wants this id
         self.zone = ""
-        self.draining = False  # it is to go: nothing new is placed there
+        self.draining = False  # nothing new is placed there
         self.stream: int | None = None
         self.phase = Phase.AWAY
         self.heard_at = now
-        self.probed_at: int | None = None  # a client could not reach it, and no word has come since
-        self.awaited = False  # a timer looks after the probe
-        self.suspect_since = 0  # of use while it is suspect
+        self.probed_at: int | None = None  # when it was asked for a heartbeat, if nothing came since
+        self.awaited = False  # a timer is set for the probe
+        self.suspect_since = 0  # means something while it is suspect
         self.segments: list[Segment] = []
         self.inventory: list[HeldCopy] = []
-        self.outstanding: dict[int, Sender] = {}  # who sent each command that is not acknowledged
-        self.to_forget: list[Quarantined] = []  # goes out at the end of the step
-        self.strays: list[tuple[int, int, int]] = []  # (segment, offset, write id) to forget, accounted to nobody
+        self.outstanding: dict[int, Sender] = {}  # the sender of each command that is not acknowledged
+        self.to_forget: list[Quarantined] = []  # sent at the end of the step
+        self.strays: list[tuple[int, int, int]] = []  # (segment, offset, write id) to forget, in no account
 
     def on(self, event: Event) -> None:
         self.phase = TRANSITIONS[self.phase][event]
 
     def is_life_of(self, command: Hello) -> bool:
-        """Whether it is the same process that dials."""
+        """Whether the process that dials is the same one."""
         infos = [segment.info for segment in self.segments]
         return self.incarnation == command.incarnation and infos == list(command.segments)

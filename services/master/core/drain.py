@@ -1,7 +1,7 @@
-"""Nodes that are to go: nothing new is placed there, repair makes their copies elsewhere, then they are let go.
+"""Draining nodes: nothing new is placed there, repair makes their copies elsewhere, then they may leave.
 
-Keeps invariants 2 (a copy goes only where enough others are) and 7 (a node stays until every lease on what it held has
-ended). The node itself remembers that it is to go, so that a new master learns of it.
+Keeps invariants 2 (a copy goes only if there are enough others) and 7 (a node stays until every lease on what it held
+has ended). The node itself remembers that it drains, so that a new master learns of it.
 """
 
 from services.master.core import messages as m
@@ -20,7 +20,7 @@ class Drains:
         self.repair = repair
 
     def drain(self, command: m.Drain) -> None:
-        """Begin, or go on, or with `cancel` give it up: asking twice is asking once."""
+        """Begin, or with `cancel` call it off. Asking twice is asking once."""
         node = self.state.nodes.get(command.node_id)
         if node is None:
             known = ", ".join(self.state.nodes) or "none"
@@ -43,7 +43,7 @@ class Drains:
             self.state.effects.append(m.Draining(node.stream, self.state.epoch, node.draining))
 
     def is_empty(self, node: Node) -> bool:
-        """Whether nothing is there, nothing is on its way there, and nobody may be reading what was there."""
+        """Whether it holds nothing, nothing is on its way there, and nobody may be reading what it held."""
         return node.phase is Phase.LIVE and not any(
             segment.residents
             or segment.reserved_bytes

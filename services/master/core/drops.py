@@ -1,4 +1,4 @@
-"""Remove and Report: what clients have dropped, keys as they like and copies that they found corrupt.
+"""Remove and Report: what clients have dropped, keys at will and copies that they found corrupt.
 
 Keeps invariants 2 (a removed key stays removed) and 10 (corrupt bytes are offered to nobody else).
 """

@@ -1,4 +1,4 @@
-"""How a put ends: its holders record it, and when all of them have answered it can be read.
+"""How a put ends: its holders record it, and once all have answered it can be read.
 
 Keeps invariants 1 and 2 (readable only once every slice is recorded by a holder) and 5 (retries).
 """
@@ -27,7 +27,7 @@ _OK, _EXISTS = Result.OK, Result.EXISTS  # members of an enum are slow to look u
 
 class Recording(NamedTuple):
     node: Node
-    writes: list[Write]  # that it is to record
+    writes: list[Write]  # that it was told to record
 
 
 class Ends:
@@ -42,7 +42,7 @@ class Ends:
         self.catalogue = catalogue
         self.writes = writes
         self.repair = repair
-        self.recording: dict[int, Recording] = {}  # by the command's number: not acknowledged
+        self.recording: dict[int, Recording] = {}  # by the command's number
 
     def end(self, command: m.PutEnd) -> None:
         check_end(self.state, self.calls, command)
@@ -99,7 +99,7 @@ class Ends:
     # ---- what the nodes say of it ----------------------------------------------------------------
 
     def done(self, command_id: int) -> None:
-        """A node has recorded. Leaves of a chain before its root: in this order they leave again."""
+        """A node has recorded. The leaves of a chain before its root: in this order they are evicted, too."""
         for write in reversed(self.recording.pop(command_id).writes):
             self._acknowledged(write)
 
@@ -107,7 +107,7 @@ class Ends:
         self.cut_off(command_id)
 
     def cut_off(self, command_id: int) -> None:
-        """The node fell silent or away, refused, or takes too long: its copies are not counted on."""
+        """The node is silent or away, refused, or takes too long: its copies do not count."""
         node, writes = self.recording.pop(command_id)
         for write in writes:
             for part in write.slices:
@@ -126,7 +126,7 @@ class Ends:
             self.cut_off(command_id)
 
     def given_up(self, node: Node) -> None:
-        """What the node had recorded is lost with it, while others are still recording."""
+        """What the node had recorded is lost, while other nodes are still recording."""
         for write in chain.from_iterable(recording.writes for recording in self.recording.values()):
             for part in write.slices:
                 part.copies = [copy for copy in part.copies if not self._is_on(copy, node)]
@@ -142,9 +142,9 @@ class Ends:
             self._complete(write)
 
     def _complete(self, write: Write) -> None:
-        """Every holder has answered, or none is left: make the object readable, or give its extents back.
+        """Every holder has answered, or none is left: make the object readable, or release its extents.
 
-        Holders that fell silent after they had recorded it are not enough: the client puts it again, elsewhere.
+        Holders that fell silent after recording it are not enough: the client puts it again, elsewhere.
         """
         pending, index = write.end, write.end_index
         assert pending is not None
@@ -172,20 +172,20 @@ class Ends:
         self.writes.close(write)
         copies = _fewest(obj.slices)
         if state.draining or (replaces and before):
-            self.repair.want(obj)  # the node may be to go since the put began
+            self.repair.want(obj)  # the node may be draining since the put began
         if replaces and before:
             self.extents.await_forgetting(before, lambda: self._stored(obj, copies, pending, index))
         else:
             self._stored(obj, copies, pending, index)
 
     def _stored(self, obj: Object, copies: int, pending: PendingEnd, index: int) -> None:
-        """Answer; where copies are missing, once they were made, for as long as that may wait."""
+        """Answer; if copies are missing, once they are made, or when that takes too long."""
         if copies >= obj.wanted:
             self._resolve(pending, index, _OK, copies)
             return
         self.state.counters.degraded_puts += 1
 
-        def answer() -> None:  # the object can be read meanwhile; it may be gone, or have lost a copy more
+        def answer() -> None:  # the object can be read meanwhile; it may have gone, or lost another copy
             self._resolve(pending, index, _OK, max(copies, _fewest(obj.slices)))
 
         if pending.until > self.state.now and self.state.objects.get(obj.key) is obj:
@@ -211,7 +211,7 @@ def _object_of(write: Write, now: int) -> Object:
 
 
 def _fewest(slices: Sequence[Slice]) -> int:
-    """Copies of the slice that has the fewest."""
+    """Copies of the slice with the fewest."""
     least = len(slices[0].copies)
     for part in slices:
         if len(part.copies) < least:

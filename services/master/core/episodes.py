@@ -1,8 +1,8 @@
-"""Tells operators when repairs begin and when they are done, one line each: not once for every object."""
+"""Tells operators when repairs begin and when they are done, in one line each rather than one an object."""
 
 from services.master.core.tables import State
 
-CALM_MS = 1_000  # without anything to repair, until they count as done
+CALM_MS = 1_000  # with nothing to repair, before repairs count as done
 
 
 class Episode:
@@ -10,10 +10,10 @@ class Episode:
         self.state = state
         self._begun_at: int | None = None
         self._calm_since: int | None = None
-        self._before = (0, 0)  # copies made and tries that failed, until it began
+        self._before = (0, 0)  # copies made and failed tries, when it began
 
     def look(self, pending: int) -> None:
-        """In every step: `pending` objects lack copies."""
+        """Called in every step: `pending` objects lack copies."""
         if pending:
             self._calm_since = None
             if self._begun_at is None:

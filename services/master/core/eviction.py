@@ -1,9 +1,9 @@
-"""Which objects leave a segment first. Plain recency takes what was used longest ago; here an object that came back
-after a while stays longer: for each time it did by the distance, in uses, after which objects come back.
+"""Which objects leave a segment first. Plain recency takes what was used longest ago; here an object that was used
+again after a while stays longer, for each such return by the distance, in uses, after which objects return.
 
 What is learned from the traffic is shared by all segments (`Traffic`); each segment keeps its own order (`Residents`).
-A lookup only stamps the object (`used`): an object's place is put right when it is first in line, so that a hit costs
-next to nothing and every look is paid for by a use. No clock: time is counted in uses. Keeps invariants 12 and 13.
+A lookup only stamps the object (`used`): its place is corrected when it is first in line, so that a hit costs next to
+nothing and each look is paid for by a use. No clock: time is counted in uses. Keeps invariants 12 and 13.
 """
 
 from collections import OrderedDict, deque
@@ -15,22 +15,22 @@ from services.master.core.answers import Pin
 from services.master.core.objects import Object
 
 Worth = tuple[int, float]
-"""How firmly an object is pinned, then its last use, put later for each time it came back: for comparing."""
+"""For comparing: how firmly an object is pinned, then its last use, moved later for each return."""
 
 _HARD = Pin.HARD  # members of an enum are slow to look up
 SOFT_ROW = 8  # the row after the last
-RETURNS_MAX = 7  # more than so many make no difference: what was wanted most must go, too, when it is not any longer
-BURST_SHARE = 8  # used within the first 1/8 of its stay only (put, then handed over): that was one use, not a return
-HELD_SKIPPED_MAX = 64  # looked at in vain before a segment is left alone for this step
+RETURNS_MAX = 7  # more make no difference: what was wanted most must go, too, once it is not wanted any more
+BURST_SHARE = 8  # used only within the first 1/8 of its stay (put, then handed over): one use, not a return
+HELD_SKIPPED_MAX = 64  # looks in vain before a segment is left alone for this step
 LOOKS_MAX = 4_096  # in one step, at most
 GENERATIONS = 4  # of evicted objects remembered, each half as many as there are objects
-SAMPLE_MIN = 64  # averages reach over as many objects as there are, at least over so many
+SAMPLE_MIN = 64  # averages reach over as many objects as there are, and at least over so many
 
 
 class Residents:
-    """The objects with a copy on one segment: a row for each number of times they came back, the oldest first.
+    """The objects with a copy on one segment: a row for each number of returns, the oldest first.
 
-    Those pinned softly have a row of their own, by plain recency: it is their turn when all others are empty. Those
+    Softly pinned ones have a row of their own, by plain recency, whose turn comes when all others are empty. Those
     pinned hard are in none.
     """
 
@@ -38,7 +38,7 @@ class Residents:
 
     def __init__(self, traffic: "Traffic") -> None:
         self._traffic = traffic
-        # To each object its last use when it was put into the row: a later one is noticed by comparing.
+        # Object -> its last use when it was put into the row: a later use shows by comparing.
         self._rows: list[OrderedDict[Object, int]] = [OrderedDict() for _ in range(SOFT_ROW + 1)]
         self._pinned: dict[Object, None] = {}
 
@@ -51,10 +51,10 @@ class Residents:
         held: Callable[[Object], bool],
         below: Worth | None = None,
     ) -> tuple[list[Object], bool]:
-        """Objects of about `wanted_bytes` to evict, first ones first, and whether another call now may find more.
+        """Objects of about `wanted_bytes` to evict, in order, and whether another call may find more.
 
-        They are not residents any longer: the caller discards them. Those `held` back keep their place, unless they are
-        so many that nothing else is found. `below`: only what is worth less.
+        They are no longer residents: the caller discards them. Those `held` back keep their place, unless there are so
+        many that nothing else is found. `below`: only what is worth less.
         """
         traffic, looks = self._traffic, 0
         victims: list[Object] = []
@@ -85,9 +85,7 @@ class Residents:
                 traffic.evicted(obj, returns)
                 victims.append(obj)
                 wanted_bytes -= size_of(obj)
-        if (
-            len(skipped) == HELD_SKIPPED_MAX
-        ):  # they are in the way of others: they were used lately, that is their place
+        if len(skipped) == HELD_SKIPPED_MAX:  # they are in the way of others, and were used lately
             for returns, obj, _ in skipped:
                 self._rows[returns][obj] = obj.used
         else:
@@ -97,7 +95,7 @@ class Residents:
         return victims, looks == LOOKS_MAX
 
     def _next_row(self) -> int | None:
-        """Whose first object is worth least."""
+        """The row whose first object is worth least."""
         bonus, least, lowest = self._traffic.bonus, None, 0.0
         for returns, row in enumerate(self._rows[:SOFT_ROW]):
             if row:
@@ -112,7 +110,7 @@ class Residents:
         return (Pin.SOFT, queued) if returns == SOFT_ROW else (Pin.NONE, queued + self._traffic.bonus * returns)
 
     def least(self) -> Worth | None:
-        """What the first to be evicted is worth, or less: it may have been used since. None: there is none."""
+        """What the first to be evicted is worth, at least: it may have been used since. None if there is none."""
         returns = self._next_row()
         return None if returns is None else self._first_worth(returns)
 
@@ -127,7 +125,7 @@ class Residents:
         return obj.pin, obj.used + bonus
 
     def add(self, obj: Object, returns: int) -> None:
-        """An object that is not among them, which came back `returns` times so far."""
+        """Add an object that returned `returns` times so far."""
         if obj.pin == _HARD:
             self._pinned[obj] = None
         else:
@@ -141,11 +139,11 @@ class Residents:
                 return
 
     def returns(self, obj: Object) -> int | None:
-        """How often a resident was seen to come back."""
+        """How often a resident was seen to return; None if it is none."""
         return next((returns for returns, row in enumerate(self._rows) if obj in row), None)
 
     def put_last(self, obj: Object) -> None:
-        """Among those that were not seen to come back; nothing where it is not one of them."""
+        """Among those that never returned; nothing happens if it is not one of them."""
         if obj in self._rows[0]:
             self._rows[0].move_to_end(obj)
 
@@ -160,24 +158,24 @@ class Residents:
 
 
 class Traffic:
-    """How objects come back, and whether it pays to let those stay longer that did.
+    """How objects return, and whether it pays to keep those longer that did.
 
-    Sampled where objects are looked at for eviction and where evicted ones are put again; means of the recent past.
+    Sampled when objects are looked at for eviction and when evicted ones are put again; means of the recent past.
     """
 
     def __init__(self, objects: dict[bytes, Object]) -> None:
         self.uses = 0  # so far: objects found by lookups, put, or offered again
         self._objects = objects
-        self._distance = 0.0  # uses between two uses of an object that came back: the median
-        self._stay = 0.0  # uses from one look at an object to the next: what each would get from plain recency
+        self._distance = 0.0  # uses between two uses of an object that returned: the median
+        self._stay = 0.0  # uses from one look at an object to the next: its stay by plain recency
         self._returns = 0.0  # of the objects looked at
         self._looks = 0
-        self._lead = 0  # objects that came back in time thanks to the bonus, less those it made go too soon
+        self._lead = 0  # objects that the bonus kept until they returned, less those it made go too soon
         self._ghosts: deque[_Generation] = deque(maxlen=GENERATIONS)
 
     @property
     def bonus(self) -> float:
-        """Uses by which an object may stay longer for each time it came back."""
+        """Uses by which an object may stay longer for each return."""
         return self._distance if self._lead >= 0 else 0.0
 
     def use(self, count: int = 1) -> int:
@@ -186,7 +184,7 @@ class Traffic:
         return self.uses
 
     def put(self, obj: Object) -> int:
-        """Stamp a new object; how often it came back, if it was here not long ago."""
+        """Stamp a new object. Returns how often it returned, if it was here not long ago."""
         self.uses += 1
         obj.used = self.uses
         for ghosts in self._ghosts:
@@ -216,7 +214,7 @@ class Traffic:
         self._ghosts[0].remember(obj, returns)
 
     def _judge(self, returns: int, distance: int) -> None:
-        """Would it have been there: by plain recency, and with the bonus? What some get by it the others lose."""
+        """Would it have been there, by plain recency and with the bonus? What some gain by it others lose."""
         recency = distance < self._stay
         favoured = distance < self._stay + self._distance * (returns - self._returns)
         bound = SAMPLE_MIN + self._sample // 32
@@ -228,13 +226,13 @@ class Traffic:
 
 
 class _Generation:
-    """Objects evicted one after the other. Whole generations are forgotten: a chain is of use only as a whole."""
+    """Objects evicted in a row. Forgotten as a whole: a chain is of use only as a whole."""
 
     __slots__ = ("returns", "used")
 
     def __init__(self) -> None:
-        self.returns: dict[int, int] = {}  # by the key's hash: small, and two that share it do no harm
-        self.used = [0] * (RETURNS_MAX + 1)  # last use of the first one evicted, by returns
+        self.returns: dict[int, int] = {}  # by the key's hash: small, and it does no harm if two share it
+        self.used = [0] * (RETURNS_MAX + 1)  # by returns: last use of the first one evicted
 
     def remember(self, obj: Object, returns: int) -> None:
         self.used[returns] = self.used[returns] or obj.used

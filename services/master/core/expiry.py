@@ -1,7 +1,7 @@
-"""Objects with a time to live: from its end on a miss at once, their space returns as by a remove.
+"""Objects with a time to live: a miss as soon as it ends, and their space returns as after a remove.
 
-Runs before the step's command, so that no call meets what has expired. Bounded work a step; what is left over then is
-no longer readable either (`State.overdue`). Durations only: nodes keep what is left of them (invariant 14).
+Runs before the step's command, so that no call finds what has expired. Bounded work a step; what is left over can no
+longer be read either (`State.overdue`). Durations only: nodes keep what is left of each (invariant 14).
 """
 
 from services.master.core.catalogue import Catalogue

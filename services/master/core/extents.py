@@ -1,7 +1,7 @@
-"""The life of an extent once it was placed: how it comes back to the allocator, and what its node is told of it.
+"""The life of an extent after it was placed: how it returns to the allocator, and what its node is told.
 
 Keeps invariants 3 (extents disjoint, bytes add up) and 7 (no reuse while a lease, a late write or the node's own record
-could still touch an extent). What each waits for is in `quarantine`.
+could still touch an extent). What an extent waits for is drawn in `quarantine`.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,8 +17,8 @@ from services.master.core.tables import State
 
 _FREE, _WATCHED, _LEASED = Hold.FREE, Hold.WATCHED, Hold.LEASED  # members of an enum are slow to look up
 _FORGETTING, _ACKNOWLEDGED = Hold.FORGETTING, Event.ACKNOWLEDGED
-EXTENTS_PER_FORGET = 8_192  # of either kind: a message has its bounds, and a node does other things, too
-WATCHED_PER_FORGET = 64  # a writer that was stopped holds up no more extents than these
+EXTENTS_PER_FORGET = 8_192  # of either kind: messages are bounded, and a node has other things to do, too
+WATCHED_PER_FORGET = 64  # a stopped writer holds up no more extents than these
 
 
 class Extents:
@@ -26,12 +26,12 @@ class Extents:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.forgetting: dict[int, list[Quarantined]] = {}  # by the command's number: not acknowledged
+        self.forgetting: dict[int, list[Quarantined]] = {}  # by the command's number
 
     def release(self, copy: Copy, length: int, write_id: int, *, not_before: int, recorded: bool) -> Quarantined | None:
-        """A reserved extent's way back to the allocator; at once when nothing can touch it any more.
+        """Send a reserved extent back to the allocator; at once if nothing can touch it any more.
 
-        `recorded`: its node may hold it in its index, and has to forget it first.
+        `recorded`: its node may hold it in its index, and must forget it first.
         """
         segment = self.state.segments.get(copy.segment)
         if segment is None or segment.gone:
@@ -44,7 +44,7 @@ class Extents:
     ) -> Quarantined | None:
         """Keep an extent that is in no account until it is safe to reuse.
 
-        One that is not recorded rests because a write to it may go on: when its time has come its node is asked.
+        One that is not recorded rests because a write to it may go on: then its node is asked whether one does.
         """
         is_due = not_before <= self.state.now
         if is_due and not recorded:
@@ -61,7 +61,7 @@ class Extents:
         return entry
 
     def forgotten(self, entry: Quarantined) -> None:
-        """The node no longer holds the extent, nor does anybody write there by shared memory."""
+        """The node no longer holds the extent, and nobody writes there by shared memory."""
         if entry.forgetting is not None:
             self.wait_no_more(entry)
         if entry.hold is _LEASED and entry.not_before <= self.state.now:  # its timer comes later in this step
@@ -69,7 +69,7 @@ class Extents:
         self._on(entry, _ACKNOWLEDGED)
 
     def await_forgetting(self, entries: Iterable[Quarantined], then: Callable[[], None]) -> None:
-        """Go on once live nodes have forgotten these. A suspect one is told when it returns: nobody waits for that."""
+        """Call `then` once live nodes have forgotten these. Suspect nodes are not waited for."""
         forgetting = Forgetting(then)
         for entry in entries:
             if entry.segment.live:
@@ -78,7 +78,7 @@ class Extents:
         forgetting.one_less()
 
     def wait_no_more(self, entry: Quarantined) -> None:
-        """It is forgotten, or nobody knows when it will be."""
+        """It is forgotten, or nobody can say when it will be."""
         forgetting, entry.forgetting = entry.forgetting, None
         if forgetting is not None:
             forgetting.one_less()
@@ -98,8 +98,8 @@ class Extents:
     # ---- messages to nodes -----------------------------------------------------------------------
 
     def flush_forgets(self) -> None:
-        """One Forget a node and step if it is not too long, and others for what may still be written: their answers can
-        take long.
+        """One Forget a node and step unless it gets too long, and others for what may still be written: nodes may take
+        long to answer those.
 
         A node without a stream is told when it attaches again.
         """
@@ -136,5 +136,5 @@ class Extents:
         self.cut_off(command_id)
 
     def cut_off(self, command_id: int) -> None:
-        """The node is told again once it attaches again: what is not forgotten is still in quarantine."""
+        """The node is told again when it attaches: what is not forgotten is still in quarantine."""
         del self.forgetting[command_id]

@@ -1,6 +1,6 @@
-"""How many writes each client has been promised: under way, or waiting for room (invariant 12).
+"""How many writes each client has, under way or waiting for room (invariant 12).
 
-One client cannot take all there are. A write counts from its PutStart until it has ended, was aborted or has expired.
+One client cannot take them all. A write counts from its PutStart until it has ended, was aborted or has expired.
 """
 
 from services.master.core.calls import Overloaded

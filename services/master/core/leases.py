@@ -1,8 +1,8 @@
-"""Who may still read what: leases, which lookups give and which end when the read has, and holds, which matches give.
+"""Who may still read what: lookups give leases, which end with the read; matches give holds.
 
 Keeps invariants 7 (an object's extents are nobody else's before `lease_until`) and 12 (what is remembered is bounded).
-A lease ends early only where every lease on the object was given back, and not before a hold does. Counting may err on
-the long side alone: a lease that nobody gives back, or that is not remembered any more, lasts its time.
+An object's leases end early only once all of them were given back, and never before a hold. Errors are on the long
+side only: a lease that nobody gives back, or that is no longer remembered, lasts its full time.
 """
 
 from collections import OrderedDict
@@ -16,8 +16,8 @@ class Leases:
     def __init__(self, state: State) -> None:
         self.state = state
         self._given: OrderedDict[int, tuple[int, list[Object]]] = OrderedDict()  # lease -> its end, what is leased
-        self._remembered = 0  # objects in there
-        self._next = state.salt  # another for every life of a master: none takes another's lease for its own
+        self._remembered = 0  # objects in it
+        self._next = state.salt  # differs from master to master: none mistakes another's lease for its own
 
     def give(self, objects: list[Object]) -> int:
         """The number of a new lease on these objects."""
@@ -34,7 +34,7 @@ class Leases:
         return lease
 
     def hold(self, objects: Iterable[Object], hold_ms: int) -> None:
-        """Keep these objects where they are for a while: somebody will look them up."""
+        """Keep these objects where they are for a while, until somebody looks them up."""
         now = self.state.now
         until = now + min(hold_ms, self.state.config.lease_ms)
         for obj in objects:
@@ -50,7 +50,7 @@ class Leases:
             until, objects = self._given.pop(lease, (now, []))
             self._remembered -= len(objects)
             if until <= now:
-                continue  # it has ended by itself: who counts on the objects now came later
+                continue  # it ran out: those who count on the objects now came later
             for obj in objects:
                 obj.readers -= 1
                 if not obj.readers:

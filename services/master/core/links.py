@@ -1,8 +1,8 @@
-"""Ways from node to node as repair knows them: a pair between which a copy failed rests, longer each time it fails.
+"""Ways from node to node: a pair between which a copy failed rests, longer each time.
 
-Only a copy that succeeds ends that, or a new life of one of the two, or a long time: not that both answer the master,
-which says nothing of a firewall between them. A pair that has rested gets one copy to try, whatever else waits
-(invariant 12); other pairs go on meanwhile.
+That ends with a copy that succeeds, a new life of either node, or a long time; not because both answer the master,
+which says nothing about a firewall between them. A rested pair gets one copy to try, however many wait (invariant 12);
+other pairs go on meanwhile.
 """
 
 from collections import OrderedDict
@@ -13,8 +13,8 @@ from services.master.core.tables import State
 
 FIRST_MS = 500  # of rest after the first failure: doubled with each
 LONGEST_MS = 60_000
-FORGOTTEN_MS = 600_000  # what has not been tried for so long is as good as new
-GIVEN_UP = 3  # failures, one after the other, after which nobody waits for the pair any more
+FORGOTTEN_MS = 600_000  # a pair not tried for so long is as good as new
+GIVEN_UP = 3  # failures in a row after which nobody waits for the pair any more
 PAIRS_MAX = 16_384
 
 Pair = tuple[str, int, str, int]
@@ -44,12 +44,12 @@ class Links:
         return any(self.is_open(source, target) for source in sources)
 
     def is_given_up(self, sources: Iterable[Node], target: Node) -> bool:
-        """Whether nothing has come from any of them for so often that another target is better than to wait."""
+        """Whether copies from all of them failed so often that another target is better than waiting."""
         rests = [self._rest(source, target) for source in sources]
         return all(rest is not None and rest.failures >= GIVEN_UP for rest in rests)
 
     def begin(self, source: Node, target: Node) -> bool:
-        """A copy is on its way; whether it is the one try of a pair that has failed."""
+        """A copy is on its way. Returns whether it is the one try of a pair that has failed."""
         assert self.is_open(source, target)
         rest = self._rest(source, target)
         if rest is not None:
@@ -63,11 +63,11 @@ class Links:
             rest.trying = False
 
     def worked(self, source: Node, target: Node) -> bool:
-        """A copy arrived; whether the pair had failed before."""
+        """A copy arrived. Returns whether the pair had failed before."""
         return self._rests.pop(_pair(source, target), None) is not None
 
     def failed(self, source: Node, target: Node, begun_at: int) -> tuple[int, int] | None:
-        """A copy that was begun then failed: failures in a row, and ms of rest. None where it tells nothing new."""
+        """A copy begun at `begun_at` failed: (failures in a row, ms of rest); None if that is no news."""
         now, rest = self.state.now, self._rest(source, target)
         if rest is not None and begun_at <= rest.failed_at:
             return None  # it was on its way when another failed

@@ -1,4 +1,4 @@
-"""What is lost with a node that is given up: its copies are taken from their objects, a few a step (invariant 12)."""
+"""What is lost with a node that is given up: its copies leave their objects, a few in each step (invariant 12)."""
 
 from collections import deque
 
@@ -25,7 +25,7 @@ class Losses:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Some of the work; the rest in the next steps."""
+        """Do some of the work; the rest follows in the next steps."""
         budget = SWEEP_PER_STEP
         while self.sweeping and budget:
             segment = self.sweeping[0]

@@ -25,17 +25,17 @@ from services.master.core.tables import Config, State
 from services.master.core.transfers import Transfers
 from services.master.core.writes import Writes
 
-ROUNDS_MAX = 64  # of consequences in one step; what is left runs in the next
+ROUNDS_MAX = 64  # of consequences in one step; the rest runs in the next
 
 
 class Master:
     """Placement, life and death of objects; no I/O."""
 
     def __init__(self, config: Config, *, epoch: int, now: int = 0, salt: int = 0) -> None:
-        """`epoch`: of this master's reign, greater than any before. `now`: ms on any clock that only goes forward.
+        """`epoch`: of this master's reign, greater than any before. `now`: ms on any clock that never goes back.
 
-        `salt`: random, below 2**31. Write ids begin there: a client that ends a write of an earlier reign meets none of
-        this one's, even if the wall clock gave both the same epoch.
+        `salt`: random, below 2**31. Write ids begin there, so that a client that ends a write of an earlier reign hits
+        none of this one's even if the wall clock gave both the same epoch.
         """
         self.state = State(config, epoch, now, salt)
         self.calls = Calls(self.state)
@@ -86,10 +86,10 @@ class Master:
             self.nodes.silence.excuse(gap_ms)
         if state.expiring:
             self.expiry.run()
-        # What has arrived counts before the time that has passed: a heartbeat that waited its turn is no silence.
+        # What has arrived comes before the time that has passed: a heartbeat that waited its turn is not silence.
         if not isinstance(command, m.Tick):
             self._handle(command)
-        due = []  # what they put off until now is the next step's: a step must stay short
+        due = []  # what these set for now is the next step's: a step must stay short
         while state.timers and state.timers[0][0] <= now:
             due.append(heapq.heappop(state.timers)[2])
         for action in due:
@@ -99,7 +99,7 @@ class Master:
         return effects
 
     def next_deadline_ms(self) -> int | None:
-        """When `step` should be called at the latest, with a Tick if there is nothing else."""
+        """When `step` must be called at the latest, with a Tick if there is nothing else."""
         due = self.state.timers[0][0] if self.state.timers else None
         poll, expiry = self.puts.next_poll_ms(), self.expiry.next_ms()
         return min((when for when in (due, poll, expiry) if when is not None), default=None)
@@ -112,16 +112,16 @@ class Master:
         try:
             self._handlers[type(command)](command)  # type: ignore[operator]
         except (Invalid, Overloaded) as error:
-            assert not isinstance(command, m.NodeCommand | m.Tick), "only callers make mistakes that are theirs"
+            assert not isinstance(command, m.NodeCommand | m.Tick), "only clients are told of their mistakes"
             self.calls.refuse(command.call, error)
 
     def _settle(self) -> None:
-        """What follows from the step. Room that was made may let a put end, whose keys a match waits for."""
+        """What follows from the step. Freed room may let a put go on, and a match may be waiting for its keys."""
         state = self.state
         if state.unreached:
             self.nodes.silence.probe_unreached()
         poll = self.puts.next_poll_ms()
-        retry = poll is not None  # waiting puts look again in every step: leases end by themselves
+        retry = poll is not None  # waiting puts look again in every step, since leases run out by themselves
         for _ in range(ROUNDS_MAX):
             if retry or state.space_freed:
                 retry = state.space_freed = False

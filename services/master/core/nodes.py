@@ -1,7 +1,7 @@
-"""What storage nodes say: hello, inventory, heartbeats, acknowledgements, and that they leave.
+"""What storage nodes say: hello, inventory, heartbeats, acknowledgements, leave.
 
 Keeps invariants 6 (old epochs and incarnations change nothing) and 8 (inventories are adopted before anything new is
-placed; conflicting claims are dropped, never served). What follows when they say nothing is in `silence`.
+placed; conflicting claims are dropped, never served). What follows if they say nothing is in `silence`.
 """
 
 from itertools import zip_longest
@@ -31,7 +31,7 @@ class Nodes:
         self.catalogue = catalogue
         self.repair = repair
         self.drains = drains
-        self.adoptions: dict[Node, Adoption] = {}  # of inventories that are complete
+        self.adoptions: dict[Node, Adoption] = {}  # under way: the node's inventory is complete
         self.losses = Losses(state, catalogue, repair)
         self.silence = Silence(
             state, extents, repair, ends, drains, self.losses, suspected=self._suspected, let_go=self._let_go
@@ -41,14 +41,14 @@ class Nodes:
     # ---- attachment ------------------------------------------------------------------------------
 
     def hello(self, command: m.Hello) -> None:
-        """A node dials: known (its stream broke, or it took another) or new, or a later life of a known one."""
+        """A node dials: known (its stream broke, or it opens another), new, or another life of a known one."""
         state = self.state
         if not command.node_id or not command.segments or any(s.capacity_bytes <= 0 for s in command.segments):
             state.close(command.stream, "hello needs a node id and segments with capacity")
             return
         node = state.nodes.get(command.node_id)
         if command.epoch > state.epoch or (command.epoch == state.epoch and node is None):
-            state.begin_epoch(command.epoch + 1)  # it obeyed a master that this one's clock does not put before it
+            state.begin_epoch(command.epoch + 1)  # it obeyed a master whose epoch this one's clock does not exceed
         if node is not None and command.incarnation < node.incarnation:
             state.counters.stale_messages += 1
             self.claims.refuse(node, command.stream)
@@ -74,7 +74,7 @@ class Nodes:
         node.host_id = command.host_id
         node.zone = command.zone
         node.on(Event.HELLO)
-        state.absences.begin(node.node_id, node.incarnation, ())  # of what it holds nobody knows until it has said it
+        state.absences.begin(node.node_id, node.incarnation, ())  # nobody knows what it holds until it has said so
         node.heard_at = state.now
         node.probed_at = None
         node.inventory = []
@@ -91,7 +91,7 @@ class Nodes:
             segment = Segment(self.state.number(), node, info, self.state.traffic, self.state.config.high_watermark)
             self.state.segments[segment.number] = segment
             node.segments.append(segment)
-            # Under an earlier master, or before it was given up, writes may have begun there that nobody here knows of.
+            # An earlier master, or this one before it gave the node up, may have let writes begin there.
             segment.fenced = command.epoch > 0
         return node
 
@@ -168,7 +168,7 @@ class Nodes:
             self.claims.withdraw(command.stream)
 
     def _speaker(self, stream: int) -> Node | None:
-        """The node of a stream, which has just been heard; None for streams that were given up."""
+        """The node of a stream, which has just been heard; None if the stream is no longer its node's."""
         node = self.state.streams.get(stream)
         if node is None:
             return None
@@ -179,12 +179,12 @@ class Nodes:
             node.probed_at = None
             self.repair.look_again()
         if node.phase is Phase.SILENT:
-            # It was only slow. What was taken from it meanwhile it is told to forget, on the same stream.
-            self._live(node, Event.WORD)
+            # It was only slow. On the same stream it is told to forget what was dropped meanwhile.
+            self._live(node, Event.HEARD)
         return node
 
     def _suspected(self, node: Node) -> None:
-        """It fell silent, or its stream is over."""
+        """It fell silent, or its stream has ended."""
         adoption = self.adoptions.pop(node, None)
         if adoption is not None:
             adoption.end()

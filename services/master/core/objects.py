@@ -1,6 +1,6 @@
-"""Objects and what they are made of: slices, and where copies of each lie. No decisions here.
+"""Objects and what they are made of: slices, and where the copies of each lie. No decisions here.
 
-Lean on purpose (slots, tuples, one list a slice): a master holds millions of them.
+Kept lean (slots, tuples, one list a slice): a master holds millions of them.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from services.master.core.packed import Run
 
 
 class Near(NamedTuple):
-    """Where a caller is. Empty: not said, or of no account."""
+    """Where a caller is; empty if it did not say, or if it does not matter."""
 
     host_id: str = ""
     zone: str = ""
@@ -56,14 +56,14 @@ class Object:
         self.depth = depth
         self.slices = slices
         self.lease_until = lease_until  # the last of all leases and holds
-        self.held_until = lease_until  # before that no lease ends early
-        self.readers = 0  # leases that were not given back, since the object was last without any
-        self.used = 0  # last, by the count of `Traffic`
+        self.held_until = lease_until  # no lease ends early before that
+        self.readers = 0  # leases not given back since the object last had none
+        self.used = 0  # last use, as `Traffic` counts them
         self.wanted = wanted  # copies
         self.expires_at = expires_at  # 0: never
         self.pin = pin
-        self.run: Run | None = None  # of what was put with it
-        self.place = 0  # there
+        self.run: Run | None = None  # it was put in
+        self.place = 0  # in the run
 
 
 def held(obj: Object, number: int, part: Slice, copy: Copy) -> HeldCopy:
@@ -84,10 +84,10 @@ def from_held(record: HeldCopy, lease_until: int) -> Object:
 
 
 class Terms(NamedTuple):
-    """What a put asks for beside its bytes: one value for all its objects."""
+    """What a put asks for besides its bytes, the same for all its objects."""
 
     wanted: int  # copies
-    ttl_ms: int  # from when it is ended; 0: no end
+    ttl_ms: int  # from its end on; 0: for ever
     pin: int
     client: str
     replaces: bool  # what can be read under the key

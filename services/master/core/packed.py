@@ -1,4 +1,4 @@
-"""Keys end to end: as calls bring them, and as a run remembers what was put together.
+"""Keys end to end, as calls bring them and as a run remembers what was put together.
 
 Only for keys of one length, as hashes are.
 """
@@ -11,12 +11,12 @@ from typing import overload
 
 
 class PackedKeys(Sequence[bytes]):
-    """Keys of one width, end to end as they came: each is made only where somebody looks at it."""
+    """Keys of one width, end to end as they came; each is made only when it is looked at."""
 
     __slots__ = ("_data", "width")
 
     def __init__(self, data: bytes, width: int) -> None:
-        """ValueError where the data is no whole number of keys."""
+        """ValueError if the data is not a whole number of keys."""
         if not width or len(data) % width:
             raise ValueError(f"{len(data)} bytes are no whole number of keys of {width} bytes")
         self._data = data
@@ -47,18 +47,18 @@ class PackedKeys(Sequence[bytes]):
 
 
 class Run:
-    """What was put in one call, in its order; `runs` keeps it true."""
+    """What was put in one call, in order; kept up to date by `runs`."""
 
     __slots__ = ("count", "end", "keys", "left", "sizes", "width")
 
     def __init__(self, keys: bytes, width: int, sizes: Sequence[int]) -> None:
         self.keys = keys
         self.width = width  # bytes of a key
-        self.sizes = array("Q", accumulate(sizes, initial=0))  # of all objects before each place
+        self.sizes = array("Q", accumulate(sizes, initial=0))  # the sum before each place
         self.count = self.end = self.left = len(sizes)
 
     def length(self, place: int, keys: PackedKeys, start: int) -> int:
-        """How many of the keys from `start` on, which is the one at `place`, are those of the run."""
+        """How many keys from `start` on continue the run, given that the one at `start` is the run's at `place`."""
         high, offset, width = min(self.end - place, len(keys) - start), place * self.width, self.width
         if high < 2 or not self.keys.startswith(keys.joined(start + 1, start + 2), offset + width):
             return min(high, 1)

@@ -1,6 +1,6 @@
-"""Calls whose answer waits: a PutStart for room, a PutEnd for its holders, a Match for a write.
+"""Calls that wait for their answer: a PutStart for room, a PutEnd for its holders, a Match for a write.
 
-And the write that stands between a PutStart and its PutEnd, and what goes on once copies are forgotten.
+Beside them the write, which stands between a PutStart and its PutEnd, and what goes on once copies are forgotten.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from services.master.core.objects import Object, Slice, Terms
 
 
 class PendingStart:
-    """A PutStart of which some keys wait for room."""
+    """A PutStart some of whose keys wait for room."""
 
     __slots__ = ("asked_at", "command", "deadline", "next", "results", "terms", "waited", "write_ids")
 
@@ -22,7 +22,7 @@ class PendingStart:
         self.deadline = deadline
         self.results: list[Result] = [Result.OK] * len(command.keys)
         self.write_ids = [0] * len(command.keys)
-        self.next = 0  # the first key that is not decided
+        self.next = 0  # the first undecided key
         self.waited = False
 
     def decide(self, result: Result) -> None:
@@ -31,7 +31,7 @@ class PendingStart:
 
     @property
     def size(self) -> int:
-        """Of the object to be decided next."""
+        """Of the next object to be decided."""
         return self.command.sizes[self.next]
 
 
@@ -42,7 +42,7 @@ class PendingEnd:
 
     def __init__(self, request_id: bytes, count: int, until: int) -> None:
         self.request_id = request_id
-        self.until = until  # so long it may wait for copies that are made elsewhere
+        self.until = until  # how long it may wait for copies made elsewhere
         self.results = [Result.UNKNOWN_WRITE] * count
         self.copies = [0] * count
         self.objects: list[Object | None] = [None] * count  # what became of the writes
@@ -64,7 +64,7 @@ class PendingMatch:
 
 
 class Forgetting:
-    """What goes on once the nodes have forgotten some copies, so that no restart brings those back."""
+    """What goes on once nodes have forgotten certain copies, so that no restart brings those back."""
 
     __slots__ = ("remaining", "then")
 
@@ -80,7 +80,7 @@ class Forgetting:
 
 
 class Write:
-    """A put between its start and its end: its extents are reserved, its bytes promise nothing."""
+    """A put between its start and its end: its extents are reserved, its bytes count for nothing yet."""
 
     __slots__ = ("awaiting", "depth", "end", "end_index", "key", "obj", "size", "slices", "terms", "write_id")
 
@@ -91,7 +91,7 @@ class Write:
         self.depth = depth
         self.slices = slices
         self.terms = terms
-        self.end: PendingEnd | None = None  # set once the client has ended it: then nodes are recording it
+        self.end: PendingEnd | None = None  # set once the client has ended it, and nodes record it
         self.end_index = 0
         self.obj: Object | None = None  # what nodes record of it, and what it is to become
         self.awaiting = 0  # records not acknowledged yet

@@ -1,7 +1,7 @@
-"""Where slices are placed: on which nodes, in which of their extents, the nearest and emptiest first.
+"""Where slices are placed: on which nodes and in which extents, the nearest and emptiest first.
 
 Keeps invariants 3 (extents disjoint) and 4 (copies on distinct nodes; in distinct zones and on distinct hosts where
-there are). Whether to wait or to evict where there is no room is decided elsewhere.
+there are any). Whether to wait or to evict if there is no room is decided elsewhere.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from services.master.core.cluster import Node, Segment
 from services.master.core.objects import Copy, Near, Slice
 from services.master.core.tables import State
 
-PinRoom = dict[int, int]  # by segment, the bytes that may yet be pinned hard there
+PinRoom = dict[int, int]  # by segment: bytes that may still be pinned hard there
 
 
 class Placing:
@@ -26,7 +26,7 @@ class Placing:
         return [limit] * full + ([rest] if rest else [])
 
     def could_ever_fit(self, size: int) -> bool:
-        """Whether one copy of an object of `size` bytes would fit into the open segments if they were empty."""
+        """Whether one copy of an object of `size` bytes would fit into the open segments, were they empty."""
         segments = self.state.open_segments()
         if not segments:
             return True  # nobody knows yet
@@ -50,7 +50,7 @@ class Placing:
         return room
 
     def could_pin(self, size: int, copies: int, room: PinRoom) -> bool:
-        """Whether so much may be pinned, on as many nodes as there should be copies."""
+        """Whether an object of `size` bytes may be pinned hard on as many nodes as it wants copies."""
         largest = aligned(min(size, self.state.config.slice_bytes))
         segments = self.state.open_segments()
         pinnable = [segment for segment in segments if room[segment.number] >= largest]
@@ -63,10 +63,10 @@ class Placing:
     ) -> list[Slice] | None:
         """Reserve extents for every slice, `copies` on distinct nodes (as many as there are nodes).
 
-        With `degraded` fewer copies are taken rather than none. None, and nothing reserved, when there is no room now.
+        With `degraded` fewer copies are better than none. None, with nothing reserved, if there is no room now.
         """
         lengths = self.slice_lengths(size)
-        # An object of many slices is spread over the nodes: reading it then uses all their bandwidth.
+        # An object of many slices is spread over the nodes, so that reading it uses all their bandwidth.
         near = near if len(lengths) == 1 else Near(zone=near.zone)
         slices: list[Slice] = []
         for length in lengths:
@@ -81,9 +81,9 @@ class Placing:
     def place_run(
         self, size: int, count: int, copies: int, near: Near, *, degraded: bool, room: PinRoom | None = None
     ) -> list[list[Slice]]:
-        """`place` for 1 to `count` objects of `size`; none when there is no room for the first now.
+        """`place` for 1 to `count` objects of `size` bytes; none if there is no room for the first now.
 
-        Where several fit into one slice they are placed as if they were one: side by side, on the same nodes.
+        Where several fit into one slice they are placed as one: side by side, on the same nodes.
         """
         each = aligned(size)
         if count > 1:
@@ -106,9 +106,9 @@ class Placing:
         among: Sequence[Segment] | None = None,
         room: PinRoom | None = None,
     ) -> list[Copy]:
-        """Reserve extents on `copies` nodes that are not holders: distinct zones, then hosts, first.
+        """Reserve extents on `copies` nodes that are not holders, in distinct zones, then on distinct hosts if it can.
 
-        `among`: these segments only. `room` is what may be taken of each segment; what is taken is taken from it.
+        `among`: only these segments. `room` is what may be taken of each segment, and is reduced by what is.
         """
         size = aligned(length)
         nodes = list(holders)  # with a copy
@@ -121,8 +121,8 @@ class Placing:
         def rank(segment: Segment) -> tuple[bool, bool, bool, bool, bool, bool, float, int]:
             node, used = segment.node, segment.live_bytes + segment.reserved_bytes + size
             return (
-                node.probed_at is not None,  # somebody could not reach it
-                used > segment.limit_bytes,  # rather elsewhere than by eviction
+                node.probed_at is not None,  # a client could not reach it
+                used > segment.limit_bytes,  # elsewhere rather than by eviction
                 any(other.zone == node.zone for other in nodes),
                 any(other.host_id == node.host_id for other in nodes),
                 bool(near.host_id) and not nodes and node.host_id != near.host_id,
@@ -150,9 +150,9 @@ class Placing:
         return placed
 
     def place_copy(self, part: Slice, can_take: Callable[[Node], bool]) -> Copy | None:
-        """Reserve an extent for one more copy of a slice, on a node that has none; None where there is no room now.
+        """Reserve an extent for one more copy of a slice, on a node without one; None if there is no room now.
 
-        It takes no segment above the watermark: what should go for it is decided elsewhere (`Room.displace`).
+        No segment gets above the watermark by it: what goes for such a copy is decided in `Room.displace`.
         """
         among = [segment for segment in self.roomy(part) if can_take(segment.node)]
         holders = self.state.holders(part)
@@ -160,7 +160,7 @@ class Placing:
         return placed[0] if placed else None
 
     def roomy(self, part: Slice) -> list[Segment]:
-        """Where one more copy of a slice could be as things are, as far as bytes tell."""
+        """Segments with bytes enough for one more copy of a slice as things are."""
         size, holders = aligned(part.length), self.state.holders(part)
         return [
             segment
@@ -169,7 +169,7 @@ class Placing:
         ]
 
     def unreserve(self, copies: Sequence[Copy], length: int, room: PinRoom | None = None) -> None:
-        """Take back what nobody has been told of yet."""
+        """Take back what nobody was told of yet."""
         for number, offset in copies:
             self.state.segments[number].unreserve(offset, length)
             if room is not None:

@@ -1,4 +1,4 @@
-"""What a put must be to be looked at: refused here before anything changed (invariant 12)."""
+"""What a put must be like: anything else is refused here, before anything changed (invariant 12)."""
 
 from services.master.core import messages as m
 from services.master.core.calls import Calls, Invalid

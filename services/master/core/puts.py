@@ -1,4 +1,4 @@
-"""How a put starts: its places are reserved, or it waits for room. And how it ends without a PutEnd: abort, expiry.
+"""How a put starts: its extents are reserved, or it waits for room. And how it ends without a PutEnd: abort, expiry.
 
 Keeps invariants 5 (retries) and 12 (bounded waits). The rest of its life is in `ends`.
 """
@@ -21,7 +21,7 @@ from services.master.core.shortage import Shortage, shortage
 from services.master.core.tables import State
 from services.master.core.writes import Writes
 
-WAITING_POLL_MS = 20  # how often a put that waits for room looks whether leases have ended
+WAITING_POLL_MS = 20  # between two looks of waiting puts whether leases have ended
 _OK, _EXISTS, _HARD = Result.OK, Result.EXISTS, Pin.HARD  # members of an enum are slow to look up
 
 
@@ -63,7 +63,7 @@ class Puts:
             raise Overloaded(f"this client has {config.waiting_per_client_max} puts that wait for room")
 
     def _advance(self, pending: PendingStart, *, degraded: bool = False) -> bool:
-        """Decide the keys that can be decided now, in order; True when none is left."""
+        """Decide the keys that can be decided now, in order. True once none is left."""
         command = pending.command
         near = Near(command.host_id, command.zone)
         room = self.placing.pin_room() if command.pin == _HARD else None
@@ -90,21 +90,21 @@ class Puts:
         return True
 
     def _run_length(self, pending: PendingStart) -> int:
-        """How many of the next objects are of one size, new, and together no larger than a slice."""
+        """How many of the next objects are new, of one size, and together no larger than a slice."""
         keys, sizes = pending.command.keys, pending.command.sizes
         first, size = pending.next, pending.size
         stop = min(len(keys), first + max(1, self.state.config.slice_bytes // aligned(size)))
         if sizes[first:stop].count(size) == stop - first and self.state.objects.keys().isdisjoint(keys[first:stop]):
-            return stop - first  # as for most, at a tenth of the time
+            return stop - first  # the usual case, at a tenth of the time
         following, state, terms = range(first + 1, stop), self.state, pending.terms
         return next((i for i in following if sizes[i] != size or stays(state, keys[i], terms)), stop) - first
 
     def _started(self, pending: PendingStart) -> None:
-        """Answer. The time to write runs from here. The client counts from before it asked: what it waited is added."""
+        """Answer. The time to write starts now; the client counts from before it asked, so its wait is added."""
         ttl_ms = self.state.config.write_ttl_ms
         self.writes.grants.give_back(pending.command.client, pending.write_ids.count(0))
         for index, write_id in enumerate(pending.write_ids if pending.waited else ()):
-            # A node may have gone while the put waited: what is left of the write must still hold the whole object.
+            # A node may have gone while the put waited: the rest of the write must still hold the whole object.
             if write_id and not self._prune(self.state.writes[write_id]):
                 self.writes.drop(write_id)
                 pending.write_ids[index], pending.results[index] = 0, Result.NO_SPACE
@@ -128,13 +128,13 @@ class Puts:
         return all(part.copies for part in write.slices)
 
     def retry(self) -> None:
-        """Let waiting puts go on, first come first served; answer those whose deadline has come with what there is."""
+        """Let waiting puts go on, first come, first served; those whose deadline has come get what there is."""
         expired = [pending for pending in self.waiting if pending.deadline <= self.state.now]
         wanted = 0
         for pending in expired:
             self.waiting.remove(pending)
             while not self._advance(pending, degraded=True):
-                wanted += pending.size  # by the next one, which may not wait either
+                wanted += pending.size  # for the next one, which may not wait either
                 pending.decide(Result.NO_SPACE)
         while self.waiting and self._advance(self.waiting[0]):
             self.waiting.popleft()

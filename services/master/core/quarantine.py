@@ -1,9 +1,9 @@
-"""Why an extent that was released is not free yet: its states, and what ends each (invariant 7).
+"""Why a released extent is not free yet: its states, and what ends each (invariant 7).
 
-Everything that changes such a state is in the table below; who is told of it, and what is counted, is in `extents`.
+The table below has every change of state; what happens then is in `extents`.
 
-    its node may hold it, and         ... and a lease on it       a write to it
-    nobody may be reading it              has not ended             may go on
+    a copy that nobody                a copy under a              a write to it
+    may be reading                    lease or a read               may go on
                │                               │                        │
           FORGETTING                        LEASED ──time──▶ OVERDUE  RESTING
                │                               │                │       │ time: its node is asked
@@ -21,17 +21,17 @@ from typing import Final
 class Hold(StrEnum):
     """What an extent waits for."""
 
-    FORGETTING = "forgetting"  # the node's acknowledgement that it has forgotten the copy, and nothing else
-    LEASED = "leased"  # that, and the end of the last lease
-    OVERDUE = "overdue"  # that alone by now; not counted as soon to come
-    FORGOTTEN = "forgotten"  # the end of the last lease
-    RESTING = "resting"  # the time after which no write begun in time may land
-    WATCHED = "watched"  # the node's word that nobody is writing there by shared memory
+    FORGETTING = "forgetting"  # for the node's acknowledgement that it has forgotten the copy, and nothing else
+    LEASED = "leased"  # for that, and the end of the last lease
+    OVERDUE = "overdue"  # for that alone by now, and not counted as soon free
+    FORGOTTEN = "forgotten"  # for the end of the last lease
+    RESTING = "resting"  # until no write that began in time can still land
+    WATCHED = "watched"  # for the node to say that nobody writes there by shared memory
     FREE = "free"
 
 
 class Event(StrEnum):
-    TIME = "time"  # its time has come
+    TIME = "time"  # its `not_before` has come
     ACKNOWLEDGED = "acknowledged"  # by its node
 
 
@@ -45,6 +45,6 @@ TRANSITIONS: Final = {
     Hold.FREE: {},
 }
 OF_COPIES: Final = frozenset({Hold.FORGETTING, Hold.LEASED, Hold.OVERDUE, Hold.FORGOTTEN})
-"""Of what could be read; the others are of writes."""
+"""Those of copies; the others are of writes."""
 UNACKNOWLEDGED: Final = frozenset({Hold.FORGETTING, Hold.LEASED, Hold.OVERDUE, Hold.WATCHED})
-"""Its node is to say a word on it."""
+"""Those in which the node owes an acknowledgement."""

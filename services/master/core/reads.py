@@ -32,10 +32,10 @@ class Reads:
         self._matching: dict[bytes, list[PendingMatch]] = {}  # by the key waited for
         self._waiting = 0
         self._absent = Object(b"", write_id=0, size=0, depth=0, slices=[], lease_until=0, wanted=0)
-        """Stands for what is not there, so that every column is read alike; only its own size and slices are true."""
+        """Stands for what is not there, so that all columns are read alike. Only its size and slices mean anything."""
 
     def lookup(self, command: m.Lookup) -> None:
-        """A loop a column: a call with thousands of keys spends its time here."""
+        """One loop a column: a call with thousands of keys spends its time here."""
         self.calls.check_keys(command.keys)
         state, absent = self.state, self._absent
         objects = list(map(state.objects.get, command.keys, repeat(absent)))
@@ -53,7 +53,7 @@ class Reads:
         slices = [obj.slices for obj in objects]
         parts = list(chain.from_iterable(slices))
         places = make_places(list(map(len, slices)), parts, self._offered(command, parts), state.segments)
-        promised_ms = state.config.lease_ms - 1  # `now` is rounded down: the lease ends that much earlier
+        promised_ms = state.config.lease_ms - 1  # `now` is rounded down, so the lease may end that much earlier
         self.calls.reply(command.call, m.Found(results, sizes, places, promised_ms, lease))
 
     def release(self, command: m.Release) -> None:
@@ -62,7 +62,7 @@ class Reads:
         self.calls.reply(command.call, m.Released())
 
     def _offered(self, command: m.Lookup, parts: Sequence[Slice]) -> list[list[Copy]]:
-        """For each slice its copies on live nodes: on the caller's host, in its zone, the rest."""
+        """For each slice its copies on live nodes: first those on the caller's host, then in its zone, then others."""
         host_id, zone = command.host_id, command.zone
         far = {
             number: 2 * (segment.node.host_id != host_id) + (not zone or segment.node.zone != zone)
@@ -71,10 +71,10 @@ class Reads:
         }
         every = [part.copies for part in parts]
         if set(map(len, every)) == {1}:
-            return every  # nothing to choose from: what is readable has a copy on a live node
+            return every  # nothing to choose: what is readable has a copy on a live node
 
         def nearest_first(copies: list[Copy]) -> list[Copy]:
-            if len(copies) == 2:  # as nearly always; to sort two takes longer
+            if len(copies) == 2:  # the usual case; sorting two takes longer
                 one, two = copies
                 if one[0] in far and two[0] in far:
                     return copies if far[one[0]] <= far[two[0]] else [two, one]
@@ -97,7 +97,7 @@ class Reads:
         self.state.at(pending.deadline, lambda: self._answer_match(pending))
 
     def _matched(self, keys: Sequence[bytes], start: int) -> tuple[int, int]:
-        """How many leading keys are readable, given that the first `start` are; and the bytes of the others."""
+        """How many leading keys are readable, the first `start` of which are, and the bytes of those from there on."""
         objects, readable = self.state.objects, self.state.readable
         if not self.state.overdue and all(segment.live for segment in self.state.segments.values()):
             return leading(objects, keys, start)
@@ -110,7 +110,7 @@ class Reads:
         return len(keys), size
 
     def _wait_for_write(self, pending: PendingMatch) -> bool:
-        """Whether the next key is being written and may be waited for."""
+        """Wait if the next key is being written and one more may wait. Whether it does."""
         if pending.matched == len(pending.keys) or self._waiting >= self.state.config.waiting_max:
             return False
         key = pending.keys[pending.matched]
@@ -121,7 +121,7 @@ class Reads:
         return True
 
     def writes_ended(self) -> None:
-        """Writes of `State.ended_keys` ended in this step: go on with the matches that waited for them."""
+        """Go on with the matches that waited for writes which ended in this step (`State.ended_keys`)."""
         keys, self.state.ended_keys = self.state.ended_keys, []
         for key in keys:
             for pending in self._matching.pop(key, ()):
@@ -136,7 +136,7 @@ class Reads:
         if pending.answered:
             return
         pending.answered = True
-        # What matched before the wait may have been evicted meanwhile.
+        # What matched before the wait may be evicted by now.
         self._reply_match(pending, *self._matched(pending.keys, 0))
 
     def _reply_match(self, pending: PendingMatch, matched: int, size: int) -> None:

@@ -1,7 +1,7 @@
-"""One more copy of a slice: from where, to where, and what has to go for it where there is no room.
+"""One more copy of a slice: from where, to where, and what must go for it if there is no room.
 
-Which object's turn it is, and what follows from the outcome, is decided in `repair`. Keeps invariants 2 and 11: what
-is worth less goes for a copy that is lost for good, never for one that a silent node may bring back.
+Whose turn it is, and what follows from the outcome, is decided in `repair`. Keeps invariants 2 and 11: what is worth
+less goes for a copy that is lost for good, never for one that a silent node may bring back.
 """
 
 from enum import Enum
@@ -17,10 +17,10 @@ from services.master.core.transfers import Owner, Transfers
 
 
 class Begun(Enum):
-    SENT = "sent"  # or it needs none
+    SENT = "sent"  # or no copy is needed
     NO_ROOM = "no room"
-    ROOM_COMES = "room comes"  # something was evicted for it, and its node has to forget that first
-    EVICTED = "evicted"  # the object itself
+    ROOM_COMES = "room comes"  # something was evicted for it, which its node must forget first
+    EVICTED = "evicted"  # the object itself was
 
 
 class Remaking:
@@ -32,7 +32,7 @@ class Remaking:
         self.surplus = surplus
 
     def begin(self, owner: Owner, obj: Object, number: int, prospects: Prospects) -> Begun:
-        """Have slice `number` copied once more, if it lacks a copy that nobody is making."""
+        """Have slice `number` copied once more if it lacks a copy and none is being made."""
         part, state = obj.slices[number], self.state
         sources = state.live_copies(part)
         if not sources or len(state.staying_copies(part)) >= obj.wanted or self.transfers.has(obj, number):
@@ -58,18 +58,18 @@ class Remaking:
         return Begun.SENT
 
     def _awaits_link(self, part: Slice, givers: list[Node]) -> bool:
-        """Whether there is room on a node to which no copy got, so that it is tried again soon: nothing goes for it."""
+        """Whether there is room on a node to which copies failed: it is tried again soon, and nothing goes for it."""
         links, nodes = self.transfers.links, [segment.node for segment in self.placing.roomy(part)]
         return any(not links.leads_to(givers, node) and not links.is_given_up(givers, node) for node in nodes)
 
     def _is_lost(self, obj: Object, part: Slice) -> bool:
-        """Whether copies are missing for good: a silent node may bring its own back."""
+        """Whether copies are missing for good, rather than on a silent node that may come back."""
         return sum(not node.draining for node in self.state.holders(part)) < obj.wanted
 
     def _let_go(self, obj: Object, part: Slice) -> bool:
-        """A slice on a node that is to go is not moved to where it would be the first to be evicted.
+        """A slice on a draining node is not moved to where it would be the first to be evicted.
 
-        Another copy is enough then; without one the object is evicted. Whether it was.
+        Another copy is enough then; if there is none the object is evicted. Whether it was.
         """
         state = self.state
         is_calm = all(node.phase is Phase.LIVE and node.probed_at is None for node in state.nodes.values())
@@ -86,6 +86,6 @@ class Remaking:
         return False
 
     def _cost(self, copy: Copy, zone: str) -> tuple[bool, bool, int, int]:
-        """Of reading it: copies on different nodes share the load; the least full is the least read, as a rule."""
+        """What reading it costs: copies share the load between nodes, and the least full is read least, as a rule."""
         segment = self.state.segments[copy.segment]
         return segment.node.probed_at is not None, segment.node.zone != zone, segment.live_bytes, copy.segment

@@ -1,4 +1,4 @@
-"""Copies that are missing are made again, node to node: which object next, and what follows from how it went.
+"""Missing copies are made again, node to node: which object is next, and what follows from the outcome.
 
 Keeps invariants 2, 4 and 11: as long as one copy of every slice is left, the wanted number comes back, on distinct
 nodes, fewest copies first, then the last used. A node that only blinks is waited for; one that returns after its copies
@@ -24,10 +24,10 @@ from services.master.core.transfers import Transfer, Transfers
 
 REVIEWS_PER_STEP = 1_024  # objects looked at, and as many begun, in one step: a step must stay short
 PROMISES_MAX = 65_536  # puts whose answer waits for repair
-VAIN_MAX = 256  # objects for which no room was found in one step: to look costs
+VAIN_MAX = 256  # objects for which no room was found in one step: looking costs
 RETRY_MS = 500  # before a transfer that failed, or found no room, is tried again
-ROOM_MS = 20  # until a node has forgotten what was evicted for a copy; meanwhile no other takes that room
-ROOMS_MAX = 25  # so often room is made for one object before it is the turn of others
+ROOM_MS = 20  # for a node to forget what was evicted for a copy; nobody else takes that room meanwhile
+ROOMS_MAX = 25  # times that room is made for one object before it is the others' turn
 
 
 class Repair:
@@ -41,16 +41,16 @@ class Repair:
         # (no put waits for it, copies left, -last use, number, object)
         self._queue: list[tuple[bool, int, int, int, Object]] = []
         self._queued: dict[Object, None] = {}
-        self._short: dict[Object, None] = {}  # no node to repair them to, or it failed: looked at again and again
+        self._short: dict[Object, None] = {}  # no room for them, or it failed: looked at again every RETRY_MS
         self._retrying = False
-        self._promises: dict[Object, Callable[[], None]] = {}  # puts to be answered when the copies are there
+        self._promises: dict[Object, Callable[[], None]] = {}  # what to call when the copies are there
         self._reviews: OrderedDict[Object, None] = OrderedDict()
-        self._listed: dict[Segment, Iterator[Object]] = {}  # of these all objects, or those that are left
+        self._listed: dict[Segment, Iterator[Object]] = {}  # all their objects, or those still to be looked at
         self._episode = Episode(state)
         self._pumping_at: int | None = None
-        self._room_at = 0  # room is being made until then
-        self._room_for = 0  # for this write
-        self._rooms = 0  # made for it, one after the other
+        self._room_at = 0  # until then room is being made
+        self._room_for = 0  # for the object of this write id
+        self._rooms = 0  # how often for that one in a row
 
     @property
     def pending(self) -> int:
@@ -62,7 +62,7 @@ class Repair:
         """Whether objects are still to be looked at."""
         return bool(self._reviews or self._listed)
 
-    # ---- what needs work -------------------------------------------------------------------------
+    # ---- what lacks copies -----------------------------------------------------------------------
 
     def want(self, obj: Object) -> None:
         """Look at an object that may lack copies."""
@@ -79,7 +79,7 @@ class Repair:
             self._keep_promise(obj)
 
     def promise(self, obj: Object, until: int, answer: Callable[[], None]) -> None:
-        """Repair an object before others, and `answer` when it has its copies, can have no more, or time is up."""
+        """Repair an object before others; `answer` once it has its copies, can get no more, or time is up."""
         if len(self._promises) >= PROMISES_MAX:
             answer()
             self.want(obj)
@@ -95,7 +95,7 @@ class Repair:
             answer()
 
     def suspected(self, node: Node) -> None:
-        """A node blinks: if it stays away its copies are made elsewhere."""
+        """A node is suspect: if it stays so, its copies are made elsewhere."""
         since = node.suspect_since
 
         def look() -> None:
@@ -106,24 +106,24 @@ class Repair:
         self.state.at(self.state.now + self.state.config.repair_after_ms, look)
 
     def review(self, node: Node) -> None:
-        """Look at every object of a node: it went, or it came back."""
+        """Look at every object of a node that went or came back."""
         for segment in node.segments:
-            self._listed[segment] = reversed(list(segment.residents))  # as a rule the last used first
+            self._listed[segment] = reversed(list(segment.residents))  # the last used first, as a rule
 
     def node_is_live(self, node: Node) -> None:
-        """Room for what had none; and what was made elsewhere meanwhile is surplus now."""
+        """There is room for what had none, and what was made elsewhere meanwhile is surplus."""
         self.look_again()
         self.review(node)
 
     def look_again(self) -> None:
-        """Another node can be had, or one less."""
+        """There is another node, or one less."""
         self._reviews.update(self._short)
         self._short = {}
 
-    # ---- doing it --------------------------------------------------------------------------------
+    # ---- work in each step -----------------------------------------------------------------------
 
     def pump(self) -> None:
-        """At the end of a step: look at some objects, begin the transfers the budget allows."""
+        """At the end of a step: look at some objects and begin the transfers that the budget allows."""
         self._pump()
         self._episode.look(self.pending)
 
@@ -179,7 +179,7 @@ class Repair:
         return sum(any(copy.segment in numbers for part in obj.slices for copy in part.copies) for obj in self._short)
 
     def _begin(self, obj: Object, prospects: Prospects) -> None:
-        """One more copy of every slice that lacks one; more are begun when these are done."""
+        """Begin one more copy of every slice that lacks one; others follow when these are done."""
         for number in range(len(obj.slices)):
             begun = self.remaking.begin(self, obj, number, prospects)
             if begun is Begun.NO_ROOM:
@@ -192,7 +192,7 @@ class Repair:
                 return
 
     def _await_room(self, obj: Object) -> None:
-        """Something was evicted: its node has to forget it first, or more has to go."""
+        """Something was evicted: its node must forget it first, or more must go."""
         self._rooms = self._rooms + 1 if self._room_for == obj.write_id else 1
         self._room_for = obj.write_id
         if self._rooms > ROOMS_MAX:
@@ -205,7 +205,7 @@ class Repair:
     def _find_no_room(self, obj: Object) -> None:
         self._put_off(obj)
         if obj in self._promises and all(node.probed_at is None for node in self.state.nodes.values()):
-            self._keep_promise(obj)  # else one may yet turn out well
+            self._keep_promise(obj)  # else a probed node may turn out well
 
     def _put_off(self, obj: Object) -> None:
         self._short[obj] = None
@@ -242,7 +242,7 @@ class Repair:
         self.drop_corrupt(transfer.obj, transfer.number, transfer.source)
 
     def drop_corrupt(self, obj: Object, number: int, copy: Copy) -> bool:
-        """A copy has other bytes than were recorded: it goes, with a last one the object. False: it had gone."""
+        """Drop a copy that is not what was recorded, and with a last one the object. False if it had gone."""
         part = obj.slices[number]
         if not self.state.is_there(obj) or copy not in part.copies:
             return False

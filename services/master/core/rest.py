@@ -1,12 +1,12 @@
-"""The rest: what looks free is not used as long as writes of an earlier master's time may still land there.
+"""The rest: adopted free space is not used while writes that an earlier master let begin may still land there.
 
-It begins when a node is adopted whose pools an earlier master may have promised, or this one before it gave the node
-up. Nothing is displaced for repairs meanwhile: the room is there, and will be free.
+It begins when a node is adopted in whose pools an earlier master may have promised space, or this one before it gave
+the node up. Nothing is displaced for repairs meanwhile: the room is there, and will be free.
 """
 
 
 class Rest:
-    """Since when and until when, on the core's clock. One that follows at once goes on with the one before."""
+    """Since when and until when, on the core's clock. A rest that follows at once continues the one before."""
 
     __slots__ = ("since", "until")
 
@@ -22,7 +22,7 @@ class Rest:
         return max(0, self.until - now)
 
     def said(self, now: int) -> str:
-        """For people; empty where nothing rests."""
+        """For people; empty if nothing rests."""
         left_ms = self.left_ms(now)
         if not left_ms:
             return ""

@@ -1,6 +1,6 @@
-"""Room in the segments: what is evicted above the watermark, for puts that wait, and for copies that are made again.
+"""Room in the segments: what is evicted above the watermark, for waiting puts, and for copies that are made again.
 
-What goes, and in which order, `eviction` knows. What is read makes no room: its space would not come back for a while.
+In which order objects go, `eviction` decides. What is being read makes no room: its space comes back too late.
 Keeps invariants 11 (an allocation that fits succeeds in the end) and 12 (bounded work a step).
 """
 
@@ -16,21 +16,21 @@ from services.master.core.objects import Object, Slice
 from services.master.core.phases import Phase
 from services.master.core.tables import State
 
-HIGHEST: Worth = (Pin.HARD, float("inf"))  # there is nothing that could go
+HIGHEST: Worth = (Pin.HARD, float("inf"))  # nothing could go
 
 
 class Prospects(NamedTuple):
-    """Of copies to be made in this step."""
+    """For the copies to be made in this step."""
 
-    room: int  # bytes below the watermark, where there are most
-    least: dict[int, Worth]  # by segment: of what would be the first to go; the lowest first
+    room: int  # bytes below the watermark, in the emptiest segment
+    least: dict[int, Worth]  # by segment: the worth of what would go first there; the lowest first
 
 
 class Room:
     def __init__(self, state: State, catalogue: Catalogue) -> None:
         self.state = state
         self.catalogue = catalogue
-        self.displaceable = 0  # objects that may yet go in this step for copies made again
+        self.displaceable = 0  # objects that may still go for copies made again in this step
 
     # ---- eviction --------------------------------------------------------------------------------
 
@@ -49,7 +49,7 @@ class Room:
             del self.state.pressed[segment.number]
 
     def make_room(self, size: int) -> None:
-        """For a put that waits: evict where what is free or on its way back would not hold it."""
+        """For a waiting put: evict where what is free or on its way back would not hold it."""
         largest = aligned(min(size, self.state.config.slice_bytes))
         segments = [segment for segment in self.state.open_segments() if segment.could_hold(largest)]
         need = max(largest, size // max(1, len(segments)))
@@ -59,13 +59,13 @@ class Room:
             if segment.allocator.largest_free_bytes < largest or segment.allocator.free_bytes < need
         ]
         if not short and not any(segment.soon_bytes for segment in segments):
-            # Each has its share free, and yet the put waits: some have to hold more, or their room is in small pieces.
+            # Each has its share free and the put still waits: some must hold more, or their room is in small pieces.
             slices = -(-size // self.state.config.slice_bytes)
             short = [segment for segment in segments if not segment.allocator.fits(largest, slices)]
             need = largest
         for segment in short:
             free = segment.allocator.free_bytes
-            # Enough bytes but none on their way: they lie in pieces too small, so more has to go.
+            # Enough bytes and none on their way: the pieces are too small, so more has to go.
             if free + segment.soon_bytes < need or not segment.soon_bytes:
                 _, cut_short = self._evict(segment, need, self.state.config.evictions_per_step_max)
                 if cut_short:
@@ -74,7 +74,7 @@ class Room:
     def _evict(
         self, segment: Segment, wanted_bytes: int, budget: int, below: Worth | None = None, spared: Object | None = None
     ) -> tuple[int, bool]:
-        """Evict about `wanted_bytes`; how many objects went, and whether the next step may find more."""
+        """Evict about `wanted_bytes`. Returns how many objects went, and whether the next step may find more."""
 
         def bytes_here(obj: Object) -> int:
             return sum(
@@ -97,7 +97,7 @@ class Room:
         self.catalogue.discard(obj)
 
     def is_read(self, obj: Object) -> bool:
-        """Leased, or the source of a repair: its space would not come back for a while, so that it makes no room."""
+        """Whether it is leased or the source of a transfer, so that its space would come back too late."""
         if obj.lease_until > self.state.now:
             return True
         sources = self.state.read_until
@@ -106,9 +106,9 @@ class Room:
     # ---- room for copies made again --------------------------------------------------------------
 
     def displace(self, obj: Object, part: Slice, prospects: Prospects, can_take: Callable[[Node], bool]) -> bool:
-        """For one more copy of a slice evict what is worth less than its object, on one node; whether anything went.
+        """For one more copy of a slice evict what is worth less than its object, on one node. Whether any went.
 
-        What goes is worth less, and goes as a whole: so no two objects make room for each other in turn.
+        What goes is worth less and goes as a whole, so that no two objects make room for each other in turn.
         """
         worth, size, least = self._worth(obj), aligned(part.length), prospects.least
         takers = [s for s in self.takers(part) if least.get(s.number, worth) < worth and can_take(s.node)]
@@ -124,7 +124,7 @@ class Room:
         for segment in sorted(takers, key=rank):
             wanted_bytes = self._to_evict(segment, size)
             evicted, _ = self._evict(segment, wanted_bytes, max(1, self.displaceable), worth, obj)
-            self.displaceable -= evicted + 1  # to look costs, too
+            self.displaceable -= evicted + 1  # looking costs, too
             self.state.counters.displaced_objects += evicted
             least[segment.number] = segment.residents.least() or HIGHEST
             if evicted:
@@ -142,7 +142,7 @@ class Room:
         return bool(takers) and all(would_go(segment) and self._to_evict(segment, size) for segment in takers)
 
     def prospects(self) -> Prospects:
-        """Nothing is to go while a node attaches, which may have room, nor while room rests that will be free."""
+        """Nothing may go while a node attaches, which may have room, nor while room rests that will be free."""
         segments = self.state.open_segments()
         room = max((-segment.excess(0) for segment in segments), default=0)
         is_attaching = any(node.phase is Phase.ATTACHING for node in self.state.nodes.values())
@@ -177,9 +177,9 @@ class Room:
         ]
 
     def _to_evict(self, segment: Segment, size: int) -> int:
-        """Bytes that have to go so that `size` fit below the watermark; 0 where the room is there, or on its way."""
+        """Bytes that must go so that `size` fit below the watermark; 0 if the room is there or on its way."""
         excess = segment.excess(size)
         if excess > 0:
             return excess
         is_to_come = max(segment.allocator.largest_free_bytes, segment.quarantined_bytes) >= size
-        return 0 if is_to_come else size  # else what is free is in pieces too small
+        return 0 if is_to_come else size  # else the free pieces are too small

@@ -1,8 +1,8 @@
-"""What was put in one call is found again with one comparison: its keys, end to end, beside a lookup for each.
+"""What was put in one call is found again by one comparison of its keys, end to end, instead of a lookup for each.
 
-A prompt's keys are put in its order and asked for in its order. Of a run, the objects before `end` are all there. An
-object that goes cuts its run short; the rest is then looked up one by one. No run outlives most of its objects, so that
-its bytes are bounded by theirs (invariant 12). Only for keys of one length, as hashes are.
+A prompt's keys are put in its order and asked for in its order. All objects of a run before its `end` are there. An
+object that goes cuts its run short; what follows is then looked up one by one. No run outlives most of its objects, so
+that its bytes are bounded by theirs (invariant 12). Only for keys of one length, as hashes are.
 """
 
 from array import array
@@ -13,11 +13,11 @@ from services.master.core.objects import Object
 from services.master.core.packed import PackedKeys, Run
 
 RUN_MAX = 256  # objects; their places are small integers, which take no memory of their own
-ALONE_MAX = 8  # keys whose next one is another than in their run: these were not put so, and are looked up faster
+ALONE_MAX = 8  # keys not followed by the next one of their run: they were not put so, and looking them up is faster
 
 
 def link(objects: Sequence[Object]) -> None:
-    """These were put together, in this order, and are all there."""
+    """These objects were put together, in this order, and are all there."""
     for start in range(0, len(objects), RUN_MAX):
         some = objects[start : start + RUN_MAX]
         widths = {len(obj.key) for obj in some}
@@ -40,7 +40,7 @@ def unlink(obj: Object) -> None:
 
 
 def leading(objects: dict[bytes, Object], keys: Sequence[bytes], start: int) -> tuple[int, int]:
-    """How many leading keys are there, given that the first `start` are; and the bytes of the others.
+    """How many leading keys are there, given that the first `start` are, and the bytes of those from there on.
 
     Packed keys are compared with runs.
     """

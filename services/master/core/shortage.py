@@ -1,4 +1,4 @@
-"""Why a put found no room, told in words that say what to do."""
+"""Why a put found no room, and what to do, in words."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from services.master.core.tables import State
 
 
 class Shortage(NamedTuple):
-    """Both empty: the pools are full."""
+    """Both empty if the pools are simply full."""
 
     reason: str = ""
     remedy: str = ""

@@ -1,4 +1,4 @@
-"""Who does not answer: probes, suspicion, and in the end giving a node up.
+"""Nodes that do not answer: probes, suspicion, and in the end giving them up.
 
 Keeps invariant 9: a silent node's copies are not offered, and nothing leaks when it returns. The phases are in
 `phases`; what goes with a lost node is in `losses`.
@@ -31,7 +31,7 @@ class Silence:
         suspected: Callable[[Node], None],
         let_go: Callable[[Node], None],
     ) -> None:
-        """`suspected` hears of nodes that became silent or went away, `let_go` of draining ones that may leave."""
+        """`suspected` is called for nodes that fell silent or went away, `let_go` for drained ones that may leave."""
         self.state = state
         self.extents = extents
         self.repair = repair
@@ -42,14 +42,14 @@ class Silence:
         self._let_go = let_go
 
     def excuse(self, gap_ms: int) -> None:
-        """The master itself did not run for a while: that is nobody's silence."""
+        """The master itself stood still for a while, which is not the nodes' silence."""
         for node in self.state.nodes.values():
             node.heard_at = min(node.heard_at + gap_ms, self.state.now)
             if node.probed_at is not None:
                 node.probed_at = min(node.probed_at + gap_ms, self.state.now)
 
     def probe_unreached(self) -> None:
-        """Ask the nodes that clients could not reach for a word, rather than wait until silence tells."""
+        """Ask the nodes that clients could not reach for a heartbeat, rather than wait until they fall silent."""
         numbers, self.state.unreached = self.state.unreached, []
         for number in numbers:
             segment = self.state.segments.get(number)
@@ -58,7 +58,7 @@ class Silence:
                 self.probe(node)
 
     def probe(self, node: Node) -> None:
-        """Ask a node with a stream for a word."""
+        """Ask a node with a stream for a heartbeat now."""
         if node.probed_at is not None:
             return
         assert node.stream is not None
@@ -73,7 +73,7 @@ class Silence:
             node.awaited = False
             if node.probed_at is None:
                 return
-            if node.probed_at > asked_at:  # a later probe, or the master stood still meanwhile
+            if node.probed_at > asked_at:  # it was asked again later, or the master stood still meanwhile
                 self._await_word(node, node.probed_at)
                 return
             self.state.counters.failed_probes += 1
@@ -83,7 +83,7 @@ class Silence:
         self.state.at(asked_at + self.state.config.probe_ms, look)
 
     def watch(self, node: Node) -> None:
-        """Look at a node when it would be due for suspicion, and again until it is gone."""
+        """Look at a node in every heartbeat's time, until it is gone."""
         config = self.state.config
 
         def look() -> None:
@@ -103,7 +103,7 @@ class Silence:
         self.state.at(self.state.now + config.heartbeat_ms, look)
 
     def _lose(self, node: Node) -> None:
-        """It was away for too long. It may still come back, and what it was to forget must not come back with it."""
+        """It was away too long. If it returns, what it was told to forget must not return with it."""
         if node.stream is not None:
             self.state.close(node.stream, "silent for too long")
             self.detach(node)
@@ -125,7 +125,7 @@ class Silence:
             self._suspect(node, Event.SILENCE)
 
     def detach(self, node: Node) -> None:
-        """The stream is over: away at once."""
+        """Its stream has ended: it is away at once."""
         assert node.stream is not None
         del self.state.streams[node.stream]
         node.stream = None
@@ -150,7 +150,7 @@ class Silence:
         self._suspected(node)
 
     def give_up(self, node: Node) -> None:
-        """The node's copies are lost."""
+        """Its copies are lost."""
         if node.stream is not None:
             self.detach(node)
         node.on(Event.GIVEN_UP)

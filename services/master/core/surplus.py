@@ -1,4 +1,4 @@
-"""Copies that are given back: above what is wanted, and on draining nodes where others are enough (invariant 2)."""
+"""Copies that are given back: more than are wanted, and those on draining nodes if others are enough (invariant 2)."""
 
 from services.master.core.allocator import aligned
 from services.master.core.catalogue import Catalogue
@@ -14,7 +14,7 @@ class Surplus:
         self.transfers = transfers
 
     def trim(self, obj: Object) -> None:
-        """Drop live copies above what is wanted: those that share a zone or a host, from the fullest segments."""
+        """Drop live copies beyond what is wanted, first those that share a zone or a host, in the fullest segments."""
         if not self.state.is_there(obj):
             return
         for number, part in enumerate(obj.slices):
@@ -28,7 +28,7 @@ class Surplus:
                 self.state.counters.trimmed_copies += 1
 
     def _drain(self, obj: Object, part: Slice, live: list[Copy]) -> list[Copy]:
-        """Drop the copies on draining nodes where others have as many as can be; the live ones that are left."""
+        """Drop the copies on draining nodes if the others have as many as they can. The live ones that are left."""
         staying = self.state.staying_copies(part)
         could_be = min(obj.wanted, len(self.state.nodes) - self.state.draining)
         if len(staying) < max(1, could_be):

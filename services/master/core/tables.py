@@ -1,4 +1,4 @@
-"""The core's data: configuration, nodes, segments, all that is known, and the clock of the step. No decisions here."""
+"""The core's data: its limits, everything it knows, and the clock of the step. No decisions here."""
 
 import heapq
 from collections.abc import Callable, Sequence
@@ -30,14 +30,14 @@ class Config:
     # Transfers of a write that ended badly may still land: the engine's own time-out is 30 s plus 1 ns a byte.
     late_write_ms: int = 35_000
     heartbeat_ms: int = 250
-    record_timeout_ms: int = 5_000  # a live node that has not recorded by then is done without
+    record_timeout_ms: int = 5_000  # after that the put goes on without a live node that has not recorded
     silence_ms: int = 2_000  # a node that says nothing for so long is suspect
-    probe_ms: int = 500  # the same for one that a client could not reach, from when the client said so
+    probe_ms: int = 500  # the same for a node that a client could not reach, from when the client said so
     repair_after_ms: int = 2_000  # a suspect node's copies are made elsewhere after so long
     repair_bytes_per_s: int = 256_000_000
     repair_timeout_ms: int = 10_000  # of one slice, node to node
     lost_ms: int = 30_000  # a suspect node's copies are given up after so long
-    partial_ms: int = 60_000  # an adopted object whose other slices did not turn up is dropped after so long
+    partial_ms: int = 60_000  # an adopted object is dropped if its other slices have not turned up by then
     wait_ms_max: int = 60_000
     batch_max: int = 16_384
     key_bytes_max: int = 1_024
@@ -50,7 +50,7 @@ class Config:
     leased_max: int = 1 << 18  # objects in the leases that can be given back before their time
     remembered_max: int = 1 << 18  # keys in the answers kept for retries
     evictions_per_step_max: int = 512
-    adopted_per_step_max: int = 512  # bits of work on an inventory, two or three a copy
+    adopted_per_step_max: int = 512  # units of work on an inventory, two or three a copy
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class State:
     partial: dict[int, Object] = field(default_factory=dict)  # by write id: adopted, slices still missing
     names: SortedList[bytes] = field(default_factory=SortedList)  # keys of `objects`
     object_bytes: int = 0
-    missing: dict[Object, int] = field(default_factory=dict)  # copies that readable objects lack, by the last look
+    missing: dict[Object, int] = field(default_factory=dict)  # copies that readable objects lack, as of the last look
     nodes: dict[str, Node] = field(default_factory=dict)
     streams: dict[int, Node] = field(default_factory=dict)
     segments: dict[int, Segment] = field(default_factory=dict)
@@ -75,16 +75,14 @@ class State:
     effects: list[Effect] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
     asked: dict[str, Asked] = field(default_factory=lambda: {"lookup": Asked(), "match": Asked()})
-    space_freed: bool = False  # during this step: waiting puts may go on
-    ended_keys: list[bytes] = field(
-        default_factory=list
-    )  # writes that ended during this step: waiting matches may go on
+    space_freed: bool = False  # in this step: waiting puts may go on
+    ended_keys: list[bytes] = field(default_factory=list)  # of writes that ended in this step: matches may go on
     expiring: SortedDict[tuple[int, int], Object] = field(default_factory=SortedDict)  # by (end, write id)
     overdue: bool = False  # objects have expired that are still among `objects`
     pinned_writes: dict[int, Write] = field(default_factory=dict)  # of `writes`, those pinned hard
     draining: int = 0  # nodes
     pressed: dict[int, Segment] = field(default_factory=dict)  # to be looked at for eviction at the end of the step
-    unreached: list[int] = field(default_factory=list)  # segments that a client could not reach, said in this step
+    unreached: list[int] = field(default_factory=list)  # segments that clients could not reach, as told in this step
     next_write_id: int = 0
     next_number: int = 0
     timers: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
@@ -99,7 +97,7 @@ class State:
         self.begin_epoch(self.epoch)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Later write ids are greater than those of earlier epochs."""
+        """From now on write ids are greater than those of earlier epochs."""
         self.epoch = epoch
         self.next_write_id = max(self.next_write_id, (epoch << 32) + self.salt)
 
@@ -112,7 +110,7 @@ class State:
         return [segment for segment in self.segments.values() if segment.live and not segment.node.draining]
 
     def holders(self, part: Slice) -> list[Node]:
-        """The nodes that have a copy of a slice, or had one when they were last heard."""
+        """The nodes with a copy of a slice, suspect ones included."""
         segments = self.segments
         return [segments[copy.segment].node for copy in part.copies if copy.segment in segments]
 
@@ -125,7 +123,7 @@ class State:
         return [copy for copy in self.live_copies(part) if not self.segments[copy.segment].node.draining]
 
     def count_copies(self, obj: Object) -> int:
-        """Live copies of the slice that has the fewest, 0 where the object has gone; `missing` follows."""
+        """Live copies of the slice with the fewest, 0 if the object has gone. Keeps `missing` up to date."""
         left = min(len(self.live_copies(part)) for part in obj.slices) if self.is_there(obj) else 0
         if 0 < left < obj.wanted:
             self.missing[obj] = obj.wanted - left
@@ -134,7 +132,7 @@ class State:
         return left
 
     def is_there(self, obj: Object) -> bool:
-        """Whether it can still be found under its key."""
+        """Whether it is still the object of its key."""
         return self.objects.get(obj.key) is obj
 
     def has(self, key: bytes) -> bool:
@@ -167,10 +165,10 @@ class State:
         self.effects.append(Close(stream, self.epoch, reason))
 
     def number(self) -> int:
-        """A number no other segment, command or timer of this reign has."""
+        """A number that no other segment, command or timer of this reign has."""
         self.next_number += 1
         return self.next_number
 
     def at(self, when: int, action: Callable[[], None]) -> None:
-        """Run `action` in the first step at or after `when`. It must look whether it is still wanted."""
+        """Run `action` in the first step at or after `when`. The action checks whether it is still wanted."""
         heapq.heappush(self.timers, (when, self.number(), action))

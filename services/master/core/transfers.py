@@ -1,6 +1,6 @@
-"""Slices on their way from node to node: what is sent and how fast, and what became of it.
+"""Slices on their way from node to node: what is sent, how fast, and what becomes of it.
 
-Which slice, from where and to where, and what follows from the outcome, is the business of whoever asked (`Owner`).
+Which slice, from where and to where, and what follows from the outcome, is for whoever asked to decide (`Owner`).
 Keeps invariant 7 (a source stays where it is while it is read, a target is nobody else's) and 12 (bounded in number and
 in bytes a second).
 """
@@ -19,7 +19,7 @@ TRANSFERS_MAX = 64  # under way at once, in all
 
 
 class Transfer:
-    """One slice on its way from node to node: its target's extent is reserved."""
+    """One slice on its way from node to node; its target extent is reserved."""
 
     __slots__ = ("begun_at", "giver", "is_trial", "length", "node", "number", "obj", "owner", "source", "target")
 
@@ -35,23 +35,23 @@ class Transfer:
         self.giver = giver  # the source's node
         self.node = node  # the target's
         self.begun_at = now
-        self.is_trial = False  # the one try of a pair of nodes between which copies failed
+        self.is_trial = False  # the one try of a pair between which copies failed
 
 
 class Owner(Protocol):
-    """Who asked for a transfer: hears how it ended, after the tables have been put right."""
+    """Whoever asked for a transfer: told once how it ended, after the tables are up to date."""
 
     def arrived(self, transfer: Transfer, *, opens_way: bool) -> None:
-        """The copy is one of its slice's. `opens_way`: nothing got from that node to this one before."""
+        """The copy is in the catalogue. `opens_way`: copies between these two nodes had failed before."""
 
     def came_too_late(self, transfer: Transfer) -> None:
-        """The copy was made, and its object has gone."""
+        """The copy was made, but its object has gone."""
 
     def failed(self, transfer: Transfer) -> None:
-        """The node could not, or did not in time, or is gone."""
+        """The node could not, or not in time, or is silent or away."""
 
     def source_is_corrupt(self, transfer: Transfer) -> None:
-        """It failed, and that is why: no further reader may be sent to that copy."""
+        """It failed because the source is not what was recorded: send no further reader there."""
 
 
 class Transfers:
@@ -77,7 +77,7 @@ class Transfers:
         return self._budget_bytes > 0 and not self.are_many
 
     def refill(self) -> None:
-        """Count what may be sent since it was last counted."""
+        """Add what may be sent for the time since the last call."""
         rate = self.state.config.repair_bytes_per_s
         elapsed_ms = self.state.now - self._budget_at
         self._budget_at = self.state.now
@@ -85,7 +85,7 @@ class Transfers:
         self._budget_bytes = min(burst, self._budget_bytes + rate * elapsed_ms / 1000)
 
     def budget_at(self) -> int:
-        """When the budget allows more."""
+        """When the budget will allow more."""
         return self.state.now + max(1, int(-self._budget_bytes * 1000 / self.state.config.repair_bytes_per_s) + 1)
 
     # ---- sending ---------------------------------------------------------------------------------
@@ -104,8 +104,8 @@ class Transfers:
         self.under_way[command_id] = transfer
         node.outstanding[command_id] = self
         self._budget_bytes -= part.length
-        # The node counts its time from when the message reaches it: it has given up long before this core does, and
-        # never records what has been forgotten.
+        # The node counts from when the message reaches it: it gives up long before this core does, and never records
+        # what has been forgotten.
         until = state.now + 2 * config.repair_timeout_ms
         state.read_until[source] = until  # the source stays where it is
         record = held(obj, number, part, target)
@@ -130,7 +130,7 @@ class Transfers:
         transfer.owner.arrived(transfer, opens_way=opens_way)
 
     def refused(self, command_id: int, reason: str, *, source_is_corrupt: bool) -> None:
-        """The node could not: its source may be the one that is not well, or has other bytes than were recorded."""
+        """The node could not. Its source may be unwell, or its bytes are not what was recorded."""
         transfer = self.under_way[command_id]
         if source_is_corrupt:
             self._fail(command_id)
@@ -149,9 +149,9 @@ class Transfers:
             self._fail(command_id, "it did not end in time")
 
     def _fail(self, command_id: int, reason: str = "") -> None:
-        """A node reads into memory of its own: nothing lands late.
+        """Nothing lands late: a node reads into memory of its own first.
 
-        `reason`: what is wrong between the two nodes; empty: nothing that is known.
+        `reason`: what is wrong between the two nodes; empty if nothing is known to be.
         """
         transfer = self._take(command_id)
         self._give_back(transfer)
@@ -160,7 +160,7 @@ class Transfers:
         transfer.owner.failed(transfer)
 
     def _take(self, command_id: int) -> Transfer:
-        """It has ended, however it did."""
+        """It has ended, one way or another."""
         transfer = self.under_way.pop(command_id)
         if not any(other.source == transfer.source for other in self.under_way.values()):
             del self.state.read_until[transfer.source]
@@ -169,12 +169,12 @@ class Transfers:
         return transfer
 
     def _give_back(self, transfer: Transfer) -> None:
-        """The target's extent, which its node may have recorded."""
+        """Release the target's extent, which its node may have recorded."""
         write_id = transfer.obj.write_id
         self.extents.release(transfer.target, transfer.length, write_id, not_before=self.state.now, recorded=True)
 
     def _note_failure(self, transfer: Transfer, reason: str) -> None:
-        """The pair rests; said once a rest, with why."""
+        """The pair rests, which is said once a rest, with the reason."""
         giver, taker = transfer.giver, transfer.node
         rest = self.links.failed(giver, taker, transfer.begun_at)
         if rest is None:

@@ -1,6 +1,6 @@
-"""Writes under way, between a put's start and its end: their extents are reserved, their bytes promise nothing.
+"""Writes under way, between a put's start and its end: their extents are reserved, their bytes count for nothing yet.
 
-Keeps invariants 7 (an extent to which a transfer may still be under way rests) and 12 (each client has its share).
+Keeps invariants 7 (extents that may still be written to rest) and 12 (each client has its share).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Writes:
         self.grants = Grants(state.config)
 
     def open(self, pending: PendingStart, size: int, objects: Sequence[list[Slice]]) -> None:
-        """Writes for the next keys, one to each object's slices."""
+        """Open writes for the next keys, one for each object's slices."""
         state, keys, depths, terms = self.state, pending.command.keys, pending.command.depths, pending.terms
         for index, slices in enumerate(objects, pending.next):
             state.next_write_id += 1
@@ -41,7 +41,7 @@ class Writes:
         return write if write is not None and write.end is None else None
 
     def keep_written(self, write: Write, part: Slice, failed: Sequence[bool]) -> None:
-        """Keep of a slice the copies that were written and can be recorded; the rest is released."""
+        """Keep those copies of a slice that were written and can be recorded; release the others."""
         kept: list[Copy] = []
         for copy, bad in zip(part.copies, failed, strict=True):
             segment = self.state.segments.get(copy.segment)
@@ -50,13 +50,13 @@ class Writes:
                 continue
             if bad and segment is not None:
                 self.state.unreached.append(segment.number)
-            # What failed for the client may still land; what a node cannot record was written, and is still.
+            # What failed for the client may still land; what merely cannot be recorded has been written.
             not_before = self.state.now + (self.state.config.late_write_ms if bad else 0)
             self.extents.release(copy, part.length, write.write_id, not_before=not_before, recorded=False)
         part.copies = kept
 
     def drop(self, write_id: int) -> bool:
-        """Give up an open write: its transfers may still be under way, so its extents rest. False: it is not open."""
+        """Give up an open write: its bytes may still be on their way, so its extents rest. False if it is not open."""
         write = self.find_open(write_id)
         if write is None:
             return False
@@ -68,7 +68,7 @@ class Writes:
         return True
 
     def close(self, write: Write) -> None:
-        """It has ended, however it did; its extents are another's business by now."""
+        """It has ended one way or another, and its extents are taken care of."""
         state, key = self.state, write.key
         del state.writes[write.write_id]
         if write.terms.pin == _HARD:
