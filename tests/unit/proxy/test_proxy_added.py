@@ -14,7 +14,8 @@ from aiohttp import web
 
 from services.proxy.core import requests
 from services.proxy.story import Waits
-from tests.unit.proxy.conftest import Bootstrap, Cluster, Engine
+from tests.unit.proxy.conftest import Cluster
+from tests.unit.proxy.fake_engine import Bootstrap, Engine
 
 PAUSE_S = 0.2
 ASKED = {"model": "tiny", "prompt": "hello", "stream": True}

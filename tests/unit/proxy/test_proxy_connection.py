@@ -7,7 +7,6 @@ import pytest
 
 from services.proxy.engine_http.connection import PIECE_BYTES, Connection
 from services.proxy.engine_http.errors import Disconnected, HttpError, Malformed
-from services.proxy.engine_http.heads import header_lines, request_head
 from services.proxy.engine_http.http11 import HEAD_BYTES_MAX, HEADERS_MAX
 from services.proxy.engine_http.response import HELD_BYTES_MAX, Response
 
@@ -311,26 +310,3 @@ async def test_an_answer_before_the_request_was_sent_is_the_connections_last(uns
     sent = len(on.transport.sent)
     await asyncio.sleep(0)
     assert len(on.transport.sent) == sent
-
-
-def test_a_request_has_a_host_and_a_length_and_nothing_else() -> None:
-    assert request_head("GET", "/a?b=c", "[::1]:80", b"", 0) == b"GET /a?b=c HTTP/1.1\r\nHost: [::1]:80\r\n\r\n"
-    lines = request_head("POST", "/", "h:1", header_lines({"X-A": "é", "x-b": ""}), 0).split(b"\r\n")
-    assert lines[1:] == [b"Host: h:1", "X-A: é".encode(), b"x-b: ", b"Content-Length: 0", b"", b""]
-    assert b"Content-Length: 3\r\n" in request_head("GET", "/", "h:1", b"", 3)
-
-
-@pytest.mark.parametrize("bad", ["a\r\nX-B: c", "a\nb", "a\rb", "\r\n", "a\0b"])
-def test_nothing_smuggles_a_line_into_a_request(bad: str) -> None:
-    for headers in ({"X-A": bad}, {bad: "a"}):
-        with pytest.raises(ValueError, match="line break"):
-            header_lines(headers)
-    for method, target, host in (("GET", "/" + bad, "h:1"), ("GET", "/", "h:1" + bad), (bad, "/", "h:1")):
-        with pytest.raises(ValueError, match="line break"):
-            request_head(method, target, host, b"", 0)
-    with pytest.raises(ValueError, match="space"):
-        request_head("GET", "/a HTTP/1.0", "h:1", b"", 0)
-
-
-def test_bytes_that_are_not_utf_8_leave_as_they_came() -> None:
-    assert header_lines({"X-A": "caf\udce9", "X-B": "é"}) == b"X-A: caf\xe9\r\nX-B: \xc3\xa9\r\n"

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from services.proxy.core.engine import Role
-from tests.unit.proxy.conftest import Bootstrap
+from tests.unit.proxy.fake_engine import Bootstrap
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 SEEN_S = 1.0  # on a busy machine; the promise is 0.1

@@ -10,7 +10,8 @@ import pytest
 from services.proxy import discovery, sources
 from services.proxy.core.engine import Role
 from tests.free_ports import free_ports
-from tests.unit.proxy.conftest import Cluster, Engine, StartCluster
+from tests.unit.proxy.conftest import Cluster, StartCluster
+from tests.unit.proxy.fake_engine import Engine
 from tests.unit.proxy.name_server import NameServer
 
 NAME = "decode.test"

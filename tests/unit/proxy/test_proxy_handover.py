@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from services.proxy.core.engine import Handover, Role
-from tests.unit.proxy.conftest import Bootstrap
+from tests.unit.proxy.fake_engine import Bootstrap
 
 BODY = b'{ "prompt":"hello", "max_tokens": 7 }'
 JSON = {"Content-Type": "application/json"}

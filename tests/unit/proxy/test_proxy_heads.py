@@ -9,7 +9,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from services.proxy.core.engine import Address
-from services.proxy.engine_http.heads import for_client
+from services.proxy.engine_http.heads import for_client, header_lines, request_head
 
 ENGINES = ["10.1.2.3:8000", "https://10.1.2.3:8000", "[fd00::1]:8000", "10.1.2.3:8000/base/x"]
 
@@ -123,3 +123,26 @@ async def test_bytes_that_are_not_utf_8_pass_both_ways(start_cluster: Any) -> No
         assert leg.headers["X-Name"].encode(errors="surrogateescape") == b"caf\xe9 \xff"
         assert leg.headers["X-Utf-8"] == "café"
     assert len(cluster.legs) == 3
+
+
+def test_a_request_has_a_host_and_a_length_and_nothing_else() -> None:
+    assert request_head("GET", "/a?b=c", "[::1]:80", b"", 0) == b"GET /a?b=c HTTP/1.1\r\nHost: [::1]:80\r\n\r\n"
+    lines = request_head("POST", "/", "h:1", header_lines({"X-A": "é", "x-b": ""}), 0).split(b"\r\n")
+    assert lines[1:] == [b"Host: h:1", "X-A: é".encode(), b"x-b: ", b"Content-Length: 0", b"", b""]
+    assert b"Content-Length: 3\r\n" in request_head("GET", "/", "h:1", b"", 3)
+
+
+@pytest.mark.parametrize("bad", ["a\r\nX-B: c", "a\nb", "a\rb", "\r\n", "a\0b"])
+def test_nothing_smuggles_a_line_into_a_request(bad: str) -> None:
+    for headers in ({"X-A": bad}, {bad: "a"}):
+        with pytest.raises(ValueError, match="line break"):
+            header_lines(headers)
+    for method, target, host in (("GET", "/" + bad, "h:1"), ("GET", "/", "h:1" + bad), (bad, "/", "h:1")):
+        with pytest.raises(ValueError, match="line break"):
+            request_head(method, target, host, b"", 0)
+    with pytest.raises(ValueError, match="space"):
+        request_head("GET", "/a HTTP/1.0", "h:1", b"", 0)
+
+
+def test_bytes_that_are_not_utf_8_leave_as_they_came() -> None:
+    assert header_lines({"X-A": "caf\udce9", "X-B": "é"}) == b"X-A: caf\xe9\r\nX-B: \xc3\xa9\r\n"

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from services.proxy.core.engine import Address, Breaker, Role
 from services.proxy.core.fleet import FAILURES_MAX, SAY_EVERY_S, Fleet
-from tests.unit.proxy.conftest import Bootstrap
+from tests.unit.proxy.fake_engine import Bootstrap
 
 Act = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -15,7 +15,7 @@ from services.proxy.core.outcomes import Outcome
 from services.proxy.core.router import Router
 from services.proxy.core.routing import RERUNS_MAX, Decode, Route, Unserved
 from services.proxy.core.scheduling import Ask, make_policy
-from tests.unit.proxy.conftest import Bootstrap
+from tests.unit.proxy.fake_engine import Bootstrap
 
 
 def slow(engine: Any, seconds: float) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -17,7 +17,7 @@ from services.proxy.core.fleet import Fleet
 from services.proxy.core.membership import AlreadyThere, Membership, NotThere, TooMany, Wish
 from services.proxy.engine_http.upstream import Upstream
 from services.proxy.state_file import StateFile, StateFileError
-from tests.unit.proxy.conftest import Engine
+from tests.unit.proxy.fake_engine import Engine
 
 A, B, C = Address("10.0.0.1:1"), Address("10.0.0.2:2"), Address("[fd00::3]:3")
 GIVEN = Membership({Role.PREFILL: (A,), Role.DECODE: (B,)})

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.unit.proxy.conftest import Engine
+from tests.unit.proxy.fake_engine import Engine
 
 KEY = {"X-API-Key": "sesame"}
 

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from services.proxy import billing
 from services.proxy.core.usage import Cached, Corrector, cached_of
-from tests.unit.proxy.conftest import Bootstrap
+from tests.unit.proxy.fake_engine import Bootstrap
 
 TEXT = r"says \"cached_tokens\": 5 and \"usage\""
 USAGE = {"prompt_tokens": 650, "completion_tokens": 2, "total_tokens": 652}
