@@ -1,21 +1,6 @@
-"""Switches that break the product, one for each promise this tier can see: one that goes unnoticed is decoration.
+"""The master's promises, broken one by one."""
 
-Each takes `put(owner, name, value)`, which undoes itself. They are applied before a world is made.
-"""
-
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
-
-from larder.errors import LarderError
-from larder.gets import Getter
-from larder.places import Fault
-from larder.puts import _Write
-from larder.reads import KeyRead
-from larder.rpc import MasterClient
-from larder.transports import Move
 
 from services.master.core import ends
 from services.master.core.adoption import Adoption
@@ -35,34 +20,8 @@ from services.master.core.repair import Repair
 from services.master.core.room import Room
 from services.master.core.surplus import Surplus
 from services.master.core.tables import State
-from services.storage_node import fetcher
-from services.storage_node.agent import _Attachment
-from services.storage_node.core.index import Index
 from tests.sim import world
-from tests.sim.memory import Pool
-
-Put = Callable[[Any, str, Any], None]
-MUTANTS: dict[str, tuple[str, Callable[[Put], None]]] = {}
-
-
-def breaks(invariants: str) -> Callable[[Callable[[Put], None]], Callable[[Put], None]]:
-    def register(mutant: Callable[[Put], None]) -> Callable[[Put], None]:
-        MUTANTS[mutant.__name__] = (invariants, mutant)
-        return mutant
-
-    return register
-
-
-@contextmanager
-def applied(name: str | None) -> Iterator[None]:
-    """The product with that switch; as it is, where there is none."""
-    with ExitStack() as stack:
-        if name is not None:
-            MUTANTS[name][1](lambda owner, what, value: stack.enter_context(patch.object(owner, what, value)))
-        yield
-
-
-# ---- the master ----------------------------------------------------------------------------------
+from tests.sim.mutants.registry import Put, breaks
 
 
 @breaks("7")
@@ -246,120 +205,3 @@ def never_expire(put: Put) -> None:
 def adopt_without_terms(put: Put) -> None:
     original = Adoption._adopt
     put(Adoption, "_adopt", lambda self, segment, claim: original(self, segment, claim._replace(ttl_ms=0, pin=0)))
-
-
-# ---- the storage node ----------------------------------------------------------------------------
-
-
-@breaks("2")
-def acknowledge_without_recording(put: Put) -> None:
-    original = Index.record
-
-    def record(self: Index, epoch: int, copies: Any) -> Any:
-        return original(self, epoch, copies[:-1])
-
-    put(Index, "record", record)
-
-
-@breaks("7")
-def overlook_writers(put: Put) -> None:
-    put(Pool, "has_writer", lambda self, place: False)
-
-
-@breaks("7")
-def fetch_on_after_forgetting(put: Put) -> None:
-    async def go_on(self: _Attachment, forget: Any) -> None:
-        """The place may be another put's by the time the fetch lands."""
-
-    put(_Attachment, "_end_fetches", go_on)
-
-
-@breaks("10")
-def fetch_unverified(put: Put) -> None:
-    put(fetcher, "Move", lambda memory, offset, checksum: Move(memory, offset))
-
-
-# ---- the client ----------------------------------------------------------------------------------
-
-
-@breaks("1, 10")
-def read_unverified(put: Put) -> None:
-    original = Getter.__init__
-
-    def init(self: Getter, *args: Any, verify: bool) -> None:
-        original(self, *args, verify=False)
-
-    put(Getter, "__init__", init)
-
-
-@breaks("10")
-def never_fail_over(put: Put) -> None:
-    original = KeyRead.__init__
-
-    def init(self: KeyRead, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        for read in self.reads:
-            del read.copies[1:]
-
-    put(KeyRead, "__init__", init)
-
-
-@breaks("1")
-def keep_memory_of_an_abandoned_read(put: Put) -> None:
-    original = KeyRead.bring_home
-
-    def bring_home(self: KeyRead, prepare: Any) -> Any:
-        return original(self, lambda index, size: self.landing)
-
-    put(KeyRead, "bring_home", bring_home)
-
-
-@breaks("7")
-def read_beyond_the_lease(put: Put) -> None:
-    original = MasterClient.lookup
-
-    async def lookup(self: MasterClient, *args: Any, **kwargs: Any) -> Any:
-        return replace(await original(self, *args, **kwargs), until=float("inf"))
-
-    put(MasterClient, "lookup", lookup)
-
-
-@breaks("7")
-def write_beyond_the_time(put: Put) -> None:
-    original = MasterClient.put_start
-
-    async def put_start(self: MasterClient, *args: Any, **kwargs: Any) -> Any:
-        return replace(await original(self, *args, **kwargs), until=float("inf"))
-
-    put(MasterClient, "put_start", put_start)
-
-
-@breaks("1, 2")
-def hide_failed_copies(put: Put) -> None:
-    def fail(self: _Write, number: int, copy: int, fault: Fault) -> None:
-        """As if it had been written."""
-
-    put(_Write, "fail", fail)
-
-
-@breaks("1, 16")
-def miss_where_no_master_answers(put: Put) -> None:
-    original = Getter.get
-
-    async def get(self: Getter, keys: Any, *args: Any) -> Any:
-        try:
-            return await original(self, keys, *args)
-        except LarderError:
-            return [None] * len(keys)
-
-    put(Getter, "get", get)
-
-
-@breaks("12")
-def wait_without_a_deadline(put: Put) -> None:
-    original = MasterClient._call
-
-    async def call(self: MasterClient, name: str, request: Any, deadline: float) -> Any:
-        return await original(self, name, request, deadline + 5.0)
-
-    put(MasterClient, "_call", call)
