@@ -73,7 +73,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
 
     async def Exists(self, request: pb.ExistsRequest, context: Context) -> pb.ExistsReply:
         answer: m.Existing = await self._ask(lambda call: m.Exists(call, unpack_keys(request.keys)), context)
-        return pb.ExistsReply(exists=answer.exists)
+        return pb.ExistsReply(exists=map(bool, answer.sizes), sizes=answer.sizes if request.sizes else ())
 
     async def Remove(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
         answer: m.Removed = await self._ask(

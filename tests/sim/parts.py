@@ -159,8 +159,8 @@ def installed(world: Any) -> Iterator[None]:
         "services.storage_node.agent.random": rng,
         "larder.rpc.os": SimpleNamespace(urandom=rng.randbytes),
         "larder.rpc.host_id": lambda: PROCESS.get().host,
-        "larder.aio.MasterClient": lambda *args: SimMasterClient(world, *args),
-        "larder.aio.Mover": lambda names, *args: SimMover(world, *args),
+        "larder.parts.MasterClient": lambda *args: SimMasterClient(world, *args),
+        "larder.parts.Mover": lambda names, *args: SimMover(world, *args),
         "services.storage_node.fetcher.Mover": lambda names, *args: SimMover(world, *args),
         "services.storage_node.agent.open_stream": world.net.open_stream,
     }

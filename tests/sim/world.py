@@ -247,7 +247,7 @@ class World:
             return None  # the object has another size
         except LarderError as error:
             return error
-        self.oracle.got(key, None if size is None else buffer, asked_at)
+        self.oracle.got(key, None if size is None else buffer[:size], asked_at)
         return None
 
     async def _remove(self, client: ClientPart, asked_at: float) -> Exception | None:

@@ -11,23 +11,18 @@ import asyncio
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, Self
 
-import numpy as np
-
 from larder import engine_ports, forks, tensors
-from larder.arguments import WAIT_S_MAX, Pin, check_get_into, check_length, check_put, or_raise, seconds
-from larder.background import Background
+from larder.arguments import WAIT_S_MAX, Pin, check_get_into, check_put, check_room, or_raise, seconds
 from larder.errors import InvalidArgument, LarderError, LeaseExpired, StoreClosed
-from larder.gets import Getter
-from larder.keys import Key, batches, encode_key, encode_keys
-from larder.memory import destination, fresh_bytes
-from larder.mover import Mover
+from larder.keys import Key, Page, batches, encode_key, encode_keys, encode_prefix
+from larder.memory import destination
 from larder.options import Options, resolve
-from larder.puts import PutResult, Putter
-from larder.reads import Landing
-from larder.rpc import MasterClient
+from larder.parts import Parts
+from larder.puts import PutResult
+from larder.reads import Landing, array_landing, bytes_landing
 from larder.stats import Stats
 
 
@@ -72,7 +67,7 @@ class Store:
                 raise InvalidArgument(f"engine_ports is {options.engine_ports}: {error}") from error
         self._options = options
         self._stats = Stats()
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._let_go: weakref.finalize[[], Store] | None = None
         self._closed = False
 
@@ -171,36 +166,37 @@ class Store:
 
     async def get_many(self, keys: Sequence[Key]) -> list[bytes | LarderError | None]:
         """Per key the bytes, None for a miss, or the error."""
-        answers = await self._get(encode_keys(keys), _bytes_landing)
+        answers = await self._get(encode_keys(keys), bytes_landing)
         return [bytes(answer) if isinstance(answer, bytearray) else answer for answer in answers]
 
     async def get_into(self, key: Key, buffer: Any) -> int | None:
-        """Fills a writable buffer of the object's length; the bytes written, or None for a miss.
+        """Reads the object into a writable buffer; its size in bytes, or None for a miss.
 
-        After an error the buffer's bytes are undefined, but nothing changes them any more.
+        What the buffer has beyond that stays as it is; one that is shorter than the object is an InvalidArgument. After
+        an error the bytes it was to get are undefined, but nothing changes them any more.
         """
         return or_raise((await self.get_many_into([key], [buffer])).pop())
 
     async def get_many_into(self, keys: Sequence[Key], buffers: Sequence[Any]) -> list[int | LarderError | None]:
-        """Fills many buffers; a buffer may be a list of buffers, which are filled in order.
+        """Reads into many buffers; a buffer may be a list of buffers, which are filled in order.
 
-        Answers per key the bytes written, None for a miss, or the error. Memory given to register_buffer is written by
-        the engine itself; then the call lasts until the engine has answered, which a frozen node may delay beyond the
-        deadline, and is not hedged.
+        Answers per key the object's size in bytes, None for a miss, or the error. Memory given to register_buffer is
+        written by the engine itself; then the call lasts until the engine has answered, which a frozen node may delay
+        beyond the deadline, and is not hedged.
         """
         names, memories = check_get_into(keys, buffers)
 
         def prepare(index: int, size: int) -> Landing:
             memory = memories[index]
-            check_length(memory, size, names[index])
-            return Landing(memory, size, private=False)
+            check_room(memory, size, names[index])
+            return Landing(memory.cut(0, size), size, private=False)
 
         return await self._get(names, prepare)
 
     async def get_tensor(self, key: Key) -> Any:
         """The torch tensor that put_tensor stored, on the CPU, or None for a miss."""
         name = encode_key(key)
-        array = or_raise((await self._get([name], _array_landing)).pop())
+        array = or_raise((await self._get([name], array_landing)).pop())
         return None if array is None else tensors.unpack(array, name)
 
     @asynccontextmanager
@@ -255,11 +251,52 @@ class Store:
             answers += await master.exists(names[batch], deadline=deadline)
         return answers
 
+    async def sizes(self, keys: Sequence[Key]) -> list[int | None]:
+        """Per key the object's size in bytes, None for a miss. Eviction does not count it as a use of the objects.
+
+        Raises Unavailable, InvalidArgument.
+        """
+        names, master, deadline = encode_keys(keys), self._open().master, self._deadline()
+        answers: list[int | None] = []
+        for batch in batches(len(names)):
+            answers += await master.sizes(names[batch], deadline=deadline)
+        return answers
+
+    def keys(self, prefix: Key = b"") -> AsyncIterator[bytes]:
+        """The keys that begin with `prefix`, in order of their bytes; of objects that can be read when they are listed.
+
+        They come in pages of 1,000, so that it may take any number of them, and what is put or removed meanwhile may be
+        among them or not. Raises InvalidArgument, and while it runs Unavailable.
+        """
+        start = encode_prefix(prefix)
+        self._open()
+        return self._keys(start)
+
+    async def _keys(self, prefix: bytes) -> AsyncIterator[bytes]:
+        page = Page(prefix)
+        while page.more:
+            for key in await self._next_keys(page):
+                yield key
+
+    async def _next_keys(self, page: Page) -> list[bytes]:
+        rows = await self._open().master.list(page, deadline=self._deadline())
+        return [key for key, _, copies in rows if copies]
+
     async def remove(self, key: Key) -> bool:
-        """Forgets an object; whether there was one."""
-        name = encode_key(key)
-        (answer,) = await self._open().master.remove([name], deadline=self._deadline())
+        """Forgets an object; whether there was one. Raises Unavailable, InvalidArgument."""
+        (answer,) = await self.remove_many([key])
         return answer
+
+    async def remove_many(self, keys: Sequence[Key]) -> list[bool]:
+        """Forgets objects, a round trip for every 16,384; per key whether there was one.
+
+        Raises Unavailable, after which any of them may be gone, and InvalidArgument.
+        """
+        names, master, deadline = encode_keys(keys), self._open().master, self._deadline()
+        answers: list[bool] = []
+        for batch in batches(len(names)):
+            answers += await master.remove(names[batch], deadline=deadline)
+        return answers
 
     # ---- the store itself ------------------------------------------------------------------------
 
@@ -294,65 +331,14 @@ class Store:
     def _deadline(self) -> float:
         return time.monotonic() + self._options.timeout_s
 
-    def _open(self) -> "_Parts":
+    def _open(self) -> "Parts":
         if self._closed:
             raise StoreClosed("the store is closed")
         forks.check()
         if self._parts is None:
-            self._parts = _Parts(self._options, self._stats)
+            self._parts = Parts(self._options, self._stats)
             self._let_go = weakref.finalize(self, self._parts.let_go)
             self._let_go.atexit = False
         if self._parts.loop is not asyncio.get_running_loop():
             raise InvalidArgument("this store belongs to another event loop: connect once in each")
         return self._parts
-
-
-class _Parts:
-    """What a store is made of once it is used."""
-
-    def __init__(self, options: Options, stats: Stats) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.master = MasterClient(options.masters, stats, options.zone)
-        self.mover = Mover(options.transports, stats, options.zone)
-        self.background = Background(self.master, stats)
-        self.getter = Getter(self.master, self.mover, self.background, verify=options.verify)
-        self.putter = Putter(self.master, self.mover, self.background, verify=options.verify)
-
-    async def close(self) -> None:
-        try:  # who is cancelled in here lets go of all the same
-            await self.background.close()
-        finally:
-            try:
-                await self.mover.close()
-            finally:
-                await self.master.close()
-
-    def let_go(self) -> None:
-        """For a store that was dropped, on whatever thread; once it was closed there is nothing to do."""
-        if forks.inherited():
-            return
-        self.mover.abandon()
-        if self.loop.is_running():
-            with suppress(RuntimeError):  # it ended meanwhile
-                self.loop.call_soon_threadsafe(self._close_soon)
-
-    def _close_soon(self) -> None:
-        self._closing = self.loop.create_task(self.close())
-        self._closing.add_done_callback(self._closed)
-
-    def _closed(self, closing: asyncio.Task[None]) -> None:
-        if closing.cancelled():  # before it began: the loop ends, and has time for what does not wait
-            self._closing = self.loop.create_task(self.master.close())
-
-
-def _bytes_landing(index: int, size: int) -> Landing:
-    if size < 2:
-        tiny = bytearray(size)
-        return Landing(destination(tiny), tiny, private=True)
-    data, memory = fresh_bytes(size)
-    return Landing(memory, data, private=True)
-
-
-def _array_landing(index: int, size: int) -> Landing:
-    array = np.empty(size, dtype=np.uint8)
-    return Landing(destination(array), array, private=True)

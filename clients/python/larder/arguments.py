@@ -104,10 +104,10 @@ def check_get_into(keys: Iterable[Key], buffers: Iterable[Any]) -> tuple[list[by
     return _check(keys, buffers, destination)
 
 
-def check_length(memory: Memory, size: int, key: bytes) -> None:
-    """Raises InvalidArgument where a buffer has not the object's length."""
-    if memory.length != size:
-        raise InvalidArgument(f"buffer of {memory.length} bytes: {size} are wanted, the object's size", key=key)
+def check_room(memory: Memory, size: int, key: bytes) -> None:
+    """Raises InvalidArgument where a buffer is shorter than the object."""
+    if memory.length < size:
+        raise InvalidArgument(f"buffer of {memory.length} bytes: the object has {size}", key=key)
 
 
 def or_raise(answer: T | LarderError) -> T:

@@ -11,6 +11,17 @@ T = TypeVar("T")
 KEY_BYTES_MAX: Final = 1024
 BATCH_KEYS_MAX: Final = 16_384
 """Keys in one call to the master; larger batches are split."""
+PAGE_KEYS: Final = 1_000
+"""Keys in one page of a listing."""
+
+
+class Page:
+    """Where a listing of keys stands."""
+
+    def __init__(self, prefix: bytes) -> None:
+        self.prefix = prefix
+        self.after = b""
+        self.more = True
 
 
 def encode_key(key: Key) -> bytes:
@@ -25,6 +36,11 @@ def encode_key(key: Key) -> bytes:
     if not 0 < len(key) <= KEY_BYTES_MAX:
         raise InvalidArgument(f"key of {len(key)} bytes ({show_key(key)}): 1 to {KEY_BYTES_MAX} bytes are wanted")
     return key
+
+
+def encode_prefix(prefix: Key) -> bytes:
+    """The bytes of what keys begin with, which may be none; raises InvalidArgument."""
+    return b"" if isinstance(prefix, str | bytes) and not prefix else encode_key(prefix)
 
 
 def listed(values: Iterable[T], name: str) -> Sequence[T]:

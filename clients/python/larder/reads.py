@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from larder.copying import copy_memory
 from larder.errors import DataLost, DeadlineExceeded, Unreachable
-from larder.memory import Memory
+from larder.memory import Memory, destination, fresh_bytes
 from larder.places import Copy, Fault, Slice
 from larder.transports import Move
 
@@ -123,3 +125,18 @@ class KeyRead:
         if bad.corrupt.issuperset(bad.part.copies):
             return DataLost(f"every copy of slice {bad.number} has the wrong checksum", key=self.key, node=bad.node)
         return Unreachable(f"no copy of slice {bad.number} can be read from this host", key=self.key, node=bad.node)
+
+
+def bytes_landing(index: int, size: int) -> Landing:
+    """Of a new bytes object; a bytearray where it has less than 2 bytes."""
+    if size < 2:
+        tiny = bytearray(size)
+        return Landing(destination(tiny), tiny, private=True)
+    data, memory = fresh_bytes(size)
+    return Landing(memory, data, private=True)
+
+
+def array_landing(index: int, size: int) -> Landing:
+    """Of a new array of bytes."""
+    array = np.empty(size, dtype=np.uint8)
+    return Landing(destination(array), array, private=True)

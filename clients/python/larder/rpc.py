@@ -22,6 +22,7 @@ from larder.channel import open_channel
 from larder.errors import InvalidArgument, LarderError, NoSpace, StoreClosed, Unavailable
 from larder.facts import Known, known
 from larder.host import host_id
+from larder.keys import PAGE_KEYS, Page
 from larder.masters import SEVERAL
 from larder.places import Fault, Slice, unpack
 from larder.stats import Stats
@@ -181,6 +182,14 @@ class MasterClient:
         reply: pb.ExistsReply = await self._call("Exists", pb.ExistsRequest(keys=pack_keys(keys)), deadline)
         return list(reply.exists)
 
+    async def sizes(self, keys: Sequence[bytes], *, deadline: float) -> list[int | None]:
+        """Bytes; None for what cannot be read."""
+        request = pb.ExistsRequest(keys=pack_keys(keys), sizes=True)
+        reply: pb.ExistsReply = await self._call("Exists", request, deadline)
+        if len(reply.sizes) != len(keys):
+            raise LarderError("the master's answer lacks the sizes: it is of an older version")
+        return [size or None for size in reply.sizes]
+
     async def remove(self, keys: Sequence[bytes], *, deadline: float) -> list[bool]:
         request = pb.RemoveRequest(request_id=os.urandom(16), keys=pack_keys(keys))
         reply: pb.RemoveReply = await self._call("Remove", request, deadline)
@@ -197,13 +206,13 @@ class MasterClient:
         reply: pb.ReportReply = await self._call("Report", request, deadline)
         return reply.dropped
 
-    async def list(
-        self, prefix: bytes, after: bytes, *, limit: int, deadline: float
-    ) -> tuple[list[tuple[bytes, int, int]], bool]:
-        """A page of (key, size, copies), and whether there is more."""
-        request = pb.ListRequest(prefix=prefix, after=after, limit=limit)
+    async def list(self, page: Page, *, deadline: float) -> list[tuple[bytes, int, int]]:
+        """The next rows of (key, size, copies); `page` goes on."""
+        request = pb.ListRequest(prefix=page.prefix, after=page.after, limit=PAGE_KEYS)
         reply: pb.ListReply = await self._call("List", request, deadline)
-        return list(zip(unpack_keys(reply.keys), reply.sizes, reply.copies, strict=True)), reply.more
+        keys = unpack_keys(reply.keys)
+        page.after, page.more = keys[-1] if keys else page.after, reply.more
+        return list(zip(keys, reply.sizes, reply.copies, strict=True))
 
     async def stat(self, keys: Sequence[bytes], *, lease: bool = False, deadline: float) -> Known:
         """What is known of objects, which is no use of them. `lease`: they are going to be read."""

@@ -16,7 +16,7 @@ from larder import aio, forks
 from larder.arguments import Pin
 from larder.calls import Call
 from larder.errors import LarderError, StoreClosed
-from larder.keys import Key
+from larder.keys import Key, Page, encode_prefix
 from larder.loops import CLOSE_S, LoopThread
 from larder.options import Options, resolve
 from larder.puts import PutResult
@@ -141,11 +141,11 @@ class Store:
         return self._run(self._store.get_many, keys)
 
     def get_into(self, key: Key, buffer: Any) -> int | None:
-        """Fills a writable buffer of the object's length; the bytes written, or None for a miss."""
+        """Reads the object into a writable buffer, which may be longer; its size in bytes, or None for a miss."""
         return self._run(self._store.get_into, key, buffer)
 
     def get_many_into(self, keys: Sequence[Key], buffers: Sequence[Any]) -> list[int | LarderError | None]:
-        """Fills many buffers; per key the bytes written, None for a miss, or the error."""
+        """Reads into many buffers; per key the object's size in bytes, None for a miss, or the error."""
         return self._run(self._store.get_many_into, keys, buffers)
 
     def get_tensor(self, key: Key) -> Any:
@@ -176,9 +176,28 @@ class Store:
         """Per key whether it is present."""
         return self._run(self._store.exists, keys)
 
+    def sizes(self, keys: Sequence[Key]) -> list[int | None]:
+        """Per key the object's size in bytes, None for a miss. Eviction does not count it as a use of the objects."""
+        return self._run(self._store.sizes, keys)
+
+    def keys(self, prefix: Key = b"") -> Iterator[bytes]:
+        """The keys that begin with `prefix`, in order of their bytes, fetched 1,000 at a time."""
+        page = Page(encode_prefix(prefix))
+        self._running()
+
+        def keys() -> Iterator[bytes]:
+            while page.more:
+                yield from self._run(self._store._next_keys, page)
+
+        return keys()
+
     def remove(self, key: Key) -> bool:
         """Forgets an object; whether there was one."""
         return self._run(self._store.remove, key)
+
+    def remove_many(self, keys: Sequence[Key]) -> list[bool]:
+        """Forgets objects, a round trip for every 16,384; per key whether there was one."""
+        return self._run(self._store.remove_many, keys)
 
     def register_buffer(self, buffer: Any) -> None:
         """Lets the transfer engine read and write this memory directly, until unregister_buffer or close."""

@@ -13,9 +13,9 @@ from typing import Any, Self
 import numpy as np
 
 from larder import tensors
-from larder.arguments import WAIT_S_MAX, Pin, check_get_into, check_length, check_put, or_raise, seconds
+from larder.arguments import WAIT_S_MAX, Pin, check_get_into, check_put, check_room, or_raise, seconds
 from larder.errors import LarderError, StoreClosed
-from larder.keys import Key, encode_key, encode_keys
+from larder.keys import Key, encode_key, encode_keys, encode_prefix
 from larder.memory import Memory, destination, view_at
 from larder.puts import PutResult
 
@@ -138,8 +138,22 @@ class FakeStore:
     def exists(self, keys: Sequence[Key]) -> list[bool]:
         return [self._has(name) for name in self._names(keys)]
 
+    def sizes(self, keys: Sequence[Key]) -> list[int | None]:
+        return [len(self._objects[name]) if self._has(name) else None for name in self._names(keys)]
+
+    def keys(self, prefix: Key = b"") -> Iterator[bytes]:
+        start = encode_prefix(prefix)
+        self._check_open()
+        return (name for name in sorted(self._objects) if name.startswith(start) and self._has(name))
+
     def remove(self, key: Key) -> bool:
-        (name,) = self._names([key])
+        (answer,) = self.remove_many([key])
+        return answer
+
+    def remove_many(self, keys: Sequence[Key]) -> list[bool]:
+        return [self._remove(name) for name in self._names(keys)]
+
+    def _remove(self, name: bytes) -> bool:
         existed = self._has(name)
         self._ends.pop(name, None)
         self._objects.pop(name, None)
@@ -183,11 +197,11 @@ class FakeStore:
         if data is None:
             return None
         try:
-            check_length(memory, len(data), name)
+            check_room(memory, len(data), name)
         except LarderError as error:
             return error
         start = 0
-        for address, length in memory.pieces:
+        for address, length in memory.cut(0, len(data)).pieces:
             view_at(address, length, writable=True)[:] = data[start : start + length]
             start += length
         return len(data)
@@ -215,10 +229,18 @@ class AsyncFakeStore:
     async def __aexit__(self, *_: object) -> None:
         self.sync.close()
 
+    def keys(self, prefix: Key = b"") -> AsyncIterator[bytes]:
+        return _each(self.sync.keys(prefix))
+
     @asynccontextmanager
     async def view(self, key: Key) -> AsyncIterator[memoryview | None]:
         with self.sync.view(key) as memory:
             yield memory
+
+
+async def _each(keys: Iterator[bytes]) -> AsyncIterator[bytes]:
+    for key in keys:
+        yield key
 
 
 def _bytes_of(memory: Memory) -> bytes:

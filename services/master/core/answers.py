@@ -85,7 +85,7 @@ class Matched:
 
 @dataclass(frozen=True, slots=True)
 class Existing:
-    exists: list[bool]
+    sizes: list[int]  # 0: it cannot be read now
 
 
 @dataclass(frozen=True, slots=True)

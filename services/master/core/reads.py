@@ -155,7 +155,10 @@ class Reads:
 
     def exists(self, command: m.Exists) -> None:
         self.calls.check_keys(command.keys)
-        self.calls.reply(command.call, m.Existing(list(map(self.state.has, command.keys))))
+        found = [self.state.objects.get(key) for key in command.keys]
+        readable = self.state.readable
+        sizes = [obj.size if obj is not None and readable(obj) else 0 for obj in found]
+        self.calls.reply(command.call, m.Existing(sizes))
 
     def list(self, command: m.List) -> None:
         if not 0 <= command.limit <= LIST_LIMIT_MAX:

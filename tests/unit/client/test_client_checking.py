@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from larder.cli.checking import TRIES, Checker, Read
 from larder.facts import Facts, Known
+from larder.keys import Page
 from larder.mover import Mover
 from larder.places import Copy, Fault, Segment, Slice
 from larder.stats import Stats
@@ -49,8 +50,9 @@ class Master:
         self.released: list[int] = []
         self.reported: list[tuple[int, Fault]] = []
 
-    async def list(self, prefix: bytes, after: bytes, **_: Any) -> tuple[list[tuple[bytes, int, int]], bool]:
-        return [(b"key", 8, 2)], False
+    async def list(self, page: Page, **_: Any) -> list[tuple[bytes, int, int]]:
+        page.more = False
+        return [(b"key", 8, 2)]
 
     async def stat(self, keys: Sequence[bytes], *, lease: bool = False, deadline: float) -> Known:
         self.leases.append(len(self.leases) + 1)

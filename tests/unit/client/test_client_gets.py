@@ -5,7 +5,7 @@ import re
 import time
 
 import pytest
-from larder.arguments import check_length
+from larder.arguments import check_room
 from larder.errors import DataLost, DeadlineExceeded, Unreachable, WriteFailed
 from larder.memory import destination
 from larder.places import Fault, Segment, Slice
@@ -175,11 +175,11 @@ async def test_a_wrong_length_reads_nothing() -> None:
     memory = destination(bytearray(9))
 
     def prepare(index: int, size: int) -> Landing:
-        check_length(memory, size, b"key")
+        check_room(memory, size, b"key")
         raise AssertionError
 
     (answer,) = await world.getter.get([b"key"], prepare, time.monotonic() + 5)
-    assert "10 are wanted" in str(answer)
+    assert "the object has 10" in str(answer)
     assert engine.asked == []
 
 

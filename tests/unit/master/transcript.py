@@ -111,7 +111,7 @@ class Cluster:
         self.step(m.Exists(call, [key]))
         answer = self.answers[call]
         assert isinstance(answer, m.Existing)
-        return answer.exists[0]
+        return answer.sizes[0] > 0
 
     def lookup(self, key: bytes, host: str = "", zone: str = "") -> m.Found:
         call = self.call()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from larder.facts import Facts
+from larder.keys import PAGE_KEYS, Page
 from larder.memory import fresh_memory
 from larder.mover import Bundle, Bundles, Mover
 from larder.places import Copy, Fault, Segment
@@ -19,7 +20,6 @@ from larder.rpc import BadCopy, MasterClient
 from larder.tasks import together
 from larder.transports import Move
 
-PAGE_KEYS: Final = 1_000
 BATCH_KEYS: Final = 256
 CHUNK_BYTES: Final = 16 * 2**20
 """Read at once by each worker; one slice is, however long."""
@@ -135,12 +135,11 @@ class Checker:
     # ---- the walk --------------------------------------------------------------------------------
 
     async def _batches(self, prefix: bytes) -> AsyncIterator[list[bytes]]:
-        after, more = b"", True
-        while more:
-            page, more = await self._master.list(prefix, after, limit=PAGE_KEYS, deadline=time.monotonic() + CALL_S)
+        page = Page(prefix)
+        while page.more:
             batch: list[bytes] = []
             size = 0
-            for key, length, copies in page:
+            for key, length, copies in await self._master.list(page, deadline=time.monotonic() + CALL_S):
                 if batch and (len(batch) == BATCH_KEYS or size + length * copies > CHUNK_BYTES):
                     yield batch
                     batch, size = [], 0
@@ -148,7 +147,6 @@ class Checker:
                 size += length * copies
             if batch:
                 yield batch
-                after = batch[-1]
 
     async def _work(self, batches: asyncio.Queue[list[bytes] | None]) -> None:
         while (batch := await batches.get()) is not None:

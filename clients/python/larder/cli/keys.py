@@ -12,10 +12,9 @@ from larder.cli.common import Common, KeyArgument, ask_master, common_options, f
 from larder.cli.showing import show_argument, show_count, show_rows, show_size, show_span
 from larder.errors import show_key
 from larder.facts import Facts
-from larder.keys import encode_key
+from larder.keys import Page, encode_key
 from larder.rpc import MasterClient
 
-PAGE_KEYS: Final = 1_000
 Row = tuple[bytes, int, int]
 """Key, size, copies."""
 _LS_HEAD: Final = f"{'size':>10}  {'copies':>6}  key"
@@ -49,12 +48,10 @@ def ls(common: Common, prefix: bytes, limit: int | None) -> None:
 
 
 async def pages(client: MasterClient, prefix: bytes, common: Common) -> AsyncIterator[list[Row]]:
-    after, more = b"", True
-    while more:
-        page, more = await client.list(prefix, after, limit=PAGE_KEYS, deadline=common.deadline())
-        if page:
-            yield page
-            after = page[-1][0]
+    page = Page(prefix)
+    while page.more:
+        if rows := await client.list(page, deadline=common.deadline()):
+            yield rows
 
 
 @click.command()

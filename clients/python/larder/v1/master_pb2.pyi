@@ -153,16 +153,20 @@ class MatchReply(_message.Message):
     def __init__(self, matched: _Optional[int] = ...) -> None: ...
 
 class ExistsRequest(_message.Message):
-    __slots__ = ("keys",)
+    __slots__ = ("keys", "sizes")
     KEYS_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
     keys: _types_pb2.Keys
-    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ...) -> None: ...
+    sizes: bool
+    def __init__(self, keys: _Optional[_Union[_types_pb2.Keys, _Mapping]] = ..., sizes: bool = ...) -> None: ...
 
 class ExistsReply(_message.Message):
-    __slots__ = ("exists",)
+    __slots__ = ("exists", "sizes")
     EXISTS_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
     exists: _containers.RepeatedScalarFieldContainer[bool]
-    def __init__(self, exists: _Optional[_Iterable[bool]] = ...) -> None: ...
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, exists: _Optional[_Iterable[bool]] = ..., sizes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RemoveRequest(_message.Message):
     __slots__ = ("request_id", "keys")

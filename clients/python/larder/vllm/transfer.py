@@ -163,9 +163,15 @@ class StagedPath:
 
 async def _get(store: AsyncStore, batch: Sequence[Item], pieces: Sequence[Buffers], faults: list[str]) -> list[bool]:
     results = await store.get_many_into([item.key for item in batch], pieces)
-    faults += [GONE if result is None else reason(result) for result in results if not isinstance(result, int)]
-    # A count of bytes is the only good answer: None is a miss, an error object a copy that could not be read.
-    return [isinstance(result, int) for result in results]
+    sizes = [sum(map(len, piece)) for piece in pieces]
+    # The size of what was asked for is the only good answer: None is a miss, an error a copy that could not be read.
+    good = [result == size for result, size in zip(results, sizes, strict=True)]
+    for result, size, ok in zip(results, sizes, good, strict=True):
+        if isinstance(result, int) and not ok:
+            faults.append(f"an object of {result} bytes: {size} are wanted")
+        elif not ok:
+            faults.append(GONE if result is None else reason(result))
+    return good
 
 
 async def _put(
