@@ -130,6 +130,23 @@ def test_what_is_missing_or_corrupt_is_named_and_the_rest_arrives(new_rig: Calla
     assert rig.worker.take_counts()["failed_gets"] == 2
 
 
+def test_an_object_that_does_not_fill_its_blocks_is_no_load(
+    new_rig: Callable[..., Rig], store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = new_rig()
+    rig.worker.save([job(chunk("x", (1, 2), ()))])
+    until(rig.worker.take_report)
+    key = NAMES[0] + chunk("x").block_hash
+    size = len(store.objects[key])
+    store.objects[key] = store.objects[key][:-1]
+    with caplog.at_level(logging.WARNING, "vllm.larder"):
+        rig.worker.start_loads([LoadJob("r", (chunk("x", (8, 9), ()),))])
+        ended = until(lambda: (e := rig.worker.take_ended()).received and e)
+        until(lambda: rig.worker.take_report() is None and caplog.records)
+    assert ended.bad_blocks == {8, 9}
+    assert f"an object of {size - 1} bytes: {size} are wanted" in caplog.text
+
+
 def test_why_loads_failed_is_said_in_one_line_without_any_statistics(
     new_rig: Callable[..., Rig], store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
