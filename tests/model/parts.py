@@ -1,4 +1,4 @@
-"""What the world is made of: nodes with memory and messages, puts and promises as clients see them. No behaviour."""
+"""What the world is made of: nodes with memory and messages; puts and promises as clients see them. No behaviour."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from services.storage_node.core.index import Index
 
 
 def content(key: bytes, write_id: int, size: int) -> bytes:
-    """Bytes that name the put they are of."""
+    """Bytes that tell which put they are of."""
     pattern = b"<%s:%d>" % (key, write_id)
     return (pattern * (size // len(pattern) + 1))[:size]
 
@@ -26,7 +26,7 @@ class Node:
     segments: list[int] = field(default_factory=list)  # the master's numbers, from Welcome
     to_node: deque[m.Effect] = field(default_factory=deque)
     to_master: deque[m.NodeCommand] = field(default_factory=deque)
-    waiting: list[m.Effect] = field(default_factory=list)  # Forgets of places where a client was stopped
+    waiting: list[m.Effect] = field(default_factory=list)  # Forgets of extents where a client was stopped
 
     def __post_init__(self) -> None:
         self.reset()
@@ -38,7 +38,7 @@ class Node:
 
 @dataclass
 class Spot:
-    """Where a copy lies, as a client sees it: in a node's memory of then, whatever number a later master gives it."""
+    """Where a copy lies, as a client sees it: in the memory the node had then, whatever a later master calls it."""
 
     node: Node = field(repr=False)
     memory: bytearray = field(repr=False)
@@ -47,7 +47,7 @@ class Spot:
 
 @dataclass
 class Put:
-    """A put between start and end, as its client sees it."""
+    """A put between its start and its end, as its client sees it."""
 
     write_id: int
     key: bytes
@@ -60,8 +60,8 @@ class Put:
 
 @dataclass
 class Grant:
-    """What a lookup promised: these bytes there until then."""
+    """What a lookup promised: these bytes, there, until then."""
 
     until: int
     places: list[tuple[Spot, bytes]]
-    lease: int = 0  # what can be given back; 0: a hold
+    lease: int = 0  # to be given back; 0 for a hold

@@ -1,4 +1,4 @@
-"""Every interleaving hypothesis can think of, against the real core; invariants are derived anew after every step."""
+"""Every interleaving Hypothesis can think of, on the real core; invariants are derived anew after every step."""
 
 from typing import Any
 
@@ -74,7 +74,7 @@ class MasterMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.puts)
     @rule(data=st.data())
     def abandon_then_land_late(self, data: st.DataObject) -> None:
-        """The client gives up, but the engine still delivers what was under way."""
+        """The client gives up, and the engine still delivers what was under way."""
         put = data.draw(st.sampled_from(self.world.puts))
         self.world.puts.remove(put)
         alive = self.world.now < put.asked_at + CONFIG.write_ttl_ms
@@ -100,7 +100,7 @@ class MasterMachine(RuleBasedStateMachine):
 
     @rule(names=st.lists(keys, min_size=1, max_size=6))
     def lookup(self, names: list[bytes]) -> None:
-        self.world.pass_time(0)  # else what the core put off, such as an adoption, comes between the two
+        self.world.pass_time(0)  # else what the core put off, such as an adoption, could come between the two
         found = self.world.lookup(names)
         call = self.world.call()
         self.world.step(m.Match(call, names))
@@ -112,7 +112,7 @@ class MasterMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(grant.lease for grant in self.world.grants))
     @rule(data=st.data(), again=st.booleans())
     def release(self, data: st.DataObject, again: bool) -> None:
-        """A read has ended: what it was promised may go, what others were may not."""
+        """A read has ended: what it was promised may go, but not what others were."""
         world = self.world
         lease = data.draw(st.sampled_from([grant.lease for grant in world.grants if grant.lease]))
         world.grants = [grant for grant in world.grants if grant.lease != lease]
@@ -122,7 +122,7 @@ class MasterMachine(RuleBasedStateMachine):
 
     @rule(names=st.lists(keys, min_size=1, max_size=3), hold=st.integers(1, 2 * CONFIG.lease_ms))
     def match_holding(self, names: list[bytes], hold: int) -> None:
-        """What it found stays as it is for that long."""
+        """What it found stays as it is that long."""
         world = self.world
         call = world.call()
         world.step(m.Match(call, names, 0, hold))
@@ -131,7 +131,7 @@ class MasterMachine(RuleBasedStateMachine):
         self.promise(names[: matched.matched], min(hold, CONFIG.lease_ms))
 
     def promise(self, names: list[bytes], ms: int, lease: int = 0) -> None:
-        """The live copies of these stay as they are for that long."""
+        """The live copies of these stay as they are that long."""
         world = self.world
         for obj in map(world.core.state.objects.__getitem__, names):
             whole, start, spots = content(obj.key, obj.write_id, obj.size), 0, []
@@ -172,7 +172,7 @@ class MasterMachine(RuleBasedStateMachine):
         pin=st.sampled_from([*m.Pin, m.Pin.NONE, m.Pin.NONE]),
     )
     def put(self, batch: list[tuple[bytes, int]], copies: int, deliver: bool, ttl_ms: int, pin: m.Pin) -> None:
-        """A put as it usually goes; whether the nodes have recorded it yet is another matter."""
+        """A put as it usually goes; the nodes may have recorded it or not yet."""
         names, lengths = [key for key, _ in batch], [size for _, size in batch]
         before = len(self.world.puts)
         call = self.world.start(names, lengths, copies, host="h1", ttl_ms=ttl_ms, pin=pin)
@@ -226,7 +226,7 @@ class MasterMachine(RuleBasedStateMachine):
             self.world.step(m.Drain(self.world.call(), name, cancel))
 
     def end_drains(self) -> None:
-        """A node that is to go has gone by now, unless something on it finds no room elsewhere."""
+        """Draining nodes have gone by now, unless something on them finds no room elsewhere."""
         world, state = self.world, self.world.core.state
         while draining := [node for node in state.nodes.values() if node.draining]:
             node = draining[0]
@@ -270,7 +270,7 @@ class WithDoubles(MasterMachine):
 
     @rule(names=st.lists(keys, min_size=1, max_size=3), lease=st.booleans())
     def stat(self, names: list[bytes], lease: bool) -> None:
-        """It tells of all that a lookup finds, and where asked to it promises as much."""
+        """It knows all that a lookup finds, and promises as much if asked to."""
         self.world.pass_time(0)
         call = self.world.call()
         self.world.step(m.Stat(call, names, lease))
@@ -361,7 +361,7 @@ def keep_surplus(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_model_catches(mutate: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each property has a mutant that breaks it; a model that does not notice is decoration."""
+    """Each property has a mutant that breaks it; a model that does not notice it is decoration."""
     mutate(monkeypatch)  # type: ignore[operator]
     with pytest.raises((AssertionError, KeyError, ValueError)):
         run_state_machine_as_test(MasterMachine, settings=MUTANT_SETTINGS)
@@ -374,7 +374,7 @@ def test_the_model_catches_who_trusts_a_node_id(monkeypatch: pytest.MonkeyPatch)
 
 
 def stop_a_client_in_its_write() -> None:
-    """Too long a story to wait for until it is drawn: its client wakes when its space may be another's."""
+    """Too long a story to wait until it is drawn: a client wakes when its space may be another's."""
     world = World(nodes=1, capacity=1024)
     world.attach(world.nodes["n0"])
     world.heal()

@@ -1,4 +1,4 @@
-"""A small world around the real core: real node indexes, memory as bytearrays, messages that wait to be delivered.
+"""A small world around the real core: real node indexes, bytearrays for memory, messages waiting to be delivered.
 
 Time is a number, hosts are objects. The world knows which bytes each put meant, so it can tell after every step whether
 what the master offers, and what a lease still promises, is what some accepted put wrote.
@@ -40,14 +40,14 @@ class World:
         self.numbers = itertools.count(1)
         self.core = Master(config, epoch=1, now=self.now)
         self.nodes = {f"n{i}": Node(f"n{i}", capacity) for i in range(nodes)}
-        self.memory_of: dict[int, tuple[Node, bytearray]] = {}  # master's segment number -> memory it stood for
+        self.memory_of: dict[int, tuple[Node, bytearray]] = {}  # the master's number -> the memory it stood for
         self.replies: dict[int, m.Answer] = {}
         self.puts: list[Put] = []
         self.grants: list[Grant] = []
-        self.finished: dict[bytes, set[int]] = {}  # key -> write ids of puts their clients ended
+        self.finished: dict[bytes, set[int]] = {}  # key -> write ids of puts that their clients ended
         self.ended: dict[int, list[Put]] = {}  # call -> puts of an unanswered PutEnd
-        self.stopped: list[tuple[Spot, bytes]] = []  # clients in the middle of a write by shared memory
-        self.patient: set[int] = set()  # calls of PutEnd that wait for copies
+        self.stopped: list[tuple[Spot, bytes]] = []  # clients stopped in the middle of a write by shared memory
+        self.patient: set[int] = set()  # calls of PutEnds that wait for copies
 
     # ---- steps -----------------------------------------------------------------------------------
 
@@ -78,7 +78,7 @@ class World:
         self.step(m.Tick())
 
     def verify(self) -> None:
-        """Every offered copy, and every copy under a lease, holds the bytes of its put."""
+        """Every offered copy and every copy under a lease holds the bytes of its put."""
         for key, obj in self.core.state.objects.items():
             whole = content(key, obj.write_id, obj.size)
             start = 0
@@ -128,7 +128,7 @@ class World:
         return call
 
     def open(self, answer: m.PutStarted, keys: list[bytes], sizes: list[int], asked_at: int) -> None:
-        """The client's side of an answer. It counts the write's time from before it asked."""
+        """The client's side of an answer: it counts the write's time from before it asked."""
         part = copy = 0
         places = answer.places
         for key, size, write_id, count in zip(keys, sizes, answer.write_ids, places.slice_counts, strict=True):
@@ -146,20 +146,20 @@ class World:
                 self.puts.append(put)
 
     def write(self, put: Put, part: int, copy: int) -> None:
-        """A copy of a slice lands in memory: from the client before the write's end, from an engine somewhat later."""
+        """A copy of a slice lands in memory: a client's before the write's end, an engine's perhaps later."""
         assert self.now < put.asked_at + self.config.write_ttl_ms + self.config.late_write_ms
         self.stop_at(put, part, copy)
         self.wake(-1)
         put.written.add((part, copy))
 
     def stop_at(self, put: Put, part: int, copy: int) -> None:
-        """A client is stopped when it has looked at the clock and locked the bytes, and has written none."""
+        """A client is stopped after it looked at the clock and locked the bytes, and before it wrote any."""
         start = sum(put.lengths[:part])
         data = content(put.key, put.write_id, put.size)[start : start + put.lengths[part]]
         self.stopped.append((put.places[part][copy], data))
 
     def wake(self, index: int) -> None:
-        """One that was stopped writes, whatever the time is; its locks go, and nodes that waited for it look again."""
+        """A stopped client writes, whatever the time; its locks go, and nodes that waited for it look again."""
         spot, data = self.stopped.pop(index)
         spot.memory[spot.offset : spot.offset + len(data)] = data
         spot.node.to_node.extendleft(spot.node.waiting)
@@ -167,7 +167,7 @@ class World:
         self.verify()
 
     def end(self, put: Put, wait_ms: int = 0) -> int:
-        """End a put; copies that were not written are reported as failed, and may be waited for."""
+        """End a put; unwritten copies are reported as failed, and may be waited for."""
         failed = [
             (0, part, copy)
             for part, copies in enumerate(put.places)
@@ -178,7 +178,7 @@ class World:
         self.ended[call] = [put]
         if wait_ms:
             self.patient.add(call)
-        # Whatever the answer will be: one that is lost may have taken effect, as after any cut line.
+        # Whatever the answer: a lost one may have taken effect, as after any cut line.
         self.finished.setdefault(put.key, set()).add(put.write_id)
         checksums = [put.write_id * 100 + part for part in range(len(put.lengths))]
         self.step(m.PutEnd(call, self.request_id(), [put.write_id], [len(put.lengths)], checksums, failed, wait_ms))
@@ -215,14 +215,14 @@ class World:
         if isinstance(answer, m.PutEnded):
             for put, result, copies in zip(self.ended.pop(call, []), answer.results, answer.copies, strict=True):
                 obj = self.core.state.objects.get(put.key)
-                # Answered OK means readable now (invariant 2), unless evicted at once, or gone while it was waited.
+                # OK means readable now (invariant 2), unless evicted at once, or gone during the wait.
                 if result is m.Result.OK and calm and call not in self.patient:
                     assert obj is not None
                     assert self._was_readable(obj) or 0 < obj.expires_at <= self.now
                 assert (result is m.Result.OK) == (copies > 0)
 
     def _was_readable(self, obj: Object) -> bool:
-        """When the step began: a node whose silence counts from the same moment is as good as one that died after."""
+        """Whether it was when the step began: a node that falls silent now is as good as one that dies later."""
         segments = [[self.core.state.segments[copy.segment] for copy in part.copies] for part in obj.slices]
         return all(any(each.live or each.node.suspect_since == self.now for each in part) for part in segments)
 
@@ -240,7 +240,7 @@ class World:
         self.step(m.Hello(node.stream, node.name, node.incarnation, node.index.epoch, host, [info], "", node.draining))
 
     def impose(self, node: Node) -> None:
-        """Another process dials with the id of a node that lives, which loses nothing by it."""
+        """Another process dials with a living node's id, and the node loses nothing by it."""
         own, stream = node.stream, next(self.numbers)
         known = self.core.state.streams.get(own or 0)
         if own is None or known is None:
@@ -251,7 +251,7 @@ class World:
         self.step(m.Broken(stream))
 
     def cut(self, node: Node) -> None:
-        """The stream breaks: what was on the way is gone."""
+        """The stream breaks: what was on its way is lost."""
         stream, node.stream = node.stream, None
         node.to_node.clear()
         node.waiting.clear()
@@ -311,7 +311,7 @@ class World:
         )
 
     def _fetch(self, node: Node, effect: m.Fetch, epoch: int) -> None:
-        """Node to node: the source may be dead by now, or its bytes others; the checksum tells."""
+        """From node to node: the source may be dead by now, or have other bytes, which the checksum tells."""
         source, memory = self.memory_of[effect.source.number]
         copy = effect.copy
         data = memory[effect.source_offset : effect.source_offset + copy.length]
@@ -330,7 +330,7 @@ class World:
             self.step(node.to_master.popleft())
 
     def restart_master(self) -> None:
-        """The master crashes and another begins, knowing nothing. Calls in flight are never answered."""
+        """The master crashes and another begins, knowing nothing. Calls under way are never answered."""
         for node in self.nodes.values():
             node.stream = None
             node.to_node.clear()
@@ -343,8 +343,8 @@ class World:
     # ---- healing ---------------------------------------------------------------------------------
 
     def heal(self, rounds: int = 200) -> None:
-        """Everybody is back, and every message is delivered."""
-        self.deliver_all()  # a farewell among them
+        """All are back, and every message is delivered."""
+        self.deliver_all()  # perhaps a farewell
         for node in self.nodes.values():
             if node.stream is None or self.core.state.streams.get(node.stream) is None:
                 self.attach(node)

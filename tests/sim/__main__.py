@@ -7,7 +7,7 @@ import time
 from tests.sim.mutants import MUTANTS
 from tests.sim.runs import Runs, describe, first_failures, run_many, run_seed, seeds_to_catch
 
-FAILURES_MAX = 20  # after so many, more of them tell nothing new
+FAILURES_MAX = 20  # more of them would tell nothing new
 
 
 def main() -> int:

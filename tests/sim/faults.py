@@ -1,4 +1,4 @@
-"""What goes wrong, and when: drawn from the seed before the run, and undone by `heal`."""
+"""What goes wrong and when: drawn from the seed before the run, undone by `heal`."""
 
 import contextvars
 import random
@@ -7,7 +7,7 @@ from typing import Any
 from tests.sim.loop import Process
 from tests.sim.net import MASTER
 
-AFTERMATH_S = 1.5  # an operation so soon after a fault may still suffer from it
+AFTERMATH_S = 1.5  # an operation this soon after a fault may still suffer from it
 
 
 class Faults:
@@ -16,9 +16,9 @@ class Faults:
     def __init__(self, world: Any, rng: random.Random) -> None:
         self.world = world
         self.rng = rng
-        self._since: dict[Process, float] = {}  # paused, or last paused: when it was woken
-        self._hurt: dict[str, float] = {}  # name of a part -> the same for it alone
-        self._last = 0.0  # end of the last fault, with its aftermath
+        self._since: dict[Process, float] = {}  # process -> since when it is paused, or when it was last woken
+        self._hurt: dict[str, float] = {}  # the same by name of a part, for it alone
+        self._last = 0.0  # the end of the last fault, aftermath included
         self._freezing = 0.0
         self._counters: list[Any] = []
         self._on = True
@@ -44,21 +44,21 @@ class Faults:
             self.world.counts[fault.__name__] += 1
 
     def lasts(self, seconds: float, *names: str) -> None:
-        """Something is wrong for so long; with the parts that are named, or with all."""
+        """Something is wrong for that long, with the parts named, or with all."""
         until = self.world.now + seconds + AFTERMATH_S
         self._last = max(self._last, until)
         for name in names or ("all",):
             self._hurt[name] = max(self._hurt.get(name, 0.0), until)
 
     def were_well(self, since: float, *names: str) -> bool:
-        """Whether from `since` to now these could reach each other."""
+        """Whether these could reach each other from `since` until now."""
         net = self.world.net
         return not (net.slow or net.stall or net.fail) and all(
             since > self._hurt.get(name, 0.0) for name in ("all", *names)
         )
 
     def were_none(self, since: float) -> bool:
-        """Whether from `since` to now nothing was wrong."""
+        """Whether nothing was wrong from `since` until now."""
         net = self.world.net
         return since > self._last and not (net.slow or net.reset or net.lose_reply or net.stall or net.fail)
 
@@ -88,7 +88,7 @@ class Faults:
         return self.world.nodes[self.rng.choice(list(self.world.nodes))]
 
     def kill_node(self) -> Any:
-        """SIGKILL: its memory is gone. Mostly it comes back, with nothing."""
+        """SIGKILL: its memory is gone. Usually it comes back with nothing."""
         life, rng = self._node(), self.rng
         if not life.process.alive:
             return False

@@ -1,4 +1,4 @@
-"""An asyncio event loop on virtual time, with processes: what each of them does next is drawn from the seed.
+"""An asyncio event loop on virtual time, with processes: the seed decides which of them goes next.
 
 Handles belong to the process whose context they were made in. Within a process they run first come first served, as
 asyncio promises; between processes the seed decides. A paused process (SIGSTOP) keeps its handles, a killed one loses
@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-HANDLES_MAX = 400_000  # of one run: more is a loop without an end
+HANDLES_MAX = 400_000  # of one run: more is an endless loop
 
 
 class Violation(AssertionError):
@@ -94,7 +94,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.fail(context.get("exception") or Violation(context["message"]))
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is dropped when its time comes."""
+        """A cancelled timer is dropped when its time comes."""
 
     # ---- processes -------------------------------------------------------------------------------
 
@@ -125,12 +125,12 @@ class SimLoop(asyncio.BaseEventLoop):
     # ---- running ---------------------------------------------------------------------------------
 
     def fail(self, error: BaseException) -> None:
-        """Ends the run: the first one counts."""
+        """End the run; the first error counts."""
         if self.failure is None:
             self.failure = error
 
     def run_until(self, when: float) -> None:
-        """All that is due up to `when`; raises what broke."""
+        """Run all that is due until `when`; raises what broke."""
         draw, runnable, timers = self.rng.random, self._runnable, self._timers
         outer = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
@@ -164,13 +164,13 @@ class SimLoop(asyncio.BaseEventLoop):
             raise self.failure
 
     def end(self) -> list[BaseException]:
-        """Lets go of everything; errors of tasks that nobody looked at."""
+        """Let go of everything. Returns errors of tasks that nobody looked at."""
         for process in {id(process): process for process in self._runnable}.values():
             self.kill(process)
         self._enqueue = _ignore  # type: ignore[method-assign]
         unseen = []
         outer = asyncio._get_running_loop()
-        asyncio._set_running_loop(self)  # what a coroutine begins while it is closed is a task of this loop, and closed
+        asyncio._set_running_loop(self)  # what a coroutine starts while it is closed is closed too
         for task in self.tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -190,7 +190,7 @@ def _ignore(handle: asyncio.Handle) -> None:
 
 
 def in_process(process: Process, loop: SimLoop, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-    """Begins `work` as a task of the process; its error ends the run."""
+    """Start `work` as a task of the process; an error ends the run."""
 
     async def guarded() -> None:
         try:

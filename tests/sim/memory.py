@@ -21,9 +21,9 @@ from larder.transports.shm import _read, _write_one
 
 from tests.sim.loop import PROCESS, Process
 
-ENGINE_S = 1.4  # the engine's own time-out: what was given up lands within it
-STALL_S = 0.25  # a client gives a silent transfer up after so long
-MAPPED_S = 0.4  # a mapping of a pool that was replaced is kept for so long
+ENGINE_S = 1.4  # the engine's own time-out: what was given up may land until then
+STALL_S = 0.25  # a client gives up a transfer that is silent for so long
+MAPPED_S = 0.4  # how long a mapping of a replaced pool is kept
 
 
 class Pool:
@@ -38,16 +38,16 @@ class Pool:
         self.data_address = ctypes.addressof(ctypes.c_char.from_buffer(self.data))
         self.address = self.data_address  # as a Mapping of shared memory names it
         self.gone_at: float | None = None  # when its node was killed
-        self.tainted: list[tuple[int, int]] = []  # bytes that a fault has changed: (start, end)
+        self.tainted: list[tuple[int, int]] = []  # bytes changed by faults: (start, end)
         self.grants: list[tuple[float, int, int, int]] = []  # (until, start, end, lease)
         self.used: set[int] = set()  # offsets that were written before
-        self.locks: dict[object, tuple[Process, int, int]] = {}  # a writer by shared memory: (process, start, end)
+        self.locks: dict[object, tuple[Process, int, int]] = {}  # writers by shared memory: (process, start, end)
 
     def is_tainted(self, start: int, end: int) -> bool:
         return any(first < end and start < last for first, last in self.tainted)
 
     def has_writer(self, place: Any) -> bool:
-        """In place of the node's own pool, whose locks are the kernel's: they go with their process."""
+        """Stands for the node's own pool, whose locks are the kernel's and go with their process."""
         return any(
             process.alive and start < place.offset + place.length and place.offset < end
             for process, start, end in self.locks.values()
@@ -124,7 +124,7 @@ class SimShm:
         return faults
 
     async def _write_frozen(self, pool: Pool, moves: Sequence[Move], until: float) -> list[Fault | None]:
-        """The client is stopped between its look at the clock and the copy, which it makes when it is woken."""
+        """The client is stopped after it looked at the clock and before it copies, which it does when woken."""
         process, loop = self._process, asyncio.get_running_loop()
         if loop.time() + process.clock_offset_s >= until:
             return [Fault.LATE] * len(moves)
@@ -236,7 +236,7 @@ class SimEngine:
             faults: list[Fault | None] = []
             for move, data in zip(moves, taken, strict=True):
                 if answered.done():
-                    if move.private:  # given up: what the engine still delivers is not to be trusted
+                    if move.private:  # given up: what the engine still delivers must not be trusted
                         scatter(move, bytes(len(data)))
                     continue
                 if self._world.now >= late_at:
@@ -254,7 +254,7 @@ class SimEngine:
         return sample
 
     def _answer(self, answered: Any, faults: list[Fault | None]) -> None:
-        """From the node back to the process that waits."""
+        """On the way from the node back to the waiting process."""
         loop = asyncio.get_running_loop()
         loop.call_later(self._world.net.delay(), partial(_settle, answered, faults), context=self._process.context)
 

@@ -18,7 +18,7 @@ from services.storage_node.stream import StreamError
 from tests.sim.loop import PROCESS, Process
 from tests.sim.memory import ENGINE_S
 
-GIVE_UP_S = 0.6  # keepalive: a connection that is silent for so long is given up
+GIVE_UP_S = 0.6  # keepalive: a connection silent for so long is given up
 MASTER = "m"
 _NO_METADATA = grpc.aio.Metadata()
 
@@ -82,7 +82,7 @@ class Network:
         self.calls: dict[Call, None] = {}
 
     def heal(self) -> None:
-        """But partitions: what they hold back arrives when they end."""
+        """Except partitions: what they hold back arrives when they end."""
         self.slow = self.reset = self.lose_reply = self.stall = self.fail = 0.0
 
     def delay(self) -> float:
@@ -91,7 +91,7 @@ class Network:
         return 0.0002 + 0.003 * self.draw()
 
     def free_at(self, one: str, other: str) -> float:
-        """When the two hear of each other again; 0 where they do."""
+        """When the two will hear of each other again; 0 if they do."""
         if not self.blocked:
             return 0.0
         until = self.blocked.get(frozenset((one, other)), 0.0)
@@ -100,7 +100,7 @@ class Network:
     # ---- transfers of the engine -----------------------------------------------------------------
 
     def transfer_arrives(self, client: Process, node: Process) -> float | None:
-        """When a transfer that begins now is carried out; None: never."""
+        """When a transfer that begins now is carried out; None if never."""
         now = self.world.now
         free = self.free_at(client.name, node.name)
         if free:
@@ -203,7 +203,7 @@ class Network:
 
     @asynccontextmanager
     async def open_stream(self, address: str, send_timeout_s: float) -> AsyncIterator["Link"]:
-        """In place of `services.storage_node.stream.open_stream`."""
+        """Stands for `services.storage_node.stream.open_stream`."""
         node, master = PROCESS.get(), self.world.master
         await asyncio.sleep(self.delay())
         if master is None or not master.alive or self.free_at(node.name, MASTER):
@@ -215,7 +215,7 @@ class Network:
             link.node_closes(self.delay())
 
     def block(self, one: str, other: str, seconds: float) -> None:
-        """A partition; a stream across it may be given up on both ends, each in its own time."""
+        """A partition. Either end may give up a stream across it, each in its own time."""
         self.blocked[frozenset((one, other))] = self.world.now + seconds
         for link in list(self.links):
             if {link.node.name, MASTER} == {one, other} and seconds > GIVE_UP_S and self.draw() < 0.7:
@@ -233,7 +233,7 @@ class Link:
         self._up: asyncio.Queue[Any] = asyncio.Queue()  # arrived at the master
         self._down_at = self._up_at = self.world.now
         self._node_open = self._master_open = True
-        self._is_ending = False  # one end has been told to go, or will be
+        self._is_ending = False  # one end was told to go, or will be
         self._task: Any = None
         self.stream: int | None = None
         net.links.append(self)
@@ -263,7 +263,7 @@ class Link:
         self.loop.call_later(after, self._end_down, context=self.node.context)
 
     def node_closes(self, after: float) -> None:
-        """The node ended it, or died: the master sees it after what was sent before."""
+        """The node ended it or died, which the master sees after what was sent before."""
         self._is_ending = True
         when = max(self._up_at, self.world.now + after)
         self.loop.call_at(when, self._end_up, context=self.master.context)
@@ -307,7 +307,7 @@ class Link:
         self.loop.call_at(self._down_at, self._arrive_down, message, context=self.node.context)
 
     def master_closes(self, after: float) -> None:
-        """The node sees the end after what was sent before."""
+        """The node sees the end, after what was sent before."""
         if self in self.net.links:
             self.net.links.remove(self)
         when = max(self._down_at, self.world.now + after)

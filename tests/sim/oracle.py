@@ -1,4 +1,4 @@
-"""What must be true: of every step of the core, of every byte in a pool, and of every answer a client has.
+"""What must be true of every step of the core, of every byte in a pool, and of every answer a client gets.
 
 Independent of the product's own bookkeeping where it matters: bytes are compared with what clients put, copies are
 looked for in the nodes' indexes and in memory, leases are remembered from the answers that granted them.
@@ -20,7 +20,7 @@ from tests.sim.memory import Pool
 from tests.sim.repairs import watch_displacing
 from tests.sim.replacing import gives_way, watch_replacing
 
-STRETCH_S = 1.5  # that a node is late to hear how long an object has left, and a new master to hear it from the node
+STRETCH_S = 1.5  # how late a node may hear how long an object has left, and a new master from the node
 MUTATING = {m.PutStart: m.PutStarted, m.PutEnd: m.PutEnded, m.PutAbort: m.PutAborted, m.Remove: m.Removed}
 
 
@@ -35,7 +35,7 @@ class Write:
         self.write_id = write_id
         self.slice_count = slice_count
         self.pin, self.ttl_s, self.replaces = command.pin, command.ttl_ms / 1000, command.replace
-        self.end_asked_at: list[float] = []  # when its client said that it was written; again where nobody answered
+        self.end_asked_at: list[float] = []  # when its client said that it was written, once for each try
         self.stored_at = math.inf  # when it was first acknowledged
 
 
@@ -47,10 +47,10 @@ class Oracle:
         self.values: dict[bytes, dict[bytes, bytes]] = {}  # request id of a PutStart -> key -> value
         self.history: dict[bytes, set[bytes]] = {}  # key -> every value that was ever put under it
         self.writes: dict[int, Write] = {}  # by their ids; one that replaces has two: from its start, and from its end
-        self.ended: set[int] = set()  # writes whose client said that they were written
+        self.ended: set[int] = set()  # writes that their client said were written
         self.stored: dict[bytes, dict[int, Write]] = {}  # key -> acknowledged and not known to be gone
         self.replaced: dict[bytes, int] = {}  # key -> the newest write that replaced what was there
-        self.write_until: dict[tuple[bytes, int], float] = {}  # (token, offset) -> when writing there must have begun
+        self.write_until: dict[tuple[bytes, int], float] = {}  # (token, offset) -> when no write may begin there
         self.released: set[tuple[bytes, int, int]] = set()  # (token, offset, write id) given up by a master
         self.made_at: dict[tuple[bytes, int], float] = {}  # (token, offset) -> when a master learned of a repair's copy
         self.misses: dict[bytes, float] = {}  # key -> when a master last answered a miss
@@ -62,7 +62,7 @@ class Oracle:
     # ---- the core --------------------------------------------------------------------------------
 
     def watch(self, core: Master) -> None:
-        """Checks every step of a core, and learns why it lets go of what it had."""
+        """Check every step of a core, and learn why it lets go of what it had."""
         watch_replacing(self, core)
         step, evict, quarantine = core.step, core.room.evict, core.extents.quarantine
         discard, add_copy = core.catalogue.discard, core.catalogue.add_copy
@@ -181,7 +181,7 @@ class Oracle:
                 part += 1
 
     def _ended(self, core: Master, command: m.PutEnd, answer: m.PutEnded) -> None:
-        """Copies acknowledged are copies held, with the right bytes (invariants 1 and 2)."""
+        """Acknowledged copies are held, with the right bytes (invariants 1 and 2)."""
         for asked_id, result, copies in zip(command.write_ids, answer.results, answer.copies, strict=True):
             if result is Result.EXISTS:
                 gives_way(self, self.writes[asked_id])
@@ -245,7 +245,7 @@ class Oracle:
         self._check_places(core, answer, until)
 
     def _check_places(self, core: Master, answer: m.Found, until: float) -> None:
-        """What is offered lies on live nodes, and is leased (invariants 7 and 9)."""
+        """What is offered lies on live nodes and is leased (invariants 7 and 9)."""
         places, copy = answer.places, 0
         for length, count in zip(places.slice_lengths, places.copy_counts, strict=True):
             if not count:
@@ -270,7 +270,7 @@ class Oracle:
         )
 
     def _was_live(self, core: Master, segment: Any) -> bool:
-        """When the step began its command: time that has passed counts after that."""
+        """Whether it was live when the step began its command: time passes after that."""
         return segment.live or segment.node.suspect_since == core.state.now
 
     def _may_miss(self, core: Master, key: bytes, what: str) -> None:
@@ -302,7 +302,7 @@ class Oracle:
         ]
 
     def _discarded(self, core: Master, obj: Object) -> None:
-        """An object may be dropped by eviction and on request, else only when it cannot be read."""
+        """An object may be dropped by eviction or on request, otherwise only if it cannot be read."""
         self._gone.add(obj.key)
         if self._why == "evicted":
             self.stored.get(obj.key, {}).pop(obj.write_id, None)
@@ -313,7 +313,7 @@ class Oracle:
             del self.stored[obj.key][obj.write_id]
 
     def _may_evict(self, core: Master, obj: Object) -> None:
-        """What is pinned hard stays; what is pinned softly goes where there is nothing else to go."""
+        """What is pinned hard stays; what is pinned softly goes only if nothing else can."""
         write = self.writes[obj.write_id]
         if write.pin == Pin.HARD:
             raise Violation(f"{obj.key!r} is evicted, and is pinned hard")
@@ -327,7 +327,7 @@ class Oracle:
     # ---- memory ----------------------------------------------------------------------------------
 
     def begins_write(self, pool: Pool, offset: int, begun: float) -> None:
-        """A client begins to write: not after the write has expired (invariant 7)."""
+        """A client begins to write, which it may not after the write has expired (invariant 7)."""
         if begun > self.write_until.get((pool.token, offset), begun):
             raise Violation(f"a client writes to {pool.node_id} at {offset} after its write's time")
 
@@ -337,7 +337,7 @@ class Oracle:
         self._is_overwritten(pool, offset, length)
 
     def _is_overwritten(self, pool: Pool, offset: int, length: int) -> None:
-        """Nobody may hold a lease on what was there."""
+        """Nobody may have a lease on what was there."""
         end = offset + length
         if pool.is_granted(offset, end, self.world.now):
             raise Violation(f"bytes on {pool.node_id} at {offset} are overwritten under a lease")
@@ -346,7 +346,7 @@ class Oracle:
         pool.used.add(offset)
 
     def was_read(self, pool: Pool, move: Any, fault: Any) -> None:
-        """A client or a node takes bytes for good, or finds them bad."""
+        """A client or a node accepts bytes, or finds them bad."""
         target, start, end = move.memory.owner, move.offset, move.offset + move.memory.length
         if isinstance(target, Pool):
             self._is_overwritten(target, move.memory.pieces[0][0] - target.data_address, move.memory.length)
@@ -374,7 +374,7 @@ class Oracle:
     # ---- clients ---------------------------------------------------------------------------------
 
     def got(self, key: bytes, value: Any, asked_at: float) -> None:
-        """An answer of get: bytes of some put of the key, or a miss that a master said."""
+        """A get's answer: bytes of some put of the key, or a miss that a master told."""
         if value is None:
             if self.misses.get(key, -1.0) < asked_at:
                 raise Violation(f"get of {key!r} is a miss that no master said")
@@ -384,14 +384,14 @@ class Oracle:
             self.answers.append((key, value, checksum_of(memoryview(value))))
 
     def check_answers(self) -> None:
-        """What was answered is not changed by what lands later."""
+        """What lands later does not change what was answered."""
         for key, value, checksum in self.answers:
             if checksum_of(memoryview(value)) != checksum:
                 raise Violation(f"get of {key!r} was right, and its bytes were changed afterwards")
 
 
 def shape_of(core: Master) -> tuple[object, ...]:
-    """What changes with every change that `check` looks at."""
+    """Something that changes with everything `check` looks at."""
     state = core.state
     sizes = (len(state.objects), len(state.partial), len(state.writes), len(state.streams), len(state.segments))
     return sizes, [

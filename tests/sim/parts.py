@@ -1,4 +1,4 @@
-"""Larder's own code as processes of the simulation: master, storage nodes, clients, and what they are given instead.
+"""Larder's own code as processes of the simulation: master, storage nodes, clients, and what stands around them.
 
 Nothing of the product is replaced but clocks, randomness, the network and the memory: `installed` puts those under the
 names by which the product's modules know them.
@@ -31,7 +31,7 @@ PATIENCE = Patience(answer_s=0.4, farewell_s=0.3, retry_s_min=0.02, retry_s_max=
 
 
 class MasterPart:
-    """A reign: core, driver and servicers."""
+    """One reign of a master: core, driver and servicers."""
 
     def __init__(self, world: Any, process: Process, config: Config, epoch: int) -> None:
         loop: SimLoop = world.loop
@@ -47,7 +47,7 @@ class MasterPart:
 
 
 class NodePart:
-    """A life of a storage node: index, agent, fetcher, and a pool of real memory."""
+    """One life of a storage node: index, agent, fetcher, and a pool of real memory."""
 
     def __init__(self, world: Any, process: Process, node_id: str, incarnation: int, capacity: int) -> None:
         token = b"%s.%d" % (node_id.encode(), incarnation)

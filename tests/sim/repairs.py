@@ -1,4 +1,4 @@
-"""What repair owes: the wanted copies of every object, as far as there is room, or things that are worth less.
+"""What repair owes: the wanted copies of every object, as far as there is room or something worth less to evict.
 
 Worked out anew from the tables: what would fit if all that is worth less than an object were gone.
 """
@@ -16,7 +16,7 @@ from tests.sim.loop import Violation
 
 
 def unrepaired(core: Master) -> str | None:
-    """What lacks copies, or has too many, and need not; all leases have ended, and nothing is in quarantine."""
+    """What needlessly lacks copies or has too many, once all leases have ended and nothing is in quarantine."""
     state = core.state
     for obj in state.objects.values():
         for part in obj.slices:
@@ -53,7 +53,7 @@ def _could_take(core: Master, segment: Segment, obj: Object, part: Slice) -> boo
 
 
 def _would_go(core: Master, segment: Segment, below: tuple[int, float]) -> set[Object]:
-    """What eviction would take until it met something worth that much."""
+    """What eviction would take before it met something worth that much."""
     bonus, goes = core.state.traffic.bonus, set()
     rows = [deque(row.items()) for row in segment.residents._rows]
     while any(rows):
@@ -68,7 +68,7 @@ def _would_go(core: Master, segment: Segment, below: tuple[int, float]) -> set[O
 
 
 def watch_displacing(core: Master) -> None:
-    """Nothing goes for a copy of what is worth no more."""
+    """Check that nothing goes for a copy of what is worth no more."""
     displace, evict = core.room.displace, core.room.evict
     spared: list[tuple[float, dict[Object, tuple[int, float]]]] = []
 
@@ -81,7 +81,8 @@ def watch_displacing(core: Master) -> None:
         return went
 
     def watched_evict(obj: Object) -> None:
-        if spared and obj in spared[-1][1] and spared[-1][0] == core.state.traffic.bonus:  # else all are judged anew
+        # With another bonus all are worth something else.
+        if spared and obj in spared[-1][1] and spared[-1][0] == core.state.traffic.bonus:
             raise Violation(f"{obj.key!r} goes for a copy of what is worth no more")
         evict(obj)
 
@@ -95,7 +96,7 @@ def _worth(core: Master, obj: Object) -> tuple[int, float]:
 
 
 def _worths(core: Master) -> dict[Object, tuple[int, float]]:
-    """What each object is worth where it is worth least, by its place in the rows."""
+    """What each object is worth in the segment where it is worth least, by its place in the rows."""
     worths: dict[Object, tuple[int, float]] = {}
     for segment in core.state.segments.values():
         for returns, row in enumerate(segment.residents._rows):

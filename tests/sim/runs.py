@@ -1,4 +1,4 @@
-"""Many seeds, on some processes, and what became of them."""
+"""Many seeds, on several processes, and what came of them."""
 
 import logging
 import multiprocessing
@@ -19,7 +19,7 @@ CHUNK = 25  # seeds handed to a process at once
 
 @dataclass
 class Runs:
-    """What some seeds had."""
+    """What came of some seeds."""
 
     seeds: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -32,11 +32,11 @@ class Runs:
 
 
 def run_seed(seed: int, *, mutant: str | None = None, trace: bool = False) -> tuple[World, str]:
-    """The world at its end, and what broke; empty where nothing did."""
+    """The world at its end, and what broke; empty if nothing did."""
     logging.disable(logging.CRITICAL)
     try:
         with applied(mutant), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a killed process was about to await is never awaited
+            warnings.simplefilter("ignore")  # what a killed process was about to await never is
             world = World(seed, trace=trace)
             try:
                 world.run()
@@ -78,7 +78,7 @@ def run_many(first: int, seeds: int, *, jobs: int) -> Iterator[Runs]:
 
 def seeds_to_catch(mutant: str, *, limit: int, first: int = 0) -> tuple[int, str] | None:
     """How many of the seeds 0 to `limit`, from `first` on and then from 0, it takes until something breaks, and what
-    does; None: nothing does."""
+    does; None if nothing does."""
     for number, seed in enumerate(chain(range(first, limit), range(first)), 1):
         _, broken = run_seed(seed, mutant=mutant)
         if broken:
@@ -87,7 +87,7 @@ def seeds_to_catch(mutant: str, *, limit: int, first: int = 0) -> tuple[int, str
 
 
 def describe(counts: Counter[str]) -> str:
-    """What happened, so that a scenario that never does is seen."""
+    """What happened, so that a scenario that never happens is noticed."""
     width = max(map(len, counts), default=0)
     return "\n".join(f"  {name:<{width}}  {counts[name]:>10,}" for name in sorted(counts))
 

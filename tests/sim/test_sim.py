@@ -1,4 +1,4 @@
-"""Seeds of the simulation, the same in every run; each promise is broken once on purpose, and that is noticed."""
+"""Seeds of the simulation, the same in every run; and each promise broken on purpose once, which must be noticed."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ from tests.sim.runs import Runs, describe, first_failures, run_many, run_seed, s
 SEEDS = 2_000
 TRACED = range(7, 207, 20)
 FIRST = {"overlook_writers": 629, "no_rest_after_a_restart": 251}
-"""Where the search for what is rare begins: at the seed that showed it when this was written. Any other may, too."""
+"""Where the search for rare ones begins: at a seed that showed them when this was written. Others may, too."""
 HAPPENS = [
     "kill_node", "pause_node", "leave", "cut_stream", "part_node", "part_client", "part_transfer", "part_nodes",
     "kill_master", "pause_master", "pause_client", "kill_client", "flip", "drain", "drained copies", "put", "get",

@@ -47,14 +47,14 @@ SIZES = (1, 300, 1024, 1025, 2500, 4000)
 TIMEOUT_S = 1.5
 PINS = (None, None, None, "soft", "hard")
 TTLS_S = (None, None, 0.2, 1.0, 2.5)
-SLACK_S = 0.7  # beyond its deadline a call may take so long
+SLACK_S = 0.7  # how much longer than its time-out a call may take
 
 
 class World:
     def __init__(self, seed: int, *, trace: bool = False) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
-        self._terms_rng = random.Random(f"terms of {seed}")  # its own: what other seeds do is as it was without terms
+        self._terms_rng = random.Random(f"terms of {seed}")  # apart: other draws are as they were without
         self._replacing_rng = random.Random(f"replacing of {seed}")  # likewise
         self.counts: Counter[str] = Counter()
         self.events: deque[str] = deque(maxlen=4000)
@@ -81,7 +81,7 @@ class World:
         return self.loop._now
 
     def start_master(self) -> None:
-        """The wall clock gives the epoch: usually a later one, but clocks are set back, and restarts may be quick."""
+        """The wall clock gives the epoch: usually a later one, but clocks are set back and restarts may be quick."""
         draw = self.rng.random()
         self._epoch = max(1, self._epoch + (0 if draw < 0.1 else -1 if draw < 0.15 else 1))
         process = Process("m", "hm", round(50 * self.rng.random(), 3))
@@ -101,7 +101,7 @@ class World:
         start_node(self, part)
 
     def node_left(self, part: NodePart) -> None:
-        """A node that was stopped or drained has left: another life begins soon."""
+        """A node that was stopped or drained has left; another life begins soon."""
         self.loop.kill(part.process)
         part.pool.gone_at = self.now
         self.faults.come_back(part.node_id, 0.3)
@@ -111,7 +111,7 @@ class World:
 
         async def ask() -> None:
             deadline = self.now + client.process.clock_offset_s + 0.5
-            with suppress(LarderError):  # no such node, or no master
+            with suppress(LarderError):  # there is no such node, or no master
                 await client.store._open().master.drain(name, cancel=cancel, deadline=deadline)
 
         in_process(client.process, self.loop, ask)
@@ -177,7 +177,7 @@ class World:
         self.faults.plan(FAULTS_S)
 
     def _at(self, when: float, kind: Any) -> None:
-        """An operation of some client, of whichever life the client then is in."""
+        """An operation of some client, in whatever life it is then."""
         index = int(self.rng.random() * len(self.clients))
 
         def begin() -> None:
@@ -284,7 +284,7 @@ class World:
     # ---- the healed end --------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Healthy time passes until all is well."""
+        """Let healthy time pass until all is well."""
         end = self.now + HEALED_S
         self.loop.run_until(self.now + 0.3)  # who was paused goes on
         while (trouble := self._trouble()) is not None:
@@ -354,7 +354,7 @@ class World:
         state = self.master.part.core.state if self.master is not None else None
         obj = state.objects.get(key) if state is not None else None
         if obj is None or self.oracle.writes[obj.write_id].stored_at > since:
-            return False  # it went with its last good copy; another put may have come since
+            return False  # it went with its last good copy, or another put has come since
         for part in obj.slices:
             for copy in part.copies:
                 pool = self.pools[state.segments[copy.segment].info.shm_token]
@@ -367,7 +367,7 @@ class World:
         return True
 
     def _is_spoilt(self, key: bytes) -> bool:
-        """Whether a fault may have spoilt every copy of a slice: then an error is right, once."""
+        """Whether a fault may have spoilt every copy of a slice: then one error is right."""
         held = [(life, copy) for life in self.lives for copy in life.index._copies[0].values()]
         return any(copy.key == key and life.pool.tainted for life, copy in held)
 
@@ -397,4 +397,4 @@ class World:
 
 
 def _nothing(command: object) -> None:
-    """A driver whose run is over."""
+    """Stands for a driver's step once the run is over."""
