@@ -7,7 +7,7 @@ BUFFERED_BYTES_MAX: Final = 1 << 30  # bodies of all requests together
 
 
 class Overloaded(Exception):
-    """There is no room for the request now; str() says room of which kind."""
+    """There is no room for the request now. str() says what is lacking."""
 
 
 class Admission:

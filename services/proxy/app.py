@@ -133,7 +133,7 @@ class Proxy:
         if self._discovery is not None:
             await self._discovery.start()
         await self.admin.check()
-        await self.health.start()  # so that the first requests know who is there
+        await self.health.start()  # so that the first requests know which engines are there
 
     async def _drain(self, _: web.Application) -> None:
         """Waits for the requests under way; by now no new ones are accepted."""
@@ -224,7 +224,7 @@ class Proxy:
             if self._in_flight == 0:
                 self._idle.set()
             self._metrics.ended(path, code, outcome)
-            self._telemetry.tell(story, Ended(request.method, path, request.path, code, outcome))
+            self._telemetry.report(story, Ended(request.method, path, request.path, code, outcome))
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:

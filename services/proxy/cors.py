@@ -57,7 +57,7 @@ class Cors:
         return Preflight(200, "OK", answer)
 
     def mark(self, origin: str | None, headers: CIMultiDict[str]) -> None:
-        """Puts who may read the answer into its headers."""
+        """Says in an answer's headers who may read it."""
         if not self._origins:
             return
         for name in [name for name in headers if name.lower().startswith("access-control-")]:

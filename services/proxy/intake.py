@@ -68,12 +68,12 @@ class Intake:
         return call
 
     def let_go(self, body: bytes) -> None:
-        """It takes up no memory any more."""
+        """Gives back the room that the body took up."""
         self._admission.buffer(-len(body))
 
     async def send_home(self, call: Call) -> None:
-        """To the engine that has the response which the request is about; if nobody has it, any engine may say so.
-        Raises BadRequest if that engine is gone."""
+        """Directs a request about a response to the engine that has it; if none has, any engine may say so. Raises
+        BadRequest if that engine is gone."""
         id = call.follows
         if id is None or len(self._fleet.engines(Role.DECODE)) < 2:
             return

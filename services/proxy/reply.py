@@ -68,7 +68,7 @@ class Reply:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the client was sent something: it can get no other answer any more."""
+        """Whether the client was sent something, and can get no other answer."""
         return self._response is not None
 
     @property

@@ -1,4 +1,4 @@
-"""What became of one request: noted on its way, told when it is over. Never its prompt, never a key."""
+"""What became of one request: noted on its way, reported when it is over. Never its prompt, never a key."""
 
 import time
 from dataclasses import dataclass, field

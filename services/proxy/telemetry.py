@@ -1,4 +1,4 @@
-"""What is told of each request when it is over: its line in the log (as JSON only), its spans (--otlp-endpoint)."""
+"""What is reported of each request when it is over: its line in the log (as JSON only), its spans (--otlp-endpoint)."""
 
 import logging
 import time
@@ -35,7 +35,7 @@ class Telemetry:
         """The trace of a new request; None where none is to be recorded."""
         return None if self._exporter is None else trace_of(headers, self._random)
 
-    def tell(self, story: Story, ended: Ended) -> None:
+    def report(self, story: Story, ended: Ended) -> None:
         if ended.route in _UNTOLD:
             return
         if self._logs_requests:

@@ -18,30 +18,30 @@ def main() -> int:
     line = sys.stdin.buffer.readline()
     if not line:
         return 1  # its parent is gone already
-    told = json.loads(line)
-    settings = ProxySettings(**told["settings"])
+    orders = json.loads(line)
+    settings = ProxySettings(**orders["settings"])
     tune()
     status = run(
-        lambda stop: _work(settings, told, stop),
-        prog=f"proxy[{told['index']}]",
+        lambda stop: _work(settings, orders, stop),
+        prog=f"proxy[{orders['index']}]",
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
-    if told.get("alone"):
-        shutil.rmtree(told["directory"], ignore_errors=True)  # the parent could not
+    if orders.get("alone"):
+        shutil.rmtree(orders["directory"], ignore_errors=True)  # the parent could not
     return status
 
 
-async def _work(settings: ProxySettings, told: dict[str, Any], stop: asyncio.Event) -> None:
+async def _work(settings: ProxySettings, orders: dict[str, Any], stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
 
     def parent_gone() -> None:
         loop.remove_reader(sys.stdin)
-        told["alone"] = True
+        orders["alone"] = True
         stop.set()
 
     loop.add_reader(sys.stdin, parent_gone)  # nothing more is written to it
-    await serve(settings, stop, announce, WorkerSlot(Path(told["directory"]), told["index"], told["count"]))
+    await serve(settings, stop, announce, WorkerSlot(Path(orders["directory"]), orders["index"], orders["count"]))
 
 
 if __name__ == "__main__":

@@ -126,10 +126,10 @@ class _Workers:
         )
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("a worker has no pipes")
-        told = {"settings": self._settings, "directory": str(self._directory), "index": index, "count": self._count}
+        orders = {"settings": self._settings, "directory": str(self._directory), "index": index, "count": self._count}
         try:
             async with asyncio.timeout(_START_S):
-                process.stdin.write(json.dumps(told).encode() + b"\n")
+                process.stdin.write(json.dumps(orders).encode() + b"\n")
                 await process.stdin.drain()
                 if await process.stdout.readline():
                     return True

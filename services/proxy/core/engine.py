@@ -50,7 +50,7 @@ class Probe(Enum):
 
 
 class Change(StrEnum):
-    """What happened to an engine, as Fleet's listener is told."""
+    """What happened to an engine; Fleet tells its listener."""
 
     LOST = "lost"  # it no longer answers
     BACK = "back"

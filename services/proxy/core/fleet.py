@@ -173,7 +173,7 @@ class Fleet:
     # -- what probes tell
 
     def probed(self, engine: Engine, probe: Probe) -> bool:
-        """Returns whether this shows, for the first time, that it is frozen: who waits for it may wait for ever."""
+        """Returns whether this shows, for the first time, that it is frozen: waiting for it may never end."""
         match probe:
             case Probe.OK:
                 self._heard(engine)

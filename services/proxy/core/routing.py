@@ -142,7 +142,7 @@ class Route:
         self._need(None)
 
     def took(self, now: float) -> list[Address]:
-        """An engine accepted the request: those that refused it failed. Returns those of which to report it."""
+        """An engine accepted the request: those that refused it failed. Returns those to report."""
         refused, self._refused = self._refused, []
         return [leg.engine.address for leg in refused if self._fleet.misfit(leg, now)]
 

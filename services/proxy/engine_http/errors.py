@@ -1,4 +1,4 @@
-"""Why there is no whole response. str() of each says why.
+"""Why there is no whole response; str() of an error tells the reason.
 
 HttpError
 ├── Unconnected          no connection: the server cannot have seen the request

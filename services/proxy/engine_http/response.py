@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from multidict import CIMultiDict
 
-HELD_BYTES_MAX: Final = 128 << 10  # of a body, before the socket is no longer read
+HELD_BYTES_MAX: Final = 128 << 10  # of a body; above it the socket is not read
 _CHUNK_BYTES: Final = 64  # what a chunk takes besides its bytes
 
 
@@ -124,7 +124,7 @@ class Response:
             self.wake()
 
     def close(self) -> None:
-        """Gives it up; before its end that takes the connection with it. It is not read any more."""
+        """Gives it up, and before its end the connection too. Nothing is read of it afterwards."""
         self._leave()
         self._error = None  # its traceback refers to what refers to it: only the garbage collector would free them
 
