@@ -70,7 +70,7 @@ class Driver:
     @property
     def has_nodes(self) -> bool:
         """Whether a storage node answers."""
-        return self.core.state.attached() > 0
+        return any(not node.phase.is_suspect for node in self.core.state.nodes.values())
 
     async def call(self, command: Callable[[int], m.ClientCommand]) -> m.Answer:
         """The core's answer; `command` is made with the number of this call."""

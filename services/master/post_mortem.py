@@ -9,7 +9,7 @@ import click
 
 from services.master.core.check import check as check_invariants
 from services.master.core.master import Master
-from services.master.recorder import RecordingError, Step, plain, read
+from services.master.recorder import RecordingError, Step, kinds, read
 
 LINE_LENGTH_MAX: Final = 300
 
@@ -42,18 +42,14 @@ def _replay(core: Master, steps: Sequence[Step], *, check: bool) -> str:
                 check_invariants(core)
         except Exception:
             return f"step {step.number}: {traceback.format_exc()}"
-        if is_same and step.effects is not None and plain(effects) != step.effects:
+        if is_same and step.effects not in (None, kinds(effects)):
             is_same = False
             click.echo(f"step {step.number} has other effects than were recorded: this is another version of the core")
     return ""
 
 
 def _show(step: Step, began_at: int) -> None:
-    click.echo(f"{step.number:>8}  {(step.now - began_at) / 1000:+.3f} s  {_line(step.command)}")
-    for effect in step.effects or ():
-        click.echo(f"{'':10}-> {_line(effect)}")
-
-
-def _line(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= LINE_LENGTH_MAX else f"{text[:LINE_LENGTH_MAX]}..."
+    said = str(step.command)
+    said = said if len(said) <= LINE_LENGTH_MAX else f"{said[:LINE_LENGTH_MAX]}..."
+    done = "failed" if step.effects is None else ", ".join(step.effects) or "nothing"
+    click.echo(f"{step.number:>8}  {(step.now - began_at) / 1000:+.3f} s  {said} -> {done}")

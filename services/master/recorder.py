@@ -1,18 +1,21 @@
 """The flight recorder: the core's last steps, kept in memory and written to a file should the core fail.
 
 A step is deterministic (invariant 13), so a recording that begins with the core's first step replays to the same end.
-One that begins later can only be read. Commands and effects are kept as they are and turned into JSON lines only when
-they are written. What reaches a pool is not written, nor more of a key than tells it from others.
+One that begins later can only be read. Of a step only the command is kept, and the kinds of its effects: they follow
+from it. All is packed into a few long buffers: kept as objects, it would slow down every step by keeping memory from
+being used again while the processor has it at hand. What opens a pool is not written, nor more of a key than tells it
+from others.
 """
 
 import os
 import tempfile
 import traceback
+from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
-from operator import attrgetter
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,25 +25,16 @@ from larder.errors import LarderError
 from services.common.version import VERSION
 from services.master.core import messages as m
 from services.master.core.master import Master
+from services.master.core.packed import PackedKeys
 from services.master.core.tables import Config
 
-KEPT_MAX: Final = 1 << 16
-"""Steps and the entries of their columns: some 16 MB."""
+BLOCK_BYTES: Final = 1 << 20
+BLOCKS_MAX: Final = 8
+PACKED_AT_ONCE: Final = 16
+"""Steps: together each costs less than alone, when the processor has other code at hand."""
 BYTES_WHOLE_MAX: Final = 32
+REJECTED: Final = m.Rejected.__name__
 _SECRETS: Final = frozenset({"shm_token"})
-_HIDDEN: Final = b"hidden: "
-_COLUMNS: Final = {  # by which a value is weighed
-    "keys": (m.PutStart, m.Lookup, m.Match, m.Exists, m.Remove, m.Report, m.Stat, m.Listed),
-    "checksums": (m.PutEnd,),
-    "write_ids": (m.PutAbort,),
-    "leases": (m.Release,),
-    "command_ids": (m.Ack,),
-    "copies": (m.Inventory, m.Record),
-    "extents": (m.Forget,),
-    "places.copy_offsets": (m.PutStarted, m.Found, m.Known),
-    "nodes": (m.StatusReport,),
-}
-_COLUMN_OF: Final = {kind: attrgetter(name) for name, kinds in _COLUMNS.items() for kind in kinds}
 
 
 class RecordingError(LarderError):
@@ -63,7 +57,18 @@ class Step(NamedTuple):
     number: int  # from 1
     now: int
     command: m.Command
-    effects: Any  # as `plain` gives them; None: the core failed
+    effects: list[str] | None  # as `kinds` names them; None: the core failed
+
+
+class _Block:
+    def __init__(self, first: int) -> None:
+        self.first = first  # its first step's number
+        self.packed = bytearray()
+        self.ends = array("Q")  # of its steps, there
+
+    def steps(self) -> Iterator[tuple[int, Any]]:
+        for number, (begin, end) in enumerate(pairwise([0, *self.ends]), self.first):
+            yield number, msgspec.msgpack.decode(memoryview(self.packed)[begin:end])
 
 
 class Recorder:
@@ -72,36 +77,39 @@ class Recorder:
     def __init__(self, core: Master) -> None:
         state = core.state
         self._origin = Origin(state.config, state.epoch, state.began_at, state.salt)
-        self._steps: deque[tuple[int, int, m.Command, Sequence[m.Effect] | None]] = deque()
-        self._count = 0
-        self._weight = 0
+        self._pack_into = msgspec.msgpack.Encoder(enc_hook=_whole).encode_into
+        self._unpacked: list[tuple[int, m.Command, list[str] | None]] = []
+        self._blocks = deque([_Block(1)], BLOCKS_MAX)
 
     def keep(self, now: int, command: m.Command, effects: Sequence[m.Effect] | None) -> None:
         """`effects`: None where the core failed. A refused call changed nothing: it stands as a tick."""
-        weight = _weight(command)
-        for effect in effects or ():
-            if type(effect) is not m.Reply:
-                weight += _weight(effect)
-            elif type(effect.answer) is m.Rejected:
-                command, effects, weight = m.Tick(), [each for each in effects or () if each is not effect], 1
-            else:
-                weight += _weight(effect.answer)
-        self._count += 1
-        self._weight += weight
-        self._steps.append((weight, now, command, effects))
-        while self._weight > KEPT_MAX and len(self._steps) > 1:
-            self._weight -= self._steps.popleft()[0]
+        told = None if effects is None else kinds(effects)
+        if told and REJECTED in told:
+            command, told = m.Tick(), [kind for kind in told if kind != REJECTED]
+        self._unpacked.append((now, command, told))
+        if len(self._unpacked) >= PACKED_AT_ONCE:
+            self._pack()
+
+    def _pack(self) -> None:
+        block = self._blocks[-1]
+        for now, command, told in self._unpacked:
+            self._pack_into((now, type(command).__name__, command, told), block.packed, -1)
+            block.ends.append(len(block.packed))
+            if len(block.packed) >= BLOCK_BYTES:
+                block = _Block(block.first + len(block.ends))
+                self._blocks.append(block)
+        self._unpacked.clear()
 
     def write(self, error: BaseException) -> Path:
         """To a file of its own in the folder for temporary files, for its owner only; raises OSError."""
+        self._pack()
         handle, name = tempfile.mkstemp(prefix="larder-master-", suffix=".jsonl")
         failure = "".join(traceback.format_exception(error))
         origin = msgspec.structs.replace(self._origin, written=f"{datetime.now(UTC):%FT%TZ}", failure=failure)
         with os.fdopen(handle, "wb") as file:
             file.write(msgspec.json.encode(origin) + b"\n")
-            for number, (_, now, command, effects) in enumerate(self._steps, self._count - len(self._steps) + 1):
-                said = None if effects is None else plain(effects)
-                line = {"step": number, "now": now, "command": _named(command), "effects": said}
+            for number, (now, kind, command, told) in chain.from_iterable(block.steps() for block in self._blocks):
+                line = {"step": number, "now": now, "command": {kind: _shortened(command)}, "effects": told}
                 file.write(msgspec.json.encode(line) + b"\n")
         return Path(name)
 
@@ -116,9 +124,9 @@ def read(path: Path) -> tuple[Origin, list[Step]]:
         raise RecordingError(f"{path} is no recording that larder {VERSION} can read: {error}") from error
 
 
-def plain(effects: Sequence[m.Effect]) -> Any:
-    """As JSON has them. Equal for the same effects, whether they were recorded or not."""
-    return msgspec.json.decode(msgspec.json.encode(list(map(_named, effects))))
+def kinds(effects: Sequence[m.Effect]) -> list[str]:
+    """What was done, in brief: of a reply, which answer it was."""
+    return [type(each.answer if type(each) is m.Reply else each).__name__ for each in effects]
 
 
 def _step(line: dict[str, Any]) -> Step:
@@ -129,28 +137,19 @@ def _step(line: dict[str, Any]) -> Step:
     return Step(line["step"], line["now"], msgspec.convert(fields, kind), line["effects"])
 
 
-def _named(value: m.Command | m.Effect) -> dict[str, Any]:
-    fields = msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=list)
-    if isinstance(value, m.Reply):
-        fields, value = {"call": value.call, **fields["answer"]}, value.answer  # type: ignore[assignment]
-    return {type(value).__name__: _shortened(fields)}
+def _whole(keys: PackedKeys) -> dict[str, Any]:
+    """Keys that came end to end stay so."""
+    return {"width": keys.width, "keys": keys.joined(0, len(keys))}
 
 
 def _shortened(value: Any, name: str = "") -> Any:
-    """What was shortened before stays as it is: a replay has nothing else."""
     if isinstance(value, bytes):
-        if name in _SECRETS:
-            return value if value.startswith(_HIDDEN) else _HIDDEN + _digest(value)
-        return value if len(value) <= BYTES_WHOLE_MAX else value[: BYTES_WHOLE_MAX // 2] + _digest(value)
+        if name not in _SECRETS and len(value) <= BYTES_WHOLE_MAX:
+            return value
+        digest = blake2b(value, digest_size=BYTES_WHOLE_MAX // 2).digest()
+        return digest if name in _SECRETS else value[: BYTES_WHOLE_MAX // 2] + digest
     if isinstance(value, dict):
+        if value.keys() == {"width", "keys"}:  # as `_whole` has it
+            return [_shortened(key) for key in PackedKeys(value["keys"], value["width"])]
         return {key: _shortened(each, key) for key, each in value.items()}
-    return [_shortened(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _digest(value: bytes) -> bytes:
-    return blake2b(value, digest_size=BYTES_WHOLE_MAX // 2).digest()
-
-
-def _weight(value: Any) -> int:
-    column = _COLUMN_OF.get(type(value))
-    return 1 if column is None else 1 + len(column(value))
+    return [_shortened(each) for each in value] if isinstance(value, list) else value

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from larder.v1 import master_pb2 as pb
@@ -15,6 +16,7 @@ from services.master.driver import Told, ToNode
 
 CLIENT_ID_BYTES_MAX = 64
 REASON_LENGTH_MAX = 1_000
+SEGMENTS_KEPT_MAX = 4_096  # nearly every reply names some
 
 
 def results(column: list[m.Result]) -> Any:
@@ -34,6 +36,7 @@ def segment_info(segment: types_pb2.Segment) -> m.SegmentInfo:
     )
 
 
+@lru_cache(SEGMENTS_KEPT_MAX)
 def segment_message(ref: m.SegmentRef) -> types_pb2.Segment:
     info = ref.info
     return types_pb2.Segment(

@@ -69,10 +69,11 @@ class Segment:
         self.pinned_bytes = 0  # live ones that are pinned hard
         self.soon_bytes = 0  # quarantined bytes that wait for an acknowledgement alone
         self.copies = 0
+        self.refer()
 
-    @property
-    def ref(self) -> SegmentRef:
-        return SegmentRef(self.number, self.node.node_id, self.node.host_id, self.node.zone, self.info)
+    def refer(self) -> None:
+        """From now on it is named with its node's host and zone of now."""
+        self.ref = SegmentRef(self.number, self.node.node_id, self.node.host_id, self.node.zone, self.info)
 
     def excess(self, size: int) -> int:
         """Bytes above the watermark with `size` more; negative below it."""

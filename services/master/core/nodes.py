@@ -73,6 +73,8 @@ class Nodes:
         node.where = command.where
         node.host_id = command.host_id
         node.zone = command.zone
+        for segment in node.segments:
+            segment.refer()
         node.on(Event.HELLO)
         state.absences.begin(node.node_id, node.incarnation, ())  # nobody knows what it holds until it has said so
         node.heard_at = state.now

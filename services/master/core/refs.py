@@ -1,7 +1,6 @@
 """Segments as the world outside knows them: as their nodes announce them, and as answers and effects name them."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +16,12 @@ class SegmentInfo:
     engine_protocol: str = ""
 
 
-class SegmentRef(NamedTuple):
-    """A segment as it was when it was named: whole, so that nobody has to ask for it later, when it may be gone."""
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentRef:
+    """A segment as it was when it was named: whole, so that nobody has to ask for it later, when it may be gone.
+
+    Equal to itself only, so that what is made of it can be kept with it.
+    """
 
     number: int
     node_id: str
