@@ -50,7 +50,7 @@ def _check_outstanding(master: Master) -> None:
     sent = {
         **dict.fromkeys(master.ends.recording, master.ends),
         **dict.fromkeys(master.transfers.under_way, master.transfers),
-        **dict.fromkeys(master.extents.forgetting, master.extents),
+        **dict.fromkeys(master.extents.told, master.extents),
     }
     assert outstanding == sent
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from services.master.core.allocator import Allocator, aligned
 from services.master.core.eviction import Residents, Traffic
 from services.master.core.messages import HeldCopy, Hello, Pin, SegmentInfo, SegmentRef
-from services.master.core.pending import Forgetting
+from services.master.core.pending import PendingForgets
 from services.master.core.phases import TRANSITIONS, Event, Phase
 from services.master.core.quarantine import Hold
 
@@ -34,7 +34,7 @@ class Sender(Protocol):
 class Quarantined:
     """An extent that may not be reused yet."""
 
-    __slots__ = ("forgetting", "hold", "length", "not_before", "offset", "segment", "write_id")
+    __slots__ = ("hold", "length", "not_before", "offset", "segment", "waiting", "write_id")
 
     def __init__(
         self, segment: "Segment", offset: int, length: int, write_id: int, not_before: int, hold: Hold
@@ -45,7 +45,7 @@ class Quarantined:
         self.write_id = write_id
         self.not_before = not_before
         self.hold = hold
-        self.forgetting: Forgetting | None = None  # who waits until it is forgotten
+        self.waiting: PendingForgets | None = None  # until it is forgotten
 
 
 class Segment:

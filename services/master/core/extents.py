@@ -10,7 +10,7 @@ from services.master.core.allocator import aligned
 from services.master.core.cluster import Node, Quarantined, Segment
 from services.master.core.messages import Forget
 from services.master.core.objects import Copy
-from services.master.core.pending import Forgetting
+from services.master.core.pending import PendingForgets
 from services.master.core.phases import Phase
 from services.master.core.quarantine import TRANSITIONS, UNACKNOWLEDGED, Event, Hold
 from services.master.core.tables import State
@@ -26,7 +26,7 @@ class Extents:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.forgetting: dict[int, list[Quarantined]] = {}  # by the command's number
+        self.told: dict[int, list[Quarantined]] = {}  # what a node was told to forget, by the command's number
 
     def release(self, copy: Copy, length: int, write_id: int, *, not_before: int, recorded: bool) -> Quarantined | None:
         """Send a reserved extent back to the allocator; at once if nothing can touch it any more.
@@ -62,7 +62,7 @@ class Extents:
 
     def forgotten(self, entry: Quarantined) -> None:
         """The node no longer holds the extent, and nobody writes there by shared memory."""
-        if entry.forgetting is not None:
+        if entry.waiting is not None:
             self.wait_no_more(entry)
         if entry.hold is _LEASED and entry.not_before <= self.state.now:  # its timer comes later in this step
             self._on(entry, Event.TIME)
@@ -70,18 +70,18 @@ class Extents:
 
     def await_forgetting(self, entries: Iterable[Quarantined], then: Callable[[], None]) -> None:
         """Call `then` once live nodes have forgotten these. Suspect nodes are not waited for."""
-        forgetting = Forgetting(then)
+        pending = PendingForgets(then)
         for entry in entries:
             if entry.segment.live:
-                entry.forgetting = forgetting
-                forgetting.remaining += 1
-        forgetting.one_less()
+                entry.waiting = pending
+                pending.remaining += 1
+        pending.one_less()
 
     def wait_no_more(self, entry: Quarantined) -> None:
         """It is forgotten, or nobody can say when it will be."""
-        forgetting, entry.forgetting = entry.forgetting, None
-        if forgetting is not None:
-            forgetting.one_less()
+        pending, entry.waiting = entry.waiting, None
+        if pending is not None:
+            pending.one_less()
 
     def _on(self, entry: Quarantined, event: Event) -> None:
         segment = entry.segment
@@ -123,13 +123,13 @@ class Extents:
     ) -> None:
         assert node.stream is not None
         command_id = self.state.number()
-        self.forgetting[command_id] = entries
+        self.told[command_id] = entries
         node.outstanding[command_id] = self
         extents = [(entry.segment.number, entry.offset, entry.write_id) for entry in entries]
         self.state.effects.append(Forget(node.stream, self.state.epoch, command_id, strays + extents, lengths))
 
     def done(self, command_id: int) -> None:
-        for entry in self.forgetting.pop(command_id):
+        for entry in self.told.pop(command_id):
             self.forgotten(entry)
 
     def refused(self, command_id: int, reason: str, *, source_is_corrupt: bool) -> None:
@@ -137,4 +137,4 @@ class Extents:
 
     def cut_off(self, command_id: int) -> None:
         """The node is told again when it attaches: what is not forgotten is still in quarantine."""
-        del self.forgetting[command_id]
+        del self.told[command_id]

@@ -63,7 +63,7 @@ class PendingMatch:
         self.answered = False
 
 
-class Forgetting:
+class PendingForgets:
     """What goes on once nodes have forgotten certain copies, so that no restart brings those back."""
 
     __slots__ = ("remaining", "then")
