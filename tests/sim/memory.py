@@ -108,7 +108,7 @@ class SimShm:
         faults = _read(pool, moves, until)  # type: ignore[arg-type]
         for move, fault in zip(moves, faults, strict=True):
             if fault is not Fault.LATE:
-                self._world.oracle.was_read(pool, move, fault)
+                self._world.oracle.accesses.was_read(pool, move, fault)
         return faults
 
     async def write(self, segment: Segment, moves: Sequence[Move], until: float) -> list[Fault | None]:
@@ -120,7 +120,7 @@ class SimShm:
         faults = [_write_one(pool, move, until) for move in moves]  # type: ignore[arg-type]  # locks are the kernel's
         for move, fault in zip(moves, faults, strict=True):
             if fault is None:
-                self._world.oracle.was_written(pool, move.offset, move.memory.length, self._world.now)
+                self._world.oracle.accesses.was_written(pool, move.offset, move.memory.length, self._world.now)
         return faults
 
     async def _write_frozen(self, pool: Pool, moves: Sequence[Move], until: float) -> list[Fault | None]:
@@ -212,7 +212,7 @@ class SimEngine:
         for move in moves:
             if move.hashing:
                 move.checksum = checksum(move.memory.pieces)
-            self._world.oracle.begins_write(pool, move.offset, begun)
+            self._world.oracle.accesses.begins_write(pool, move.offset, begun)
         errors = [self._world.net.transfer_fails() for _ in moves]
 
         def land() -> None:
@@ -248,7 +248,7 @@ class SimEngine:
                 scatter(move, data)
                 good = not move.checksum or checksum(move.memory.pieces) == move.checksum
                 faults.append(None if good else Fault.CORRUPT)
-                self._world.oracle.was_read(pool, move, faults[-1])
+                self._world.oracle.accesses.was_read(pool, move, faults[-1])
             _settle(answered, faults)
 
         return sample

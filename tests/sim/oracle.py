@@ -1,4 +1,4 @@
-"""What must be true of every step of the core, of every byte in a pool, and of every answer a client gets.
+"""What must be true of every step of the core, and of every answer a client gets.
 
 Independent of the product's own bookkeeping where it matters: bytes are compared with what clients put, copies are
 looked for in the nodes' indexes and in memory, leases are remembered from the answers that granted them.
@@ -15,6 +15,7 @@ from services.master.core.master import Master
 from services.master.core.messages import Pin, Result
 from services.master.core.objects import Copy, Object, Slice
 from services.master.core.phases import Phase
+from tests.sim.accesses import Accesses
 from tests.sim.loop import Violation
 from tests.sim.memory import Pool
 from tests.sim.repairs import watch_displacing
@@ -50,7 +51,7 @@ class Oracle:
         self.ended: set[int] = set()  # writes that their client said were written
         self.stored: dict[bytes, dict[int, Write]] = {}  # key -> acknowledged and not known to be gone
         self.replaced: dict[bytes, int] = {}  # key -> the newest write that replaced what was there
-        self.write_until: dict[tuple[bytes, int], float] = {}  # (token, offset) -> when no write may begin there
+        self.accesses = Accesses(world)
         self.released: set[tuple[bytes, int, int]] = set()  # (token, offset, write id) given up by a master
         self.made_at: dict[tuple[bytes, int], float] = {}  # (token, offset) -> when a master learned of a repair's copy
         self.misses: dict[bytes, float] = {}  # key -> when a master last answered a miss
@@ -176,7 +177,7 @@ class Oracle:
                 for _ in range(places.copy_counts[part]):
                     segment = core.state.segments.get(places.segments[places.copy_segments[copy]].number)
                     if segment is not None:
-                        self.write_until[segment.info.shm_token, places.copy_offsets[copy]] = until
+                        self.accesses.write_until[segment.info.shm_token, places.copy_offsets[copy]] = until
                     copy += 1
                 part += 1
 
@@ -323,53 +324,6 @@ class Oracle:
             residents = [core.state.segments[number].residents for number in holders]
             if all(any(not other.pin and not core.room.is_read(other) for other in each) for each in residents):
                 raise Violation(f"{obj.key!r} is evicted before what is not pinned")
-
-    # ---- memory ----------------------------------------------------------------------------------
-
-    def begins_write(self, pool: Pool, offset: int, begun: float) -> None:
-        """A client begins to write, which it may not after the write has expired (invariant 7)."""
-        if begun > self.write_until.get((pool.token, offset), begun):
-            raise Violation(f"a client writes to {pool.node_id} at {offset} after its write's time")
-
-    def was_written(self, pool: Pool, offset: int, length: int, begun: float) -> None:
-        """A client's bytes landed."""
-        self.begins_write(pool, offset, begun)
-        self._is_overwritten(pool, offset, length)
-
-    def _is_overwritten(self, pool: Pool, offset: int, length: int) -> None:
-        """Nobody may have a lease on what was there."""
-        end = offset + length
-        if pool.is_granted(offset, end, self.world.now):
-            raise Violation(f"bytes on {pool.node_id} at {offset} are overwritten under a lease")
-        pool.tainted = [(first, last) for first, last in pool.tainted if not (offset <= first and last <= end)]
-        self.world.counts["reused extents"] += offset in pool.used
-        pool.used.add(offset)
-
-    def was_read(self, pool: Pool, move: Any, fault: Any) -> None:
-        """A client or a node accepts bytes, or finds them bad."""
-        target, start, end = move.memory.owner, move.offset, move.offset + move.memory.length
-        if isinstance(target, Pool):
-            self._is_overwritten(target, move.memory.pieces[0][0] - target.data_address, move.memory.length)
-            if fault is not None and self._is_ordered(target, move) and not pool.is_tainted(start, end):
-                raise Violation(f"bytes on {pool.node_id} at {start} changed under a repair")
-            return
-        granted = pool.is_granted(start, end, self.world.now)
-        if fault is None:
-            if not granted:
-                raise Violation(f"a client reads {pool.node_id} at {start} after its lease")
-        elif granted and not pool.is_tainted(start, end):
-            raise Violation(f"bytes on {pool.node_id} at {start} changed under a lease")
-
-    def _is_ordered(self, target: Pool, move: Any) -> bool:
-        """Whether a master still waits for that fetch."""
-        if self.world.master is None:
-            return False
-        core = self.world.master.part.core
-        offset = move.memory.pieces[0][0] - target.data_address
-        return any(
-            transfer.target.offset == offset and transfer.node.segments[0].info.shm_token == target.token
-            for transfer in core.transfers.under_way.values()
-        )
 
     # ---- clients ---------------------------------------------------------------------------------
 

@@ -278,7 +278,7 @@ class World:
         self.counts["late writes"] += late > 0.3
         self.counts["writes later than their time"] += late > ENGINE_S
         self.trace("land", pool.node_id, offset, len(data), round(late, 4))
-        self.oracle.was_written(pool, offset, len(data), begun)
+        self.oracle.accesses.was_written(pool, offset, len(data), begun)
         pool.data[offset : offset + len(data)] = data
 
     # ---- the healed end --------------------------------------------------------------------------
