@@ -1,24 +1,19 @@
-"""Answers to calls, once for each logical request (invariant 5), and the checks every batch passes first.
+"""Answers to calls, once for each logical request (invariant 5).
 
 A request id that is being worked on gathers its retries; one that was answered gets the same answer again. Answers
 are kept while they are young: at most `remembered_max` keys in all.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
+from services.master.core.arguments import Invalid
 from services.master.core.messages import Answer, PutAborted, PutEnded, PutStarted, Rejected, Removed, Reply
-from services.master.core.packed import PackedKeys
 from services.master.core.tables import State
 
 REQUEST_ID_BYTES = 16
 RETRY_MS = 100  # in that time writes end and waiting puts find room
 Remembered = PutStarted | PutEnded | PutAborted | Removed
 Request = tuple[type[Remembered], bytes]  # what is asked for, and the caller's id
-
-
-class Invalid(Exception):
-    """The caller's mistake: refused before anything changed."""
 
 
 class Overloaded(Exception):
@@ -66,22 +61,3 @@ class Calls:
         while self._remembered_keys > self.state.config.remembered_max:
             _, oldest = self._answered.popitem(last=False)
             self._remembered_keys -= len(oldest.results)
-
-    def check_batch(self, count: int) -> None:
-        limit = self.state.config.batch_max
-        if count > limit:
-            raise Invalid(f"batch of {count}: the limit is {limit}, split it")
-
-    def check_keys(self, keys: Sequence[bytes]) -> int:
-        """Their length, 0 where they have several; raises Invalid."""
-        config = self.state.config
-        self.check_batch(len(keys))
-        lengths = {keys.width} if isinstance(keys, PackedKeys) and keys else set(map(len, keys))
-        if not all(0 < length <= config.key_bytes_max for length in lengths):
-            index, key = next((i, key) for i, key in enumerate(keys) if not 0 < len(key) <= config.key_bytes_max)
-            raise Invalid(f"key {index} has {len(key)} bytes: give 1 to {config.key_bytes_max}")
-        return lengths.pop() if len(lengths) == 1 else 0
-
-    def check_column(self, name: str, column: Sequence[object], count: int) -> None:
-        if len(column) != count:
-            raise Invalid(f"column {name} has {len(column)} entries: {count} are due")

@@ -5,7 +5,8 @@ has ended). The node itself remembers that it drains, so that a new master learn
 """
 
 from services.master.core import messages as m
-from services.master.core.calls import Calls, Invalid
+from services.master.core.arguments import Invalid
+from services.master.core.calls import Calls
 from services.master.core.cluster import Node
 from services.master.core.phases import Phase
 from services.master.core.quarantine import OF_COPIES

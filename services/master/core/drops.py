@@ -4,6 +4,7 @@ Keeps invariants 2 (a removed key stays removed) and 10 (corrupt bytes are offer
 """
 
 from services.master.core import messages as m
+from services.master.core.arguments import check_column, check_keys
 from services.master.core.calls import Calls
 from services.master.core.catalogue import Catalogue
 from services.master.core.cluster import Quarantined
@@ -23,7 +24,7 @@ class Drops:
         self.repair = repair
 
     def remove(self, command: m.Remove) -> None:
-        self.calls.check_keys(command.keys)
+        check_keys(self.state.config, command.keys)
         if not self.calls.begin(command.call, command.request_id, m.Removed):
             return
         self.state.absences.note_removed(command.keys, self.state.next_write_id)
@@ -40,9 +41,9 @@ class Drops:
         self.extents.await_forgetting(entries, lambda: self.calls.finish(command.request_id, removed))
 
     def report(self, command: m.Report) -> None:
-        self.calls.check_keys(command.keys)
+        check_keys(self.state.config, command.keys)
         for name in ("slices", "segments", "offsets", "faults"):
-            self.calls.check_column(name, getattr(command, name), len(command.keys))
+            check_column(name, getattr(command, name), len(command.keys))
         dropped = 0
         columns = zip(command.keys, command.slices, command.segments, command.offsets, command.faults, strict=True)
         for key, number, segment, offset, fault in columns:

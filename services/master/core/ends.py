@@ -8,6 +8,7 @@ from itertools import accumulate, chain
 from typing import NamedTuple
 
 from services.master.core import messages as m
+from services.master.core.arguments import check_end
 from services.master.core.calls import Calls
 from services.master.core.catalogue import Catalogue
 from services.master.core.cluster import Node
@@ -16,7 +17,6 @@ from services.master.core.messages import HeldCopy, Result
 from services.master.core.objects import Copy, Object, Slice, held
 from services.master.core.pending import PendingEnd, Write
 from services.master.core.precedence import may_show, renumber
-from services.master.core.put_checks import check_end
 from services.master.core.repair import Repair
 from services.master.core.runs import link
 from services.master.core.tables import State
@@ -45,7 +45,7 @@ class Ends:
         self.recording: dict[int, Recording] = {}  # by the command's number
 
     def end(self, command: m.PutEnd) -> None:
-        check_end(self.state, self.calls, command)
+        check_end(self.state.config, self.state.writes, command)
         if not self.calls.begin(command.call, command.request_id, m.PutEnded):
             return
         failed = {(index, part, copy) for index, part, copy in command.failed}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain
 
 from services.master.core import messages as m
+from services.master.core.arguments import check_keys
 from services.master.core.calls import Calls
 from services.master.core.cluster import Node, Segment
 from services.master.core.drain import Drains
@@ -28,7 +29,7 @@ class Facts:
         self.drains = drains
 
     def stat(self, command: m.Stat) -> None:
-        self.calls.check_keys(command.keys)
+        check_keys(self.state.config, command.keys)
         state, now = self.state, self.state.now
         found = [state.objects.get(key) for key in command.keys]
         objects = [None if obj is None or 0 < obj.expires_at <= now else obj for obj in found]

@@ -7,7 +7,8 @@ and the Forgets for nodes. The same commands at the same times give the same eff
 import heapq
 
 from services.master.core import messages as m
-from services.master.core.calls import Calls, Invalid, Overloaded
+from services.master.core.arguments import Invalid
+from services.master.core.calls import Calls, Overloaded
 from services.master.core.catalogue import Catalogue
 from services.master.core.drain import Drains
 from services.master.core.drops import Drops

@@ -9,13 +9,13 @@ from itertools import chain
 
 from services.master.core import messages as m
 from services.master.core.allocator import aligned
+from services.master.core.arguments import check_batch, check_start
 from services.master.core.calls import Calls, Overloaded
 from services.master.core.messages import Pin, Result
 from services.master.core.objects import Near, Terms
 from services.master.core.pending import PendingStart, Write
 from services.master.core.placing import Placing, make_places
 from services.master.core.precedence import stays
-from services.master.core.put_checks import check_start
 from services.master.core.room import Room
 from services.master.core.shortage import Shortage, shortage
 from services.master.core.tables import State
@@ -38,7 +38,7 @@ class Puts:
 
     def start(self, command: m.PutStart) -> None:
         config = self.state.config
-        check_start(self.state, self.calls, command)
+        check_start(config, command)
         if self.calls.is_new(command.request_id, m.PutStarted):
             self._check_waiting(command.client)
             self.writes.grants.take(command.client, len(command.keys))
@@ -149,7 +149,7 @@ class Puts:
     # ---- abort and expiry ------------------------------------------------------------------------
 
     def abort(self, command: m.PutAbort) -> None:
-        self.calls.check_batch(len(command.write_ids))
+        check_batch(self.state.config, len(command.write_ids))
         if not self.calls.begin(command.call, command.request_id, m.PutAborted):
             return
         results = [Result.OK if self.writes.drop(write_id) else Result.UNKNOWN_WRITE for write_id in command.write_ids]

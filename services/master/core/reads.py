@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from itertools import chain, repeat
 
 from services.master.core import messages as m
-from services.master.core.calls import Calls, Invalid
+from services.master.core.arguments import Invalid, check_batch, check_keys
+from services.master.core.calls import Calls
 from services.master.core.leases import Leases
 from services.master.core.messages import Result
 from services.master.core.objects import Copy, Object, Slice
@@ -36,7 +37,7 @@ class Reads:
 
     def lookup(self, command: m.Lookup) -> None:
         """One loop a column: a call with thousands of keys spends its time here."""
-        self.calls.check_keys(command.keys)
+        check_keys(self.state.config, command.keys)
         state, absent = self.state, self._absent
         objects = list(map(state.objects.get, command.keys, repeat(absent)))
         if state.overdue or not all(segment.live for segment in state.segments.values()):
@@ -57,7 +58,7 @@ class Reads:
         self.calls.reply(command.call, m.Found(results, sizes, places, promised_ms, lease))
 
     def release(self, command: m.Release) -> None:
-        self.calls.check_batch(len(command.leases))
+        check_batch(self.state.config, len(command.leases))
         self.leases.give_back(command.leases)
         self.calls.reply(command.call, m.Released())
 
@@ -85,7 +86,7 @@ class Reads:
     # ---- match -----------------------------------------------------------------------------------
 
     def match(self, command: m.Match) -> None:
-        width, keys = self.calls.check_keys(command.keys), command.keys
+        width, keys = check_keys(self.state.config, command.keys), command.keys
         if width and not isinstance(keys, PackedKeys):
             keys = PackedKeys(b"".join(keys), width)
         matched, size = self._matched(keys, 0)
@@ -154,7 +155,7 @@ class Reads:
         asked.hit_bytes += size
 
     def exists(self, command: m.Exists) -> None:
-        self.calls.check_keys(command.keys)
+        check_keys(self.state.config, command.keys)
         found = [self.state.objects.get(key) for key in command.keys]
         readable = self.state.readable
         sizes = [obj.size if obj is not None and readable(obj) else 0 for obj in found]
