@@ -13,6 +13,7 @@ from services.proxy.addresses import PRIVATE
 from services.proxy.core.discovery import File, source_of
 from services.proxy.core.endpoint import canonical
 from services.proxy.core.engine import Role
+from services.proxy.core.router import CONCURRENCY
 from services.proxy.core.scheduling import POLICIES
 from services.proxy.engine_http.tls import context_of
 
@@ -48,7 +49,7 @@ def _check_authorities(path: Path) -> Path:
 
 def _check_key(key: SecretStr) -> SecretStr:
     if not (key.get_secret_value().isascii() and key.get_secret_value().isprintable()):
-        raise ValueError("a key that goes into a header is printable ASCII, without line breaks")
+        raise ValueError("a key that goes into a header must be printable ASCII, without line breaks")
     return key
 
 
@@ -79,7 +80,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 class ProxySettings(ServiceSettings):
-    """Speaks the OpenAI API, and has each request prefilled by one engine and decoded by another.
+    """Speaks the OpenAI API; has each request prefilled by one engine and decoded by another.
 
     PREFILL_ENDPOINTS, DECODE_ENDPOINTS, ADMIN_API_KEY and OPENAI_API_KEY are read from the environment and .env too.
     """
@@ -95,67 +96,69 @@ class ProxySettings(ServiceSettings):
     host: Host = Field("127.0.0.1", description="address to listen on")
     port: Port = Field(8000, description="HTTP port of the API, /health, /ready and /metrics; 0 takes a free one")
     workers: int = Field(
-        1, ge=1, le=256, description="processes that serve; requests and queue below are shared out among them"
+        1, ge=1, le=256, description="processes that serve; --max-concurrency and --max-queue are divided among them"
     )
-    model: str = Field("", description="the model that an engine must serve which an operator adds; empty: any")
+    model: str = Field("", description="the model that engines added by operators must serve; empty: any")
     prefill: Engines = Field((), description="prefill engines: HOST:PORT, or https://HOST:PORT/BASE")
     decode: Engines = Field((), description="decode engines, likewise")
     discover: Annotated[Names, AfterValidator(_check_sources)] = Field(
         (),
-        description="where more engines are found, and looked for all the time: prefill=dns://NAME:PORT and "
-        "decode=dns://NAME:PORT, or a YAML or JSON file with lists of prefill and decode engines, file:///PATH",
+        description="where to keep looking for more engines: prefill=dns://NAME:PORT and decode=dns://NAME:PORT, or "
+        "file:///PATH, a YAML or JSON file with lists of prefill and decode engines",
     )
     engine_ca_file: Annotated[Path, AfterValidator(_check_authorities)] | None = Field(
-        None, description="certificates (PEM) that https engines are checked against, instead of this system's"
+        None, description="certificates (PEM) to check https engines against, instead of this system's"
     )
     handover: Literal["auto", "store", "pull", "push", "none"] = Field(
         "auto", description="how KV reaches decode: store, pull (NIXL), push (Mooncake), none; auto finds out"
     )
-    mooncake_bootstrap_port: Port = Field(8998, description="port of the bootstrap server of an engine that pushes")
-    scheduling: PolicyName = Field("round_robin", description="how the next engine is chosen: " + ", ".join(POLICIES))
-    prefill_scheduling: PolicyName | None = Field(None, description="--scheduling of prefill engines")
-    decode_scheduling: PolicyName | None = Field(None, description="--scheduling of decode engines")
-    session_header: str = Field("X-Session-Id", min_length=1, description="what --scheduling session goes by")
+    mooncake_bootstrap_port: Port = Field(8998, description="port of the bootstrap server beside an engine that pushes")
+    scheduling: PolicyName = Field("round_robin", description="how engines are chosen: " + ", ".join(POLICIES))
+    prefill_scheduling: PolicyName | None = Field(None, description="--scheduling for prefill engines")
+    decode_scheduling: PolicyName | None = Field(None, description="--scheduling for decode engines")
+    session_header: str = Field("X-Session-Id", min_length=1, description="header that --scheduling session goes by")
     prefill_min_tokens: int = Field(
         0,
         ge=0,
-        description="shorter prompts (estimated: 4 characters a token) without images or sounds go straight to decode",
+        description="prompts below this (at 4 characters a token), without images or sounds, go straight to decode",
     )
-    max_concurrency: int = Field(2048, ge=1, description="requests served at once")
-    max_queue: int = Field(2048, ge=0, description="requests that may wait for their turn; more get a 429")
+    max_concurrency: int = Field(CONCURRENCY, ge=1, description="requests served at once")
+    max_queue: int = Field(2048, ge=0, description="requests that may wait for their turn; any more get a 429")
     queue_timeout: Seconds = Field(30, description="seconds a request may wait for its turn")
     connect_timeout: Seconds = Field(2, description="seconds to wait for an engine to take a connection")
     first_token_timeout: Seconds = Field(
         60,
-        description="seconds to wait for a prefill, or for a stream's first byte, before another engine that is well "
-        "is asked",
+        description="seconds to wait for a prefill, or for a stream's first byte, before asking another healthy engine",
     )
-    request_timeout: Seconds = Field(600, description="seconds to wait for an answer, and for each next byte of it")
-    slow_client_timeout: Seconds = Field(30, description="seconds a client may take nothing of its answer")
+    request_timeout: Seconds = Field(600, description="seconds to wait for an answer, and for each further byte of it")
+    slow_client_timeout: Seconds = Field(30, description="seconds a client may read nothing of its answer")
     allowed_origins: Annotated[JsonNames, AfterValidator(_check_origins)] = Field(
-        (), description='origins whose pages may read answers, as JSON: ["*"] for all; none: what engines say passes'
+        (),
+        description='origins whose pages may read answers, as JSON: ["*"] for all; none: engines\' own headers pass',
     )
     allowed_methods: JsonNames = Field(("*",), description="methods that those pages may use, as JSON")
     allowed_headers: JsonNames = Field(("*",), description="headers that those pages may send, as JSON")
-    allow_credentials: bool = Field(False, description="those pages may send cookies and keys of the user")
+    allow_credentials: bool = Field(False, description="those pages may send the user's cookies and keys")
     admin_api_key: SecretStr | None = Field(
-        None, min_length=1, description="what X-API-Key must be to list, add, drain and remove engines; else nobody can"
+        None,
+        min_length=1,
+        description="X-API-Key that lists, adds, drains and removes engines; without it nobody can",
     )
     instance_allow: Networks = Field(
         PRIVATE,
-        description="networks in which engines may be that operators add; by default this host and private ones",
+        description="networks that engines added by operators may be in; by default this host and private ones",
     )
     state_file: Path | None = Field(
         None,
-        description="file in which added, drained and removed engines survive a restart; what it says of one wins "
-        "over --prefill, --decode and --discover",
+        description="file in which added, drained and removed engines survive a restart; it overrides --prefill, "
+        "--decode and --discover",
     )
     otlp_endpoint: str | None = Field(
         None,
         pattern=r"^https?://[^/\s]+(/\S*)?$",
         description="OpenTelemetry collector to send traces to, such as http://localhost:4318; needs the extra otel",
     )
-    openai_api_key: Key | None = Field(None, description="the engines' key, instead of the client's")
+    openai_api_key: Key | None = Field(None, description="key sent to engines, instead of the client's")
 
     @model_validator(mode="after")
     def _check_engines(self) -> "ProxySettings":

@@ -8,7 +8,8 @@ from services.proxy.core.engine import Address, Engine, Handover, Role
 from services.proxy.core.fleet import Fleet
 from services.proxy.core.scheduling import Ask, Policy
 
-BUDGET_MAX: Final = 2048.0  # as many as are served at once by default: all may move away from an engine that dies
+CONCURRENCY: Final = 2048  # requests served at once, unless told otherwise
+BUDGET_MAX: Final = float(CONCURRENCY)  # all of them may move away from an engine that dies
 BUDGET_SHARE: Final = 0.2  # reruns that each request earns: failing engines cost at most a fifth more work
 
 

@@ -108,7 +108,7 @@ def test_origins_as_vllm_writes_them_or_plain(monkeypatch: pytest.MonkeyPatch) -
         (("--decode", "a:1", "--instance-allow", "localhost"), "'localhost' is not a network"),
         (("--decode", "a:1", "--otlp-endpoint", "localhost:4318"), "--otlp-endpoint localhost:4318"),
         (("--decode", "a:1", "--log-format", "xml"), "--log-format"),
-        (("--decode", "a:1", "--openai-api-key", "a\nb"), "a key that goes into a header is printable ASCII"),
+        (("--decode", "a:1", "--openai-api-key", "a\nb"), "a key that goes into a header must be printable ASCII"),
         (("--decode", "a:1", "--prefil", "b:1"), "unknown flag --prefil (did you mean --prefill?)"),
     ],
 )
