@@ -13,7 +13,7 @@ from services.master.core.cluster import Node, Segment
 from services.master.core.drain import Drains
 from services.master.core.leases import Leases
 from services.master.core.messages import Result
-from services.master.core.placing import make_places
+from services.master.core.places import make_places
 from services.master.core.puts import Puts
 from services.master.core.repair import Repair
 from services.master.core.tables import State

@@ -4,10 +4,8 @@ Keeps invariants 3 (extents disjoint) and 4 (copies on distinct nodes; in distin
 there are any). Whether to wait or to evict if there is no room is decided elsewhere.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
 
-from services.master.core import messages as m
 from services.master.core.allocator import aligned
 from services.master.core.cluster import Node, Segment
 from services.master.core.objects import Copy, Near, Slice
@@ -178,25 +176,3 @@ class Placing:
 
 def _count_nodes(segments: Iterable[Segment]) -> int:
     return len({segment.node.node_id for segment in segments})
-
-
-def make_places(
-    slice_counts: list[int], parts: Sequence[Slice], held: Sequence[Sequence[Copy]], segments: Mapping[int, Segment]
-) -> m.Places:
-    """The columns for slices, `slice_counts` of them a key, of which each has copies `held`.
-
-    A loop a column: a call with thousands of keys spends its time here.
-    """
-    copies = list(chain.from_iterable(held))
-    numbers, offsets = zip(*copies, strict=True) if copies else ((), ())
-    named = list(dict.fromkeys(numbers))
-    index_of = {number: index for index, number in enumerate(named)}
-    return m.Places(
-        segments=[segments[number].ref for number in named],
-        slice_counts=slice_counts,
-        slice_lengths=[part.length for part in parts],
-        checksums=[part.checksum for part in parts],
-        copy_counts=list(map(len, held)),
-        copy_segments=list(map(index_of.__getitem__, numbers)),
-        copy_offsets=list(offsets),
-    )

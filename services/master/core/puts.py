@@ -14,7 +14,8 @@ from services.master.core.calls import Calls, Overloaded
 from services.master.core.messages import Pin, Result
 from services.master.core.objects import Near, Terms
 from services.master.core.pending import PendingStart, Write
-from services.master.core.placing import Placing, make_places
+from services.master.core.places import make_places
+from services.master.core.placing import Placing
 from services.master.core.precedence import stays
 from services.master.core.room import Room
 from services.master.core.shortage import Shortage, shortage

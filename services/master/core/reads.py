@@ -16,7 +16,7 @@ from services.master.core.messages import Result
 from services.master.core.objects import Copy, Object, Slice
 from services.master.core.packed import PackedKeys
 from services.master.core.pending import PendingMatch
-from services.master.core.placing import make_places
+from services.master.core.places import make_places
 from services.master.core.runs import leading
 from services.master.core.tables import State
 
