@@ -20,7 +20,6 @@ from rich.table import Table
 
 from demo.cluster import BLOCK_TOKENS, Cluster
 from demo.processes import Process, ProcessError
-from demo.tiny_model import make_model
 from demo.traffic import Answer, Prompt, RequestError, ask, make_prompts, metric, post
 
 NODES = ("node-1", "node-2")
@@ -77,6 +76,8 @@ def main() -> int:
     console.print(f"Larder {'up' if up else 'demo'}; logs are in {work_dir}")
     try:
         model = work_dir / "model"
+        from demo.tiny_model import make_model  # takes seconds to load, which --help need not
+
         make_model(model)
         with Cluster(work_dir, say=lambda text: console.print(f"  {text}")) as cluster:
             if up:
