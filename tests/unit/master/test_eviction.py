@@ -73,7 +73,7 @@ def test_what_is_used_once_leaves_in_the_order_it_came() -> None:
     assert pool.gone == list(range(150))
 
 
-def test_what_came_back_stays_longer_than_by_recency_and_goes_when_it_is_wanted_no_more() -> None:
+def test_what_was_used_again_stays_longer_than_by_recency_and_goes_once_unwanted() -> None:
     pool = Pool(100)
     pool.use(*range(1000, 1100))
     for round_ in range(12):  # 0 to 9 come back after 60 uses, which is what the bonus becomes
@@ -86,7 +86,7 @@ def test_what_came_back_stays_longer_than_by_recency_and_goes_when_it_is_wanted_
     assert set(range(10)) <= set(pool.gone)
 
 
-def test_a_handover_right_after_the_put_is_no_return() -> None:
+def test_a_handover_right_after_the_put_is_not_a_return() -> None:
     pool = Pool(100)
     for name in range(300):
         pool.use(name, name)
@@ -122,7 +122,7 @@ def test_held_objects_are_passed_over_and_keep_their_place(held: int) -> None:
     assert pool.evict(held + 1) == [*range(held), held + 2]
 
 
-def test_held_objects_that_are_many_get_out_of_the_way_of_others() -> None:
+def test_many_held_objects_get_out_of_the_way_of_others() -> None:
     pool = Pool(200)
     pool.use(*range(200))
     pool.held = {b"%d" % name for name in range(150)}

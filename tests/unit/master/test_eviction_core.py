@@ -62,7 +62,7 @@ def test_a_copy_made_by_repair_counts_for_what_the_object_does() -> None:
     assert other.residents.returns(obj) == 3
 
 
-def test_a_put_of_what_is_there_is_a_use() -> None:
+def test_putting_what_exists_is_a_use() -> None:
     cluster = Cluster(nodes=1)
     for i in range(8):
         cluster.put(b"k%d" % i, KIB)

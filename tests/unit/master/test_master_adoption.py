@@ -91,7 +91,7 @@ def test_what_was_put_first_is_evicted_first_wherever_it_lies() -> None:
 
 
 @pytest.mark.parametrize("adopted", [0, 1, 5, COUNT])
-def test_a_stream_that_breaks_in_between_leaves_nothing_undone(adopted: int) -> None:
+def test_a_stream_that_breaks_in_between_leaves_nothing_half_done(adopted: int) -> None:
     attaching = Attaching()
     attaching.dial()
     attaching.go_on(until_adopted=adopted)
@@ -104,7 +104,7 @@ def test_a_stream_that_breaks_in_between_leaves_nothing_undone(adopted: int) -> 
     assert attaching.cluster.core.state.counters.dropped_claims == 0
 
 
-def test_what_lies_between_the_claims_is_free_after_writes_of_another_time() -> None:
+def test_what_lies_between_the_claims_is_free_once_it_has_rested() -> None:
     attaching = Attaching()
     attaching.dial(claims(skip=4))
     attaching.go_on()
@@ -115,7 +115,7 @@ def test_what_lies_between_the_claims_is_free_after_writes_of_another_time() -> 
     assert (segment.allocator.free_bytes, segment.quarantined_bytes) == (free, 0)
 
 
-def test_a_claim_to_no_place_that_a_master_gives_is_dropped() -> None:
+def test_a_claim_to_an_impossible_place_is_dropped() -> None:
     attaching = Attaching()
     attaching.dial([m.HeldCopy(b"k", 1, KIB, 1, 0, 1, 100, KIB, 9, 0), *claims()[2:]])
     attaching.go_on()
@@ -124,7 +124,7 @@ def test_a_claim_to_no_place_that_a_master_gives_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
-def test_a_key_that_is_removed_meanwhile_does_not_rise_again(when: str) -> None:
+def test_a_key_that_is_removed_meanwhile_does_not_come_back(when: str) -> None:
     """One copy is known already, and the remove is answered when that is gone; the other is claimed afterwards."""
     attaching = Attaching()
     cluster = attaching.cluster

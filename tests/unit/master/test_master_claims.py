@@ -103,7 +103,7 @@ def test_a_stream_that_breaks_while_it_is_asked_answers_soon() -> None:
     assert is_welcome(cluster, NEWCOMER)
 
 
-def test_of_several_newcomers_the_last_one_counts_and_who_left_counts_no_more() -> None:
+def test_of_several_newcomers_the_last_one_counts_unless_it_has_left() -> None:
     cluster = one_node()
     claim(cluster, 50)
     claim(cluster, 51, token=b"third")
@@ -135,7 +135,7 @@ def test_a_newcomer_takes_the_place_of_a_node_that_falls_silent_during_its_inven
     assert is_welcome(cluster, NEWCOMER)
 
 
-def test_a_node_that_leaves_is_followed() -> None:
+def test_a_newcomer_takes_the_place_of_a_node_that_leaves() -> None:
     cluster = one_node()
     cluster.step(m.Leave(1))
     claim(cluster)

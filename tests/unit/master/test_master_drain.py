@@ -48,7 +48,7 @@ def test_a_drained_nodes_copies_are_made_elsewhere_and_it_is_let_go() -> None:
     assert cluster.core.state.counters.lost_copies == 0
 
 
-def test_nothing_is_placed_on_a_node_that_is_to_go_and_its_copies_stay_readable() -> None:
+def test_nothing_is_placed_on_a_draining_node_and_its_copies_stay_readable() -> None:
     cluster = Cluster(nodes=2)
     cluster.put(b"old", KIB, copies=1)
     (name,) = holders(cluster, b"old")
@@ -227,7 +227,7 @@ def test_a_new_masters_room_that_rests_is_waited_for() -> None:
     assert cluster.found(b"k")
 
 
-def test_a_node_that_missed_the_masters_word_is_told_when_it_attaches() -> None:
+def test_a_node_that_missed_its_drain_is_told_when_it_attaches() -> None:
     cluster = Cluster(nodes=1)
     cluster.put(b"k", KIB)
     record = next(effect for effect in cluster.sent if isinstance(effect, m.Record))

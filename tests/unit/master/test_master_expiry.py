@@ -34,7 +34,7 @@ def test_what_has_expired_is_a_miss_at_once_and_its_space_returns() -> None:
     assert cluster.found(b"k")
 
 
-def test_nobody_has_to_ask_for_it_to_go() -> None:
+def test_what_has_expired_goes_without_anybody_asking() -> None:
     cluster = Cluster()
     put(cluster, b"k", ttl_ms=300)
     cluster.pass_time(300)
@@ -53,7 +53,7 @@ def test_a_lease_outlives_the_object() -> None:
     assert segment.quarantined_bytes == 0
 
 
-def test_what_goes_before_its_time_is_forgotten_by_the_calendar() -> None:
+def test_what_goes_before_its_time_leaves_the_calendar() -> None:
     cluster = Cluster()
     put(cluster, b"k", ttl_ms=300)
     cluster.step(m.Remove(cluster.call(), b"d" * 16, [b"k"]))
@@ -84,7 +84,7 @@ def test_however_many_expire_at_once_a_step_stays_short_and_all_are_a_miss() -> 
     assert cluster.core.next_deadline_ms() is None or not cluster.core.state.objects
 
 
-def test_a_new_master_goes_on_with_what_is_left_of_their_lives() -> None:
+def test_a_new_master_knows_what_is_left_of_their_lives() -> None:
     cluster = Cluster(nodes=1)
     put(cluster, b"k", ttl_ms=300)
     (record,) = [effect for effect in cluster.sent if isinstance(effect, m.Record)]
@@ -112,7 +112,7 @@ def test_a_copy_made_again_ends_with_the_others() -> None:
     assert fetch.copy.expires_ms == 5000, "with the others"
 
 
-def test_lives_that_cannot_be_meant_are_refused() -> None:
+def test_impossible_lives_are_refused() -> None:
     cluster = Cluster()
     cluster.step(m.PutStart(1, bytes(16), [b"k"], [KIB], ttl_ms=CONFIG.ttl_ms_max + 1))
     answer = cluster.answers[1]

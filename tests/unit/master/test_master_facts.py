@@ -25,7 +25,7 @@ def takes_a_put(cluster: Cluster) -> bool:
     return answer.results == [Result.OK]
 
 
-def test_everything_that_is_known_is_told() -> None:
+def test_a_stat_tells_everything_that_is_known() -> None:
     cluster = Cluster(nodes=2, capacity=64 * KIB)
     call = cluster.call()
     start = m.PutStart(call, bytes(16), [b"k"], [5 * KIB], 2, [3], "", 0, "", 60_000, m.Pin.HARD)
@@ -46,7 +46,7 @@ def test_everything_that_is_known_is_told() -> None:
     assert (answer.lease, answer.lease_ms) == (0, 0)
 
 
-def test_a_copy_on_a_node_that_does_not_answer_is_told_as_such() -> None:
+def test_a_copy_on_a_silent_node_is_marked_so() -> None:
     cluster = Cluster(nodes=2)
     cluster.put(b"k", KIB, copies=2)
     cluster.pass_time(500, silent=(1,))
@@ -80,7 +80,7 @@ def test_a_lease_keeps_what_is_read_and_tells_of_others_reads() -> None:
     assert takes_a_put(cluster)
 
 
-def test_it_is_no_use_of_what_it_tells_of() -> None:
+def test_a_stat_is_not_a_use() -> None:
     cluster = Cluster(nodes=1)
     for key in (b"a", b"b"):
         cluster.put(key, 4 * KIB)

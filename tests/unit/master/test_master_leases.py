@@ -119,7 +119,7 @@ def test_what_a_match_holds_stays_for_that_time_whoever_reads_it_meanwhile() -> 
     assert takes_a_put(cluster)
 
 
-def test_a_hold_is_no_longer_than_a_lease_and_none_was_asked_for_is_none() -> None:
+def test_a_hold_is_no_longer_than_a_lease_and_not_given_unasked() -> None:
     cluster = full()
     call = cluster.call()
     cluster.step(m.Match(call, [b"%d" % i for i in range(16)], 0, 0))

@@ -62,7 +62,7 @@ def test_a_retry_is_no_second_grant_and_is_not_refused() -> None:
     assert cluster.core.writes.grants.total == 1
 
 
-def test_one_client_cannot_take_all_places_to_wait() -> None:
+def test_one_client_cannot_fill_the_queue_of_waiting_puts() -> None:
     cluster = Cluster(nodes=1, capacity=4 * KIB, config=replace(CONFIG, waiting_max=3, waiting_per_client_max=2))
     opened(start(cluster, [b"fill"], "one", size=4 * KIB))
     for key in (b"a", b"b"):
@@ -122,7 +122,7 @@ def test_a_node_that_comes_and_goes_is_reviewed_once(monkeypatch: pytest.MonkeyP
     assert [obj.key for obj in looked_at] == keys  # each once; the last used first
 
 
-def test_the_objects_of_a_lost_node_are_seen_to_a_few_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_nodes_objects_are_dealt_with_a_few_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "SWEEP_PER_STEP", 3)
     cluster = Cluster(nodes=1)
     for i in range(8):

@@ -46,7 +46,7 @@ class Firewalled(Cluster):
         return [effect.text for effect in self.sent if isinstance(effect, m.Note) and effect.grave]
 
 
-def test_a_copy_that_cannot_get_there_is_tried_less_and_less_often_though_all_answer_probes() -> None:
+def test_a_way_that_fails_is_tried_less_and_less_often_though_both_nodes_answer_probes() -> None:
     cluster = Firewalled((0, 1), nodes=2)
     cluster.put_on(b"k", 0)
     for _ in range(32_000 // 50):
@@ -123,7 +123,7 @@ def test_failures_that_were_on_their_way_together_count_as_one() -> None:
     assert len(cluster.tried) == 11
 
 
-def test_nothing_goes_for_a_copy_that_only_waits_for_its_way_until_that_was_tried_in_vain_for_long() -> None:
+def test_nothing_is_evicted_for_a_copy_that_waits_for_its_way_until_that_failed_for_long() -> None:
     cluster = Firewalled((0, 2), nodes=3, config=replace(CONFIG, high_watermark=0.5))
     for number in range(32):
         answer = cluster.start(b"full%d" % number, KIB, host="h1")
@@ -161,7 +161,7 @@ def test_a_new_life_of_a_node_is_a_new_beginning_and_so_is_a_long_time() -> None
 
 
 @pytest.mark.parametrize("wait_ms", [0, 2_000])
-def test_a_put_is_answered_at_once_where_its_other_node_is_known_not_to_be_reached(wait_ms: int) -> None:
+def test_a_put_is_answered_at_once_if_its_other_node_is_known_to_be_unreachable(wait_ms: int) -> None:
     cluster = Firewalled((0, 1), nodes=2)
     cluster.put_on(b"k", 0)
     cluster.pass_time(100)

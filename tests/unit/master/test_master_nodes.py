@@ -28,7 +28,7 @@ def test_of_two_copies_only_the_one_on_a_live_node_is_offered() -> None:
     assert cluster.core.state.segments[left.number].live
 
 
-def test_silence_makes_suspect_and_a_word_ends_it() -> None:
+def test_a_silent_node_is_suspect_until_it_is_heard() -> None:
     cluster = Cluster(nodes=2)
     cluster.put(b"k", KIB, copies=1)
     holder = next(iter(cluster.core.state.objects.values())).slices[0].copies[0].segment
@@ -161,7 +161,7 @@ def pings(cluster: Cluster) -> int:
     return sum(isinstance(effect, m.Ping) for effect in cluster.sent)
 
 
-def test_a_node_that_a_client_cannot_reach_is_asked_and_suspect_without_a_word() -> None:
+def test_a_node_that_a_client_cannot_reach_is_probed_and_suspect_if_it_does_not_answer() -> None:
     cluster = Cluster(nodes=1, config=replace(CONFIG, probe_ms=100))
     cluster.put(b"k", KIB)
     for _ in range(3):
@@ -177,7 +177,7 @@ def test_a_node_that_a_client_cannot_reach_is_asked_and_suspect_without_a_word()
     assert cluster.found(b"k")
 
 
-def test_a_word_answers_a_probe_and_the_next_report_asks_again() -> None:
+def test_any_message_answers_a_probe_and_the_next_report_probes_again() -> None:
     cluster = Cluster(nodes=1, config=replace(CONFIG, probe_ms=100))
     cluster.put(b"k", KIB)
     for expected in (1, 2, 3):
@@ -233,7 +233,7 @@ def test_a_node_that_recorded_and_attached_again_keeps_the_copy_while_others_rec
     assert cluster.answers[call] == m.PutEnded([Result.OK], [2])
 
 
-def test_a_node_that_recorded_and_left_is_no_copy_of_a_put_that_others_record() -> None:
+def test_a_node_that_recorded_and_left_does_not_count_while_others_record() -> None:
     cluster, call, first, second = one_of_two_recorded(nodes=2)
     cluster.step(m.Leave(first.stream))
     cluster.step(m.Ack(second.stream, 7, [second.command_id]))
@@ -241,7 +241,7 @@ def test_a_node_that_recorded_and_left_is_no_copy_of_a_put_that_others_record() 
     assert cluster.found(b"k")
 
 
-def test_a_put_whose_only_holder_fell_silent_before_the_others_answered_is_to_be_put_again() -> None:
+def test_a_put_whose_only_holder_fell_silent_before_the_others_answered_must_be_put_again() -> None:
     cluster, call, first, second = one_of_two_recorded(nodes=3)
     cluster.step(m.Broken(first.stream))
     assert call not in cluster.answers

@@ -26,7 +26,7 @@ def test_a_node_that_falls_silent_and_is_lost_is_told_and_so_are_the_repairs() -
     assert len(said) == 4
 
 
-def test_repairs_that_come_one_after_the_other_are_told_as_one() -> None:
+def test_repairs_in_a_row_are_told_as_one() -> None:
     cluster = Cluster(nodes=3)
     for number in range(5):
         started = cluster.start(b"%d" % number, KIB, copies=2)

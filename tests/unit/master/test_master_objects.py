@@ -327,7 +327,7 @@ def test_match_and_exists_do_not_prolong_life() -> None:
     assert not cluster.found(b"k0")
 
 
-def test_a_corrupt_copy_is_dropped_and_the_last_one_takes_the_object_along() -> None:
+def test_a_corrupt_copy_is_dropped_and_with_the_last_one_the_object() -> None:
     cluster = Cluster()
     cluster.put(b"k", KIB, copies=2)
     cluster.hold = True  # else the first is made again before the second goes

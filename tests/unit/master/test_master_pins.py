@@ -54,7 +54,7 @@ def test_more_pinned_objects_than_eviction_looks_at_do_not_stand_in_its_way() ->
     assert all(cluster.found(b"h%d" % i) for i in range(200))
 
 
-def test_above_the_budget_a_hard_pin_is_refused_and_below_it_again_taken() -> None:
+def test_above_the_budget_a_hard_pin_is_refused_and_below_it_accepted_again() -> None:
     cluster = Cluster(nodes=2, config=HALF)
     keys = [b"h%d" % i for i in range(20)]
     assert put(cluster, keys, Pin.HARD) == [Result.OK] * 16 + [Result.PIN_REFUSED] * 4

@@ -80,7 +80,7 @@ def test_the_answer_does_not_wait_where_there_is_no_other_node() -> None:
     assert cluster.answers[call] == m.PutEnded([Result.OK], [1])
 
 
-def test_a_holder_lost_before_it_recorded_is_made_up_for_in_the_same_put() -> None:
+def test_a_holder_lost_before_it_recorded_is_replaced_in_the_same_put() -> None:
     cluster = Cluster(nodes=3)
     started = start(cluster)
     cluster.hold = True
@@ -225,7 +225,7 @@ def test_in_a_full_cluster_what_was_used_last_is_back_at_two_copies_and_the_rest
     assert not any(isinstance(effect, m.Fetch | m.Forget) for effect in cluster.sent[sent:]), "it comes to an end"
 
 
-def test_nothing_goes_for_copies_that_may_come_back() -> None:
+def test_nothing_is_evicted_for_copies_that_may_come_back() -> None:
     cluster, keys = full()
     cluster.step(m.Broken(3))
     cluster.pass_time(900, silent=(2,))
@@ -233,7 +233,7 @@ def test_nothing_goes_for_copies_that_may_come_back() -> None:
     assert not any(isinstance(effect, m.Fetch) for effect in cluster.sent)
 
 
-def test_nothing_goes_while_a_node_attaches_that_may_have_room() -> None:
+def test_nothing_is_evicted_for_repairs_while_a_node_attaches() -> None:
     cluster, keys = full()
     segments = [m.SegmentInfo(16 * KIB, shm_token=b"another")]
     cluster.step(m.Hello(13, "n2", 2, 0, "h2", segments, "", False))
@@ -243,7 +243,7 @@ def test_nothing_goes_while_a_node_attaches_that_may_have_room() -> None:
     assert copy_counts(cluster) == dict.fromkeys(keys, 2)
 
 
-def test_what_would_be_the_first_to_go_makes_nothing_go() -> None:
+def test_what_would_go_first_displaces_nothing() -> None:
     cluster = Cluster(nodes=3, config=FULL)
     cluster.put(b"old", KIB, copies=2)
     for i in range(22):  # every node has eight

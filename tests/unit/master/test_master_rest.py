@@ -47,7 +47,7 @@ def test_a_put_that_finds_no_room_while_free_space_rests_is_told_since_when_and_
     assert cluster.put(b"k", KIB).results == [Result.OK]
 
 
-def test_a_put_is_not_told_of_a_rest_where_the_pools_are_just_full() -> None:
+def test_a_put_is_not_told_of_a_rest_if_the_pools_are_just_full() -> None:
     cluster = Cluster(nodes=1, config=replace(CONFIG, high_watermark=1.0))
     held_back = [cluster.start(b"%d" % number, 4 * KIB) for number in range(4)]
     assert all(held_back)
@@ -56,7 +56,7 @@ def test_a_put_is_not_told_of_a_rest_where_the_pools_are_just_full() -> None:
     assert (refused.results, refused.shortage, refused.remedy) == ([Result.NO_SPACE], "", "")
 
 
-def test_a_put_is_told_where_no_node_is_there_or_none_answers() -> None:
+def test_a_put_is_told_if_there_is_no_node_or_none_answers() -> None:
     cluster = Cluster(nodes=0)
     refused = cluster.start(b"k", KIB)
     assert refused is not None

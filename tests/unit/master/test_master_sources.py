@@ -31,7 +31,7 @@ def test_a_source_that_is_corrupt_is_dropped_and_the_other_copy_is_read() -> Non
     assert again.source != first.source
 
 
-def test_the_last_copy_takes_the_object_along_where_a_repair_finds_it_corrupt() -> None:
+def test_a_last_copy_that_a_repair_finds_corrupt_takes_the_object_along() -> None:
     cluster = degraded()
     (fetch,) = fetches(cluster)
     cluster.step(m.Ack(fetch.stream, 7, [], [], [fetch.command_id]))

@@ -54,7 +54,7 @@ def test_whoever_asks_is_offered_the_nearest_copy_first(copies: int) -> None:
             assert len(places.copy_segments) == copies
 
 
-def test_without_a_zone_of_the_callers_none_is_nearer() -> None:
+def test_without_the_callers_zone_none_is_nearer() -> None:
     cluster = Cluster(nodes=2, zones=("", "b"))
     started = cluster.start(b"k", KIB, copies=2)
     assert started is not None
