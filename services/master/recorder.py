@@ -34,7 +34,7 @@ PACKED_AT_ONCE: Final = 16
 """Steps: together each costs less than alone, when the processor has other code at hand."""
 BYTES_WHOLE_MAX: Final = 32
 REJECTED: Final = m.Rejected.__name__
-_SECRETS: Final = frozenset({"shm_token"})
+_SECRETS: Final = frozenset({"ways"})
 
 
 class RecordingError(LarderError):

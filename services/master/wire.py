@@ -25,33 +25,20 @@ def results(column: list[m.Result]) -> Any:
 
 
 def segment_info(segment: types_pb2.Segment) -> m.SegmentInfo:
-    return m.SegmentInfo(
-        capacity_bytes=segment.capacity_bytes,
-        shm_path=segment.shm_path,
-        shm_token=segment.shm_token,
-        shm_data_offset=segment.shm_data_offset,
-        engine_endpoint=segment.engine_endpoint,
-        engine_base=segment.engine_base,
-        engine_protocol=segment.engine_protocol,
-    )
+    """What says who has it is left out: `segment_message` says it anew, by what the core knows."""
+    ways = types_pb2.Segment()
+    ways.CopyFrom(segment)
+    for name in ("id", "node_id", "host_id", "zone"):
+        ways.ClearField(name)
+    return m.SegmentInfo(segment.capacity_bytes, segment.engine_endpoint, ways.SerializeToString(deterministic=True))
 
 
 @lru_cache(SEGMENTS_KEPT_MAX)
 def segment_message(ref: m.SegmentRef) -> types_pb2.Segment:
-    info = ref.info
-    return types_pb2.Segment(
-        id=ref.number,
-        node_id=ref.node_id,
-        host_id=ref.host_id,
-        zone=ref.zone,
-        capacity_bytes=info.capacity_bytes,
-        shm_path=info.shm_path,
-        shm_token=info.shm_token,
-        shm_data_offset=info.shm_data_offset,
-        engine_endpoint=info.engine_endpoint,
-        engine_base=info.engine_base,
-        engine_protocol=info.engine_protocol,
-    )
+    message = types_pb2.Segment.FromString(ref.info.ways)
+    message.id, message.node_id, message.host_id, message.zone = ref.number, ref.node_id, ref.host_id, ref.zone
+    message.capacity_bytes = ref.info.capacity_bytes
+    return message
 
 
 def places_message(places: m.Places) -> types_pb2.Places:

@@ -10,7 +10,7 @@ from typing import Final
 
 from larder.memory import Memory
 from larder.mover import Mover
-from larder.places import Fault, Segment
+from larder.places import Fault, Segment, segment_of
 from larder.stats import Stats
 from larder.transports import Move
 from larder.v1 import types_pb2
@@ -33,17 +33,7 @@ class Fetcher:
         until = time.monotonic() + timeout_s
         if copy.offset + copy.length > self._pool.capacity_bytes:
             return Answer(Outcome.REJECTED, f"offset {copy.offset} and {copy.length} bytes lie outside the pool")
-        segment = Segment(
-            source.id,
-            source.node_id,
-            source.capacity_bytes,
-            source.shm_path,
-            source.shm_token,
-            source.shm_data_offset,
-            source.engine_endpoint,
-            source.engine_base,
-            source.engine_protocol,
-        )
+        segment = segment_of(source)
         transport = self._mover.way_to(segment)
         if transport is None:
             return Answer(Outcome.REJECTED, f"no way to {await self._explain(segment, until)}")

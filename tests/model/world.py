@@ -235,7 +235,7 @@ class World:
         node.to_node.clear()
         node.waiting.clear()
         node.to_master.clear()
-        info = m.SegmentInfo(node.capacity, shm_path=node.name, shm_token=b"%d" % node.incarnation)
+        info = m.SegmentInfo(node.capacity, ways=b"%d" % node.incarnation)
         host = f"h{node.name[1:]}"
         self.step(m.Hello(node.stream, node.name, node.incarnation, node.index.epoch, host, [info], "", node.draining))
 

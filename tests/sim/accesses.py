@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests.sim.loop import Violation
-from tests.sim.memory import Pool
+from tests.sim.memory import Pool, token_of
 
 
 class Accesses:
@@ -11,9 +11,7 @@ class Accesses:
 
     def __init__(self, world: Any) -> None:
         self.world = world
-        self.write_until: dict[
-            tuple[bytes, int], float
-        ] = {}  # (token, offset) -> when no write may begin
+        self.write_until: dict[tuple[bytes, int], float] = {}  # (token, offset) -> when no write may begin
 
     def begins_write(self, pool: Pool, offset: int, begun: float) -> None:
         """A client begins to write, which it may not after the write has expired (invariant 7)."""
@@ -56,6 +54,6 @@ class Accesses:
         core = self.world.master.part.core
         offset = move.memory.pieces[0][0] - target.data_address
         return any(
-            transfer.target.offset == offset and transfer.node.segments[0].info.shm_token == target.token
+            transfer.target.offset == offset and token_of(transfer.node.segments[0].info) == target.token
             for transfer in core.transfers.under_way.values()
         )

@@ -8,7 +8,7 @@ memory. Shared memory is the client's own copy loop over the pool's address.
 import asyncio
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from larder.copying import checksum, load_pieces
@@ -18,12 +18,20 @@ from larder.places import Fault, Segment
 from larder.stats import Stats
 from larder.transports import Move, Reach, in_range
 from larder.transports.shm import _read, _write_one
+from larder.v1.types_pb2 import Segment as Message
 
+from services.master.core.messages import SegmentInfo
 from tests.sim.loop import PROCESS, Process
 
 ENGINE_S = 1.4  # the engine's own time-out: what was given up may land until then
 STALL_S = 0.25  # a client gives up a transfer that is silent for so long
 MAPPED_S = 0.4  # how long a mapping of a replaced pool is kept
+
+
+@cache
+def token_of(info: SegmentInfo) -> bytes:
+    """By which the simulation knows a pool."""
+    return Message.FromString(info.ways).shm_token
 
 
 class Pool:

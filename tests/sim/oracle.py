@@ -17,7 +17,7 @@ from services.master.core.objects import Copy, Object, Slice
 from services.master.core.phases import Phase
 from tests.sim.accesses import Accesses
 from tests.sim.loop import Violation
-from tests.sim.memory import Pool
+from tests.sim.memory import Pool, token_of
 from tests.sim.repairs import watch_displacing
 from tests.sim.replacing import gives_way, watch_replacing
 
@@ -101,11 +101,11 @@ class Oracle:
             segment: Any, offset: int, length: int, write_id: int, *, not_before: int, recorded: bool
         ) -> Any:
             if recorded:
-                self.released.add((segment.info.shm_token, offset, write_id))
+                self.released.add((token_of(segment.info), offset, write_id))
             return quarantine(segment, offset, length, write_id, not_before=not_before, recorded=recorded)
 
         def watched_add_copy(obj: Object, part: Slice, copy: Copy) -> None:
-            self.made_at[core.state.segments[copy.segment].info.shm_token, copy.offset] = self.world.now
+            self.made_at[token_of(core.state.segments[copy.segment].info), copy.offset] = self.world.now
             add_copy(obj, part, copy)
 
         core.step = watched_step  # type: ignore[method-assign]
@@ -177,7 +177,7 @@ class Oracle:
                 for _ in range(places.copy_counts[part]):
                     segment = core.state.segments.get(places.segments[places.copy_segments[copy]].number)
                     if segment is not None:
-                        self.accesses.write_until[segment.info.shm_token, places.copy_offsets[copy]] = until
+                        self.accesses.write_until[token_of(segment.info), places.copy_offsets[copy]] = until
                     copy += 1
                 part += 1
 
@@ -241,7 +241,7 @@ class Oracle:
                 for copy in part.copies:
                     segment = core.state.segments.get(copy.segment)
                     if segment is not None and segment.live:
-                        pool = self.world.pools[segment.info.shm_token]
+                        pool = self.world.pools[token_of(segment.info)]
                         self._compare(write, pool, number, copy.offset, part.length, core)
         self._check_places(core, answer, until)
 
@@ -255,7 +255,7 @@ class Oracle:
                 segment = core.state.segments.get(places.segments[places.copy_segments[copy]].number)
                 if segment is None or not self._was_live(core, segment):
                     raise Violation("a copy is offered on a node that is not live")
-                self._grant(segment.info.shm_token, places.copy_offsets[copy], length, until, answer.lease)
+                self._grant(token_of(segment.info), places.copy_offsets[copy], length, until, answer.lease)
                 copy += 1
 
     def _grant(self, token: bytes, offset: int, length: int, until: float, lease: int) -> None:
@@ -286,7 +286,7 @@ class Oracle:
 
     def _truly_held(self, core: Master, write: Write) -> list[tuple[Pool, Any]]:
         unknown = {
-            (core.state.segments[transfer.target.segment].info.shm_token, transfer.target.offset)
+            (token_of(core.state.segments[transfer.target.segment].info), transfer.target.offset)
             for transfer in core.transfers.under_way.values()
         }  # recorded maybe, and not acknowledged: nobody knows of those copies yet
         live = []

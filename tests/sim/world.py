@@ -17,7 +17,7 @@ from larder.errors import DataLost, LarderError, NoSpace, Unreachable
 from services.master.core.tables import Config
 from tests.sim.faults import Faults
 from tests.sim.loop import Process, SimLoop, Violation, in_process
-from tests.sim.memory import ENGINE_S, Pool
+from tests.sim.memory import ENGINE_S, Pool, token_of
 from tests.sim.net import Network
 from tests.sim.oracle import Oracle
 from tests.sim.parts import ClientPart, MasterPart, NodePart, installed, start_node
@@ -357,7 +357,7 @@ class World:
             return False  # it went with its last good copy, or another put has come since
         for part in obj.slices:
             for copy in part.copies:
-                pool = self.pools[state.segments[copy.segment].info.shm_token]
+                pool = self.pools[token_of(state.segments[copy.segment].info)]
                 well = self.faults.were_well(since, client.process.name, pool.node_id)
                 was_there = self.oracle.made_at.get((pool.token, copy.offset), 0.0) <= since
                 if well and was_there and not pool.is_tainted(copy.offset, copy.offset + part.length):

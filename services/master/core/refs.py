@@ -5,15 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SegmentInfo:
-    """A pool as its node announces it; opaque to the core but for its capacity."""
+    """A pool as its node announces it."""
 
     capacity_bytes: int
-    shm_path: str = ""
-    shm_token: bytes = b""
-    shm_data_offset: int = 0
-    engine_endpoint: str = ""
-    engine_base: int = 0
-    engine_protocol: str = ""
+    address: str = ""  # for people: where other hosts reach it
+    ways: bytes = b""  # to its bytes; only compared here
 
 
 @dataclass(frozen=True, slots=True, eq=False)

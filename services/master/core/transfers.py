@@ -181,7 +181,7 @@ class Transfers:
             return
         failures, rest_ms = rest
         segment = self.state.segments.get(transfer.source.segment)
-        endpoint = segment.info.engine_endpoint if segment is not None else ""
+        endpoint = segment.info.address if segment is not None else ""
         way = f"{giver.node_id}{f' ({endpoint})' if endpoint else ''} to {taker.node_id}"
         self.state.note(
             f"no copy gets from node {way}: {reason}; failures in a row: {failures}, next try in {rest_ms / 1000:g} s",

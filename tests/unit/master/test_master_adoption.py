@@ -29,7 +29,7 @@ class Attaching:
 
     def __init__(self, nodes: int = 1) -> None:
         self.cluster = Cluster(nodes=0, config=SLOWLY)
-        self.cluster.infos = [m.SegmentInfo(16 * KIB, shm_token=b"%d" % number) for number in range(2)]
+        self.cluster.infos = [m.SegmentInfo(16 * KIB, ways=b"%d" % number) for number in range(2)]
         for number in range(1, nodes):
             self.cluster.attach(number)
         self.stream = 10

@@ -11,7 +11,7 @@ NEWCOMER = 50
 
 
 def claim(cluster: Cluster, stream: int = NEWCOMER, incarnation: int = 2, token: bytes = b"other") -> list[m.Effect]:
-    info = m.SegmentInfo(16 * KIB, shm_token=token)
+    info = m.SegmentInfo(16 * KIB, ways=token)
     return cluster.step(m.Hello(stream, "n0", incarnation, 0, "h9", [info], where="here (198.18.0.9)"))
 
 
@@ -25,7 +25,7 @@ def is_welcome(cluster: Cluster, stream: int) -> bool:
 
 def one_node() -> Cluster:
     cluster = Cluster(nodes=0, config=CONFIG)
-    info = m.SegmentInfo(16 * KIB, shm_token=b"own")
+    info = m.SegmentInfo(16 * KIB, ways=b"own")
     cluster.infos = [info]
     cluster.step(m.Hello(1, "n0", 1, 0, "h0", [info], where="there (198.18.0.1)"))
     cluster.step(m.Inventory(1, []))

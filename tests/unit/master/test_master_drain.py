@@ -203,7 +203,7 @@ def test_a_drain_that_is_called_off_leaves_the_node_and_no_surplus() -> None:
 
 def test_a_new_master_hears_of_a_drain_from_the_node() -> None:
     cluster = Cluster(nodes=1)
-    cluster.infos.append(m.SegmentInfo(16 * KIB, shm_token=b"another"))
+    cluster.infos.append(m.SegmentInfo(16 * KIB, ways=b"another"))
     cluster.attach(1, draining=True)
     assert cluster.core.state.nodes["n1"].draining
     cluster.pass_time(200)

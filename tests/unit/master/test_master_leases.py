@@ -134,7 +134,7 @@ def test_a_hold_is_no_longer_than_a_lease_and_not_given_unasked() -> None:
 
 def test_readers_of_a_former_reign_keep_what_they_were_promised() -> None:
     cluster = Cluster(nodes=0)
-    cluster.infos = [m.SegmentInfo(16 * KIB, shm_token=b"0")]
+    cluster.infos = [m.SegmentInfo(16 * KIB, ways=b"0")]
     held = m.HeldCopy(b"k", 5, KIB, 1, 0, 1, 0, KIB, 1, 0)
     cluster.attach(0, held=(held,), epoch=3)
     adopted_at = cluster.now

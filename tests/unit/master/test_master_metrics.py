@@ -119,7 +119,7 @@ def test_what_lacks_copies_shows_until_they_are_made_again() -> None:
     assert below_target(cluster) == (4, 8)
     cluster.step(m.Remove(cluster.call(), b"r" * 16, [b"key 0"]))
     assert below_target(cluster) == (3, 6), "what is gone lacks nothing"
-    cluster.infos += [m.SegmentInfo(64 * KIB, shm_token=b"new %d" % number) for number in range(2)]
+    cluster.infos += [m.SegmentInfo(64 * KIB, ways=b"new %d" % number) for number in range(2)]
     for number in (3, 4):
         cluster.attach(number, stream=10 + number)
     cluster.pass_time(5000)

@@ -34,7 +34,7 @@ class Recorded(Cluster):
     def __init__(self) -> None:
         self.recorder: Recorder | None = None
         super().__init__(nodes=0)
-        self.infos = [m.SegmentInfo(64 * KIB, shm_token=TOKEN) for _ in range(3)]
+        self.infos = [m.SegmentInfo(64 * KIB, ways=TOKEN) for _ in range(3)]
 
     def step(self, command: m.Command) -> list[m.Effect]:
         self.recorder = self.recorder or Recorder(self.core)
@@ -148,7 +148,7 @@ def test_nothing_is_written_that_opens_a_pool_nor_more_of_a_key_than_tells_it_ap
     assert b"a key of many by" in text
     assert bytes(900) not in text
     assert TOKEN not in text
-    tokens = {info.shm_token for step in steps if isinstance(step.command, m.Hello) for info in step.command.segments}
+    tokens = {info.ways for step in steps if isinstance(step.command, m.Hello) for info in step.command.segments}
     assert len(tokens) == 1
 
 

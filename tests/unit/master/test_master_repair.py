@@ -235,7 +235,7 @@ def test_nothing_is_evicted_for_copies_that_may_come_back() -> None:
 
 def test_nothing_is_evicted_for_repairs_while_a_node_attaches() -> None:
     cluster, keys = full()
-    segments = [m.SegmentInfo(16 * KIB, shm_token=b"another")]
+    segments = [m.SegmentInfo(16 * KIB, ways=b"another")]
     cluster.step(m.Hello(13, "n2", 2, 0, "h2", segments, "", False))
     cluster.pass_time(100)
     cluster.step(m.InventoryEnd(13))

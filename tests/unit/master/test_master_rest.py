@@ -16,7 +16,7 @@ def held(key: bytes, offset: int, wanted: int = 1, used: int = 1) -> m.HeldCopy:
 def restarted(nodes: int = 1, claims: tuple[tuple[m.HeldCopy, ...], ...] = ((),), config: object = CONFIG) -> Cluster:
     """Nodes that obeyed an earlier master, and hold what is claimed: segment numbers are put right."""
     cluster = Cluster(nodes=0, config=config)  # type: ignore[arg-type]
-    cluster.infos = [m.SegmentInfo(16 * KIB, shm_token=b"%d" % i) for i in range(nodes)]
+    cluster.infos = [m.SegmentInfo(16 * KIB, ways=b"%d" % i) for i in range(nodes)]
     for i in range(nodes):
         number = cluster.core.state.next_number + 1
         cluster.attach(i, held=tuple(claim._replace(segment=number) for claim in claims[i]), epoch=6)
@@ -99,7 +99,7 @@ def test_a_drain_evicts_nothing_while_free_space_rests() -> None:
 
 def test_a_second_node_extends_the_rest_and_its_beginning_stays() -> None:
     cluster = restarted(nodes=1)
-    cluster.infos.append(m.SegmentInfo(16 * KIB, shm_token=b"later"))
+    cluster.infos.append(m.SegmentInfo(16 * KIB, ways=b"later"))
     cluster.pass_time(1000)
     cluster.attach(1, epoch=6)
     said = status(cluster)

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from services.common.rpc import RpcServer
 from services.master import driver as driver_module
+from services.master import wire
 from services.master.core import messages as m
 from services.master.core.master import Master
 from services.master.core.tables import Config
@@ -186,6 +187,19 @@ async def test_a_fault_of_a_later_version_is_refused(channel: grpc.aio.Channel) 
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await master_pb2_grpc.MasterStub(channel).Report(request)
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_what_a_node_says_of_its_pool_reaches_clients_whole() -> None:
+    said = types_pb2.Segment(
+        capacity_bytes=1 << 20, shm_path="/pool", shm_token=b"t" * 16, shm_data_offset=4096, engine_endpoint="a:1",
+        engine_base=9, engine_protocol="rdma",
+    )  # fmt: skip
+    said.MergeFromString(b"\xf8\x07\x05")  # field 127, of a later version
+    own = types_pb2.Segment(id=3, node_id="says", host_id="says", zone="says")
+    own.MergeFrom(said)
+    told = wire.segment_message(m.SegmentRef(7, "n0", "h0", "z0", wire.segment_info(own)))
+    said.id, said.node_id, said.host_id, said.zone = 7, "n0", "h0", "z0"
+    assert told.SerializeToString(deterministic=True) == said.SerializeToString(deterministic=True)
 
 
 async def test_a_stream_that_talks_nonsense_is_ended_with_the_reason(channel: grpc.aio.Channel) -> None:

@@ -34,7 +34,7 @@ class Cluster:
         self.held: list[m.Record | m.Forget | m.Fetch] = []
         self.sent: list[m.Effect] = []
         self.answers: dict[int, m.Answer] = {}
-        self.infos = [m.SegmentInfo(capacity, shm_token=b"%d" % i) for i in range(nodes)]
+        self.infos = [m.SegmentInfo(capacity, ways=b"%d" % i) for i in range(nodes)]
         for i in range(nodes):
             self.attach(i)
 
