@@ -152,7 +152,7 @@ class Store:
         ttl_s: float | None = None,
         replace: bool = False,
     ) -> PutResult:
-        """Stores a CPU torch tensor with its dtype and shape."""
+        """Stores a CPU torch tensor with its dtype and shape. Raises what put raises, and InvalidArgument."""
         return await self.put(key, tensors.parts(tensor), copies=copies, pin=pin, ttl_s=ttl_s, replace=replace)
 
     # ---- get -------------------------------------------------------------------------------------
@@ -173,7 +173,8 @@ class Store:
         """Reads the object into a writable buffer; its size in bytes, or None for a miss.
 
         What the buffer has beyond that stays as it is; one that is shorter than the object is an InvalidArgument. After
-        an error the bytes it was to get are undefined, but nothing changes them any more.
+        an error the bytes it was to get are undefined, but nothing changes them any more. Raises as get does:
+        DataLost, DeadlineExceeded, Unavailable, InvalidArgument.
         """
         return or_raise((await self.get_many_into([key], [buffer])).pop())
 
@@ -194,7 +195,8 @@ class Store:
         return await self._get(names, prepare)
 
     async def get_tensor(self, key: Key) -> Any:
-        """The torch tensor that put_tensor stored, on the CPU, or None for a miss."""
+        """The torch tensor that put_tensor stored, on the CPU, or None for a miss. Raises as get does:
+        DataLost, DeadlineExceeded, Unavailable, and InvalidArgument for what is no tensor."""
         name = encode_key(key)
         array = or_raise((await self._get([name], array_landing)).pop())
         return None if array is None else tensors.unpack(array, name)
@@ -227,7 +229,8 @@ class Store:
     async def match(self, keys: Sequence[Key], wait_s: float = 0.0, hold_s: float = 0.0) -> int:
         """How many leading keys are present. Where the run ends at a key that is being written, waits up to wait_s.
 
-        hold_s: these are not evicted for so long, at most a lease: for who is about to get them.
+        hold_s: these are not evicted for so long, at most a lease: for who is about to get them. Raises Unavailable,
+        InvalidArgument.
         """
         names, wait_s = encode_keys(keys), seconds(wait_s, "wait_s", 0, WAIT_S_MAX)
         hold_s = seconds(hold_s, "hold_s", 0, WAIT_S_MAX)
@@ -244,7 +247,7 @@ class Store:
         return matched
 
     async def exists(self, keys: Sequence[Key]) -> list[bool]:
-        """Per key whether it is present."""
+        """Per key whether it is present. Raises Unavailable, InvalidArgument."""
         names, master, deadline = encode_keys(keys), self._open().master, self._deadline()
         answers: list[bool] = []
         for batch in batches(len(names)):
@@ -301,13 +304,16 @@ class Store:
     # ---- the store itself ------------------------------------------------------------------------
 
     async def register_buffer(self, buffer: Any) -> None:
-        """Lets the transfer engine read and write this memory directly, until unregister_buffer or close."""
+        """Lets the transfer engine read and write this memory directly, until unregister_buffer or close.
+
+        Raises InvalidArgument.
+        """
         engine, memory = self._open().mover.engine, destination(buffer)
         if engine is not None:
             engine.register(memory)
 
     async def unregister_buffer(self, buffer: Any) -> None:
-        """The reverse; no call that uses the buffer may be under way."""
+        """The reverse; no call that uses the buffer may be under way. Raises InvalidArgument."""
         engine, memory = self._open().mover.engine, destination(buffer)
         if engine is not None:
             engine.unregister(memory)
