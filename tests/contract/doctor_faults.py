@@ -160,7 +160,7 @@ def a_node_in_trouble(scene: Scene) -> None:
     dead = scene.start("dead", "storage-node", *_flags("dead", "9112"))
     dead.wait_line("storage-node ready", START_DEADLINE_S)
     dead.kill()
-    scene.heal(Fault("is stopped", f"kill -CONT {pid}"), Fault("of nodes that run no more", "rm /dev/shm/", "warn"))
+    scene.heal(Fault("is stopped", f"kill -CONT {pid}"), Fault("of nodes that no longer run", "rm /dev/shm/", "warn"))
     scene.look()
     run("larder", "--master", MASTER, "drain", name, "--no-wait")
     scene.heal(Fault("is being drained", f"drain {name} --cancel", "warn"))

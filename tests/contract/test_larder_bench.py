@@ -71,6 +71,15 @@ def test_sizes_and_bytes_that_contradict_each_other_are_told(store_cluster: Clus
     assert (refused.returncode, refused.stderr) == (1, said)
 
 
+def test_sizes_that_do_not_fit_are_named(store_cluster: Cluster) -> None:
+    sizes = ("--bytes", "1MiB", "--size", "64KiB", "--size", "16MiB")
+    done = larder("--master", store_cluster.master, "--format", "json", "bench", "--seconds", "0.2", *sizes)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["left_out_bytes"] == [16 << 20]
+    said = b"larder: no room for objects of 16 MiB within --bytes and a quarter of what is free: left out\n"
+    assert done.stderr == said
+
+
 def test_it_does_not_fill_a_cluster(fragile: Cluster) -> None:
     with connect(fragile.master) as store:
         for number in range(18):

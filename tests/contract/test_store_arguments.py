@@ -43,7 +43,7 @@ def test_what_is_no_list_of_keys_is_refused(store: Any, keys: Any) -> None:
 
 def test_what_is_no_list_of_buffers_is_refused(store: Any, key: str) -> None:
     for buffers in (None, 5, b"bytes", {b"bytes"}):
-        with pytest.raises(larder.InvalidArgument, match="a list of buffers is wanted"):
+        with pytest.raises(larder.InvalidArgument, match="expected a list of buffers"):
             store.put_many([key], buffers)
     assert store.exists([key]) == [False]
 

@@ -175,9 +175,9 @@ def test_bad_buffers_to_get_into(store: Any, key: str) -> None:
 
 
 def test_bad_batches(store: Any, key: str) -> None:
-    with pytest.raises(larder.InvalidArgument, match="1 buffers for 2 keys"):
+    with pytest.raises(larder.InvalidArgument, match="expected 2 buffers, one for each key, got 1"):
         store.put_many([key, key + "b"], [b"data"])
-    with pytest.raises(larder.InvalidArgument, match="0 buffers for 1 keys"):
+    with pytest.raises(larder.InvalidArgument, match="expected 1 buffer, one for each key, got 0"):
         store.get_many_into([key], [])
     for depths in ([1, 2], [-1]):
         with pytest.raises(larder.InvalidArgument, match="depths"):
@@ -273,7 +273,7 @@ def test_tensors_come_back_as_they_were(store: Any, key: str, dtype: str) -> Non
 
 def test_what_is_no_tensor_is_refused(store: Any, key: str) -> None:
     pytest.importorskip("torch")
-    with pytest.raises(larder.InvalidArgument, match="torch tensor is wanted"):
+    with pytest.raises(larder.InvalidArgument, match="expected a torch tensor"):
         store.put_tensor(key, b"bytes")
     store.put(key, b"bytes" * 100)
     with pytest.raises(larder.InvalidArgument, match="put_tensor"):

@@ -47,10 +47,10 @@ def test_what_is_put_or_removed_while_keys_are_listed_breaks_nothing(store: Any,
 
 
 BAD: dict[str, Callable[[Any], Any]] = {
-    "type int": lambda store: store.keys(5),
+    "got int": lambda store: store.keys(5),
     "1025 bytes": lambda store: store.keys("k" * 1025),
     "key of 0 bytes": lambda store: store.sizes([""]),
-    "a list of keys is wanted": lambda store: store.remove_many("key"),
+    "expected a list of keys": lambda store: store.remove_many("key"),
 }
 
 

@@ -143,7 +143,7 @@ def test_what_finds_no_room_stays_and_is_told(cluster: Cluster) -> None:
             store.put(key, value(key))
         refused = drain(cluster, "node-3")
         assert refused.returncode == 1
-        assert "4 objects of node-3 find no room on other nodes" in refused.stderr
+        assert "no room on other nodes for 4 objects of node-3" in refused.stderr
         said = status(cluster)["node-3"]
         assert (said["draining"], said["drain_objects"], said["drain_without_room"]) == (True, 4, 4)
         assert store.get_many(KEYS[:4]) == [value(key) for key in KEYS[:4]]

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeVar
 from larder.errors import InvalidArgument, LarderError
 from larder.keys import Key, encode_keys, listed
 from larder.memory import Memory, destination, source
+from larder.words import counted
 
 T = TypeVar("T")
 COPIES_MAX: Final = 16
@@ -64,11 +65,11 @@ def check_put(
     copies = _whole(copies, "copies", 1, COPIES_MAX)
     chain = [] if depths is None else _depths(listed(depths, "depths"))
     if depths is not None and len(chain) != len(names):
-        raise InvalidArgument(f"{len(chain)} depths for {len(names)} keys: one each is wanted")
+        raise InvalidArgument(f"expected {counted(len(names), 'depth')}, one for each key, got {len(chain)}")
     if not (pin is None or (isinstance(pin, str) and pin in PINS)):
-        raise InvalidArgument(f"pin is {pin!r}: None, 'soft' or 'hard' is wanted")
+        raise InvalidArgument(f"pin is {pin!r}: expected None, 'soft' or 'hard'")
     if started is not None and not callable(started):
-        raise InvalidArgument(f"started is {started!r}: None, or something to call is wanted")
+        raise InvalidArgument(f"started is {started!r}: expected None or a callable")
     ttl_ms = 0 if ttl_s is None else int(1000 * seconds(ttl_s, "ttl_s", 0.001, TTL_S_MAX))
     wait_s = None if wait_s is None else seconds(wait_s, "wait_s", 0, WAIT_S_MAX)
     if not isinstance(replace, bool):
@@ -83,7 +84,7 @@ def seconds(value: Any, name: str, low: float, high: float) -> float:
         with suppress(OverflowError):  # beyond all floats
             number = float(value)
     if not low <= number <= high:
-        raise InvalidArgument(f"{name} is {value!r:.60}: seconds from {low:g} to {high:g} are wanted")
+        raise InvalidArgument(f"{name} is {value!r:.60}: expected seconds from {low:g} to {high:g}")
     return number
 
 
@@ -95,7 +96,7 @@ def _depths(depths: Sequence[int]) -> Sequence[int]:
 
 def _whole(value: Any, name: str, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise InvalidArgument(f"{name} is {value!r:.60}: a whole number from {low} to {high} is wanted")
+        raise InvalidArgument(f"{name} is {value!r:.60}: expected a whole number from {low} to {high}")
     return int(value)
 
 
@@ -125,7 +126,7 @@ def _check(
 ) -> tuple[list[bytes], list[Memory]]:
     names, buffers = encode_keys(keys), listed(buffers, "buffers")
     if len(names) != len(buffers):
-        raise InvalidArgument(f"{len(buffers)} buffers for {len(names)} keys: one each is wanted")
+        raise InvalidArgument(f"expected {counted(len(names), 'buffer')}, one for each key, got {len(buffers)}")
     memories: list[Memory] = []
     for name, buffer in zip(names, buffers, strict=True):
         try:

@@ -73,6 +73,8 @@ class Result:
     moved_bytes: dict[str, int]
     """By transport: shm is shared memory, engine the transfer engine."""
     seconds: float
+    left_out_bytes: list[int]
+    """Sizes of objects for which there was not room enough."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,9 +88,9 @@ async def bench(options: Options, sizes: Sequence[int], bytes_max: int, seconds:
     room = min(bytes_max, await _free(options) // FREE_SHARE)
     if room < min(sizes):
         raise NoRoom(f"{room * FREE_SHARE} bytes are free in the cluster, of which a {FREE_SHARE}th may be used")
+    fit = [size for size in sizes if size <= room]
     rows: list[Row] = []
     async with aio.Store(options) as store:
-        fit = [size for size in sizes if size <= room]
         for number, size in enumerate(fit):
             until = begun + seconds * (number + 1) / len(fit)
             share = room // len(fit)  # what was removed is not free at once
@@ -98,16 +100,14 @@ async def bench(options: Options, sizes: Sequence[int], bytes_max: int, seconds:
         name: int(sum(stats.get(f"{what}_bytes_{name}", 0) for what in ("written", "read")))
         for name in ("shm", "engine")
     }
-    return Result([row.as_dict() for row in rows], moved, time.monotonic() - begun)
+    left_out = [size for size in sizes if size > room]
+    return Result([row.as_dict() for row in rows], moved, time.monotonic() - begun, left_out)
 
 
 async def _free(options: Options) -> int:
     """Bytes that are free in pools which can be written, wherever a copy would go."""
-    client = MasterClient(options.masters, Stats())
-    try:
+    async with MasterClient(options.masters, Stats()) as client:
         status = await client.status(deadline=time.monotonic() + options.timeout_s)
-    finally:
-        await client.close()
     nodes = [node for node in status.nodes if node.state == "attached" and not node.draining]
     return sum(part.free_bytes for node in nodes for part in node.segments)
 
@@ -165,11 +165,8 @@ async def _keys(options: Options, count: int) -> AsyncIterator[list[bytes]]:
 
 
 async def _remove(options: Options, keys: Sequence[bytes]) -> None:
-    client = MasterClient(options.masters, Stats())
-    try:
+    async with MasterClient(options.masters, Stats()) as client:
         await client.remove(keys, deadline=time.monotonic() + REMOVE_S)
-    finally:
-        await client.close()
 
 
 async def _timed(row: Row, call: Awaitable[Any]) -> None:

@@ -37,7 +37,7 @@ def parse(text: str, least: int = EACH) -> Ports:
     if not 0 < ports.first <= ports.last <= 65535:
         raise ValueError("not a range of ports: write MIN-MAX, as in 18000-18099")
     if ports.last - ports.first + 1 < least:
-        raise ValueError(f"at least {least} ports are wanted: an engine takes {EACH}")
+        raise ValueError(f"expected at least {least} ports: an engine takes {EACH}")
     return ports
 
 

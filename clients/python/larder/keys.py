@@ -32,9 +32,9 @@ def encode_key(key: Key) -> bytes:
         except UnicodeEncodeError as error:
             raise InvalidArgument(f"key {key!a} has a lone surrogate, which UTF-8 cannot say: give bytes") from error
     if not isinstance(key, bytes):
-        raise InvalidArgument(f"key of type {type(key).__name__}: str or bytes is wanted")
+        raise InvalidArgument(f"key: expected str or bytes, got {type(key).__name__}")
     if not 0 < len(key) <= KEY_BYTES_MAX:
-        raise InvalidArgument(f"key of {len(key)} bytes ({show_key(key)}): 1 to {KEY_BYTES_MAX} bytes are wanted")
+        raise InvalidArgument(f"key of {len(key)} bytes ({show_key(key)}): expected 1 to {KEY_BYTES_MAX}")
     return key
 
 
@@ -48,11 +48,11 @@ def listed(values: Iterable[T], name: str) -> Sequence[T]:
     if isinstance(values, list | tuple):
         return values
     if isinstance(values, str | bytes | bytearray | memoryview | Set) and not isinstance(values, KeysView):
-        raise InvalidArgument(f"a list of {name} is wanted, not one {type(values).__name__}")
+        raise InvalidArgument(f"expected a list of {name}, got one {type(values).__name__}")
     try:
         return list(values)
     except TypeError as error:
-        raise InvalidArgument(f"a list of {name} is wanted, not one {type(values).__name__}") from error
+        raise InvalidArgument(f"expected a list of {name}, got one {type(values).__name__}") from error
 
 
 def encode_keys(keys: Iterable[Key]) -> list[bytes]:

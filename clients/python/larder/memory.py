@@ -110,7 +110,7 @@ def _piece(buffer: Any, writable: bool) -> tuple[Piece, Any]:
     except (TypeError, ValueError):  # read-only, or empty
         address, readonly = array.__array_interface__["data"]
     if writable and readonly:
-        raise InvalidArgument(f"buffer of type {type(buffer).__name__} is read-only: a writable one is wanted")
+        raise InvalidArgument(f"buffer of type {type(buffer).__name__} is read-only: expected a writable one")
     return (address, array.nbytes), array
 
 
@@ -119,7 +119,7 @@ def _array(buffer: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
         view = memoryview(buffer)
     except TypeError as error:
         raise InvalidArgument(
-            f"buffer of type {type(buffer).__name__}: a bytes-like object, a CPU tensor or a list of them is wanted"
+            f"buffer of type {type(buffer).__name__}: expected a bytes-like object, a CPU tensor or a list of them"
         ) from error
     except (ValueError, BufferError) as error:  # a released view, a closed mmap
         raise InvalidArgument(f"buffer of type {type(buffer).__name__} cannot be used: {error}") from error
@@ -139,7 +139,7 @@ def _flat(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if array.dtype is _UINT8 and array.ndim == 1:
         return array
     if array.dtype.hasobject:
-        raise InvalidArgument("array of Python objects: an array of plain numbers is wanted")
+        raise InvalidArgument("array of Python objects: expected plain numbers")
     if not array.nbytes:  # numpy has no view of elements of 0 bytes
         return np.empty(0, dtype=np.uint8)
     return array.reshape(-1).view(np.uint8)
@@ -158,13 +158,13 @@ def plain(tensor: Any) -> Any:
     """
     if str(tensor.layout) != "torch.strided" or tensor.is_nested:
         kind = "nested" if tensor.is_nested else f"in layout {tensor.layout}"
-        raise InvalidArgument(f"tensor {kind}: a dense one is wanted, such as .to_dense() or .to_padded_tensor() give")
+        raise InvalidArgument(f"tensor {kind}: expected a dense one, as from .to_dense() or .to_padded_tensor()")
     if tensor.is_quantized:
         raise InvalidArgument(
             f"quantised tensor of {tensor.dtype}: its bytes lack scale and zero point; give .int_repr() or .dequantize"
         )
     if not tensor.is_cpu:
-        raise InvalidArgument(f"tensor on {tensor.device}: a CPU tensor is wanted; copy it to (pinned) host memory")
+        raise InvalidArgument(f"tensor on {tensor.device}: expected a CPU tensor; copy it to (pinned) host memory")
     if tensor._is_zerotensor():
         return tensor.new_zeros(tensor.shape)
     return tensor.resolve_conj().resolve_neg() if tensor.is_conj() or tensor.is_neg() else tensor

@@ -109,7 +109,7 @@ def _read(path: Path, variable: str) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidArgument(f"{path}: {error}") from error
     if not isinstance(values, Mapping):
-        raise InvalidArgument(f"{path}: a mapping of names to values is wanted, not {type(values).__name__}")
+        raise InvalidArgument(f"{path}: expected a mapping of names to values, got {type(values).__name__}")
     return dict(values)
 
 
@@ -126,38 +126,38 @@ def _yaml(text: str) -> Any:
 
 def _masters(value: Any) -> tuple[str, ...]:
     if not isinstance(value, str) or not value.isascii():
-        raise InvalidArgument(f"master is {value!a}: HOST:PORT is wanted, or several with commas between them")
+        raise InvalidArgument(f"master is {value!a}: expected HOST:PORT, or several separated by commas")
     masters = tuple(address.strip() for address in value.split(","))
     for address in masters:
         try:
             split(address)
         except ValueError as error:
-            raise InvalidArgument(f"master is {address!r}: HOST:PORT is wanted, or [IPv6]:PORT") from error
+            raise InvalidArgument(f"master is {address!r}: expected HOST:PORT or [IPv6]:PORT") from error
     return masters
 
 
 def _timeout(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
-        raise InvalidArgument(f"timeout_s is {value!r}: seconds are wanted, more than 0 and at most 3600")
+        raise InvalidArgument(f"timeout_s is {value!r}: expected seconds, more than 0 and at most 3600")
     return float(value)
 
 
 def _verify(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise InvalidArgument(f"verify is {value!r}: true or false is wanted")
+        raise InvalidArgument(f"verify is {value!r}: expected true or false")
     return value
 
 
 def _transports(value: Any) -> tuple[str, ...]:
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     if not is_list or not value or any(each not in TRANSPORTS for each in value):
-        raise InvalidArgument(f"transports is {value!a}: one or more of {', '.join(TRANSPORTS)} are wanted")
+        raise InvalidArgument(f"transports is {value!a}: expected one or more of {', '.join(TRANSPORTS)}")
     return tuple(value)
 
 
 def _zone(value: Any) -> str:
     if not isinstance(value, str) or len(value) > ZONE_LENGTH_MAX or not (value.isascii() and value.isprintable()):
-        raise InvalidArgument(f"zone is {value!a}: a label of at most {ZONE_LENGTH_MAX} ASCII characters is wanted")
+        raise InvalidArgument(f"zone is {value!a}: expected a label of at most {ZONE_LENGTH_MAX} ASCII characters")
     return value
 
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
@@ -106,6 +106,12 @@ class MasterClient:
         self._leader = 0
         self._metadata = ((SEVERAL, str(len(addresses))),) if len(addresses) > 1 else None
         self._said: dict[str, str] = {}  # by address: why it did not serve the last time
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         self._closed = True

@@ -19,12 +19,12 @@ HEADER_BYTES: Final = 256
 def parts(tensor: Any) -> list[Any]:
     """A torch tensor's header and its values, the buffers of one object; raises InvalidArgument."""
     if not is_tensor(tensor):
-        raise InvalidArgument(f"{type(tensor).__name__}: a torch tensor is wanted; put() takes other buffers")
+        raise InvalidArgument(f"expected a torch tensor, got {type(tensor).__name__}; put() takes other buffers")
     values = plain(tensor)
     facts = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     packed = MAGIC + json.dumps(facts, separators=(",", ":")).encode()
     if len(packed) > HEADER_BYTES:
-        raise InvalidArgument(f"tensor of {len(tensor.shape)} dimensions: fewer are wanted")
+        raise InvalidArgument(f"tensor of {len(tensor.shape)} dimensions: too many")
     return [packed.ljust(HEADER_BYTES), values]
 
 

@@ -39,7 +39,8 @@ async def test_it_ends_when_the_node_has_gone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await drain(monkeypatch, left(3), left(1), left(0), GONE) == 4
-    assert capsys.readouterr().err.splitlines() == [f"node: {count} objects left" for count in (3, 1, 0)]
+    said = ["3 objects left", "1 object left", "0 objects left"]
+    assert capsys.readouterr().err.splitlines() == [f"node: {each}" for each in said]
 
 
 async def test_a_drain_that_moves_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +50,7 @@ async def test_a_drain_that_moves_is_not_stuck(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_drain_that_does_not_move_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LarderError, match="2 objects of node find no room on other nodes: add nodes"):
+    with pytest.raises(LarderError, match="no room on other nodes for 2 objects of node: add nodes"):
         await drain(monkeypatch, left(2, 2), deadline=1 + 2 + draining.STUCK_S)
 
 

@@ -43,16 +43,16 @@ def test_an_option_like_no_other_is_refused_with_those_there_are() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("master", "127.0.0.1", "master is '127.0.0.1': HOST:PORT is wanted"),
+        ("master", "127.0.0.1", "master is '127.0.0.1': expected HOST:PORT"),
         ("master", "127.0.0.1:0", "master is '127.0.0.1:0'"),
         ("master", "127.0.0.1:50001,10.0.0.1", "master is '10.0.0.1'"),
         ("master", "http://127.0.0.1:x", "master is 'http://127.0.0.1:x'"),
-        ("verify", "no", "verify is 'no': true or false is wanted"),
-        ("zone", 7, "zone is 7: a label"),
+        ("verify", "no", "verify is 'no': expected true or false"),
+        ("zone", 7, "zone is 7: expected a label"),
         ("engine_ports", 18000, "engine_ports is 18000: not a range of ports: write MIN-MAX"),
         ("transports", "shm", "transports is 'shm': one or more of shm, engine"),
         ("transports", ["tcp"], "transports is .'tcp'.: one or more of shm, engine"),
-        ("timeout_s", 0, "timeout_s is 0: seconds are wanted"),
+        ("timeout_s", 0, "timeout_s is 0: expected seconds"),
         ("timeout_s", "5s", "timeout_s is '5s'"),
     ],
 )

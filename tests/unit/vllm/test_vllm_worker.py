@@ -144,7 +144,7 @@ def test_an_object_that_does_not_fill_its_blocks_is_no_load(
         ended = until(lambda: (e := rig.worker.take_ended()).received and e)
         until(lambda: rig.worker.take_report() is None and caplog.records)
     assert ended.bad_blocks == {8, 9}
-    assert f"an object of {size - 1} bytes: {size} are wanted" in caplog.text
+    assert f"an object of {size - 1} bytes where {size} were expected" in caplog.text
 
 
 def test_why_loads_failed_is_said_in_one_line_without_any_statistics(

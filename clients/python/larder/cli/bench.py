@@ -14,6 +14,7 @@ from larder.cli.common import Common, Seconds, common_options, say_json
 from larder.cli.showing import show_rows, show_size
 from larder.cli.sizes import SizeArgument
 from larder.mover import TRANSPORTS
+from larder.words import counted
 
 SECONDS: Final = 10.0
 BYTES: Final = 256 * 2**20
@@ -61,6 +62,10 @@ def bench(common: Common, seconds: float, sizes: Sequence[int], bytes_max: int, 
         result = asyncio.run(until_told())
     except asyncio.CancelledError:  # SIGTERM
         raise KeyboardInterrupt from None
+    if result.left_out_bytes:
+        sizes_left = ", ".join(map(show_size, result.left_out_bytes))
+        said = f"larder: no room for objects of {sizes_left} within --bytes and a quarter of what is free: left out"
+        click.echo(said, err=True)
     if common.is_json:
         say_json(result.as_dict())
         return
@@ -77,6 +82,6 @@ _WAYS: Final = {"shm": "shared memory", "engine": "the transfer engine"}
 
 def _cells(row: dict[str, Any]) -> list[str]:
     rates = [f"{row[name]:.2f}" if row[name] else "" for name in ("gbps", "memory_gbps")]
-    batch = f"{row['batch_keys']} keys"
+    batch = counted(row["batch_keys"], "key")
     times = [f"{row[name]:.3g}" for name in ("p50_ms", "p99_ms")]
     return [show_size(row["size_bytes"]), row["operation"], str(row["calls"]), *times, batch, *rates]

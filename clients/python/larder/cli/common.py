@@ -127,10 +127,7 @@ def ask_master(common: Common, call: Callable[[MasterClient], Awaitable[T]]) -> 
     """Runs a call that is the operator's, and so no store's."""
 
     async def run() -> T:
-        client = MasterClient(common.options().masters, Stats())
-        try:
+        async with MasterClient(common.options().masters, Stats()) as client:
             return await call(client)
-        finally:
-            await client.close()
 
     return asyncio.run(run())

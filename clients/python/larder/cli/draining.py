@@ -8,6 +8,7 @@ import click
 
 from larder.errors import DeadlineExceeded, LarderError
 from larder.rpc import MasterClient
+from larder.words import counted
 
 CALL_S: Final = 10.0
 """What a master may take to answer, its restart included; so much later than the deadline it may end."""
@@ -51,13 +52,13 @@ async def drained(client: MasterClient, node_id: str, deadline: float) -> None:
             stuck_since = (stuck_since or now) if is_stuck else None
             if stuck_since is not None and now - stuck_since > STUCK_S:
                 raise LarderError(
-                    f"{left} objects of {node_id} find no room on other nodes: add nodes or remove objects; "
+                    f"no room on other nodes for {counted(left, 'object')} of {node_id}: add nodes or remove objects; "
                     f"{goes_on(node_id)}"
                 )
             if left != said:
                 rest_s = reply.rest_left_ms / 1000
                 waits = f"; what is free elsewhere rests for {rest_s:.0f} s more" if rest_s else ""
-                click.echo(f"{node_id}: {left} objects left{waits}", err=True)
+                click.echo(f"{node_id}: {counted(left, 'object')} left{waits}", err=True)
                 said = left
         if now >= deadline:
             raise DeadlineExceeded(f"{node_id} is not empty yet; {goes_on(node_id)}")

@@ -9,11 +9,12 @@ from typing import Any, Final
 import click
 
 from larder.cli.common import Common, KeyArgument, ask_master, common_options, fail, say_json
-from larder.cli.showing import show_argument, show_count, show_rows, show_size, show_span
+from larder.cli.showing import show_argument, show_rows, show_size, show_span
 from larder.errors import show_key
 from larder.facts import Facts
 from larder.keys import Page, encode_key
 from larder.rpc import MasterClient
+from larder.words import counted
 
 Row = tuple[bytes, int, int]
 """Key, size, copies."""
@@ -107,7 +108,7 @@ def _facts_json(facts: Facts) -> dict[str, Any]:
 def _show_facts(facts: Facts) -> None:
     life = f"for {show_span(facts.ttl_ms / 1000)} more" if facts.ttl_ms else "no end"
     lease = f"for {show_span(facts.lease_ms / 1000)} at most" if facts.lease_ms else "by nobody"
-    state = show_count(facts.copies, "copy", "copies") if facts.copies else "cannot be read now: no copy on a live node"
+    state = counted(facts.copies, "copy", "copies") if facts.copies else "cannot be read now: no copy on a live node"
     click.echo(show_argument(facts.key))
     click.echo(f"  {show_size(facts.size)} ({facts.size:,} bytes), {state} of {facts.wanted} wanted, pin {facts.pin}")
     click.echo(f"  time to live: {life}; being read {lease}; block {facts.depth} of its prompt")
@@ -146,7 +147,7 @@ def rm(common: Common, keys: tuple[bytes, ...], prefix: bytes | None, yes: bool)
     if common.is_json:
         say_json({"removed": count, "missing": [show_argument(name) for name in missing]})
     elif prefix is not None:
-        click.echo(f"{show_count(count, 'object')} removed")
+        click.echo(f"{counted(count, 'object')} removed")
     _say_missing(missing)
 
 
@@ -161,7 +162,7 @@ def _ask_whether(common: Common, prefix: bytes) -> None:
     objects, size = ask_master(common, count)
     which = f"whose keys begin with {show_argument(prefix)}" if prefix else "there are"
     try:
-        click.confirm(f"Remove the {show_count(objects, 'object')} of {show_size(size)} {which}?", abort=True, err=True)
+        click.confirm(f"Remove the {counted(objects, 'object')} of {show_size(size)} {which}?", abort=True, err=True)
     except click.Abort:
         fail("nothing was removed; --yes removes without asking")
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from larder.v1 import master_pb2
+from larder.words import counted
 
 _HEX: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})+")
 _WIDTH_MAX: Final = 100_000
@@ -93,15 +94,11 @@ def show_span(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def show_count(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
 def state_of(node: master_pb2.NodeStatus) -> str:
     if not node.draining:
         return node.state
     room = f", {node.drain_without_room} find no room" if node.drain_without_room else ""
-    return f"{node.state}, draining: {node.drain_objects} objects left{room}"
+    return f"{node.state}, draining: {counted(node.drain_objects, 'object')} left{room}"
 
 
 def show_size(count: float) -> str:

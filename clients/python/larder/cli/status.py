@@ -6,11 +6,12 @@ from dataclasses import asdict
 import click
 
 from larder.cli.common import Common, common_options, say_json
-from larder.cli.showing import show_count, show_rows, show_share, show_size, show_span, state_of, status_json
+from larder.cli.showing import show_rows, show_share, show_size, show_span, state_of, status_json
 from larder.masters import SURVEY_S, Seen, in_charge, survey, warnings
 from larder.rpc import MasterClient
 from larder.stats import Stats
 from larder.v1 import master_pb2
+from larder.words import counted
 
 
 @click.command()
@@ -43,11 +44,8 @@ async def ask_status(common: Common) -> tuple[master_pb2.StatusReply, list[Seen]
     deadline, masters = common.deadline(), common.options().masters
     seen = await survey(masters, min(SURVEY_S, common.timeout / 2))
     chosen = in_charge(seen) or next((each for each in seen if not each.trouble), None)
-    client = MasterClient([chosen.address] if chosen else masters, Stats())
-    try:
+    async with MasterClient([chosen.address] if chosen else masters, Stats()) as client:
         return await client.status(deadline=deadline), seen
-    finally:
-        await client.close()
 
 
 def _lines(reply: master_pb2.StatusReply) -> list[str]:
@@ -56,25 +54,25 @@ def _lines(reply: master_pb2.StatusReply) -> list[str]:
     used = capacity - sum(part.free_bytes for part in parts)
     said = [
         f"master of version {reply.version}, epoch {reply.epoch}, up for {show_span(reply.up_ms / 1000)}: "
-        f"{show_count(reply.objects, 'object')} of {show_size(reply.object_bytes)}, "
-        f"{show_count(reply.writes_in_flight, 'write')} in flight",
-        f"pools: {show_share(used, capacity)} of {show_size(capacity)} used on {show_count(reply.attached, 'node')} "
+        f"{counted(reply.objects, 'object')} of {show_size(reply.object_bytes)}, "
+        f"{counted(reply.writes_in_flight, 'write')} in flight",
+        f"pools: {show_share(used, capacity)} of {show_size(capacity)} used on {counted(reply.attached, 'node')} "
         f"of {len(reply.nodes)}",
         f"since its start: match found {show_share(counts.match_hit_keys, counts.match_keys)} of "
-        f"{show_count(counts.match_keys, 'key')}, lookup {show_share(counts.lookup_hit_keys, counts.lookup_keys)} of "
-        f"{show_count(counts.lookup_keys, 'key')}; {show_count(counts.put_objects, 'object')} put, "
+        f"{counted(counts.match_keys, 'key')}, lookup {show_share(counts.lookup_hit_keys, counts.lookup_keys)} of "
+        f"{counted(counts.lookup_keys, 'key')}; {counted(counts.put_objects, 'object')} put, "
         f"{counts.evicted_objects:,} evicted, {counts.lost_objects:,} lost",
     ]
     if reply.objects_below_target or reply.repairs_pending or counts.repaired_copies or counts.corrupt_copies:
         said.append(
-            f"repair: {show_count(reply.objects_below_target, 'object')} below target lack "
-            f"{show_count(reply.copies_missing, 'copy', 'copies')}, {reply.repairs_pending:,} in work; since the start "
+            f"repair: {counted(reply.objects_below_target, 'object')} below target lack "
+            f"{counted(reply.copies_missing, 'copy', 'copies')}, {reply.repairs_pending:,} in work; since the start "
             f"{counts.repaired_copies:,} made again, {counts.failed_repairs:,} failed, {counts.corrupt_copies:,} bad"
         )
     else:
         said.append("repair: every object has its copies")
     if reply.waiting_puts:
-        said.append(f"{show_count(reply.waiting_puts, 'put')} waiting for room")
+        said.append(f"{counted(reply.waiting_puts, 'put')} waiting for room")
     if reply.rest_left_ms:
         rested_s, left_s = reply.rested_ms / 1000, reply.rest_left_ms / 1000
         said.append(

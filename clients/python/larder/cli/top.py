@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from larder.cli.common import Common, Seconds, ask_master, common_options, say_json
-from larder.cli.showing import show_count, show_rate, show_share, show_size, state_of
+from larder.cli.showing import show_rate, show_share, show_size, state_of
 from larder.errors import LarderError
 from larder.rpc import MasterClient
 from larder.v1 import master_pb2 as pb
+from larder.words import counted
 
 BAR_WIDTH = 24
 
@@ -94,7 +95,7 @@ class Tick:
         state = [
             f"fill {show_share(*self.fill())}",
             f"{self.now.attached} of {len(self.now.nodes)} nodes",
-            show_count(self.now.objects, "object"),
+            counted(self.now.objects, "object"),
             f"{self.now.objects_below_target:,} below target",
             f"{self.now.repairs_pending:,} repairs in work",
             f"evicted {show_rate(self.rate('evicted_objects'))}",

@@ -8,12 +8,13 @@ import click
 
 from larder.cli.checking import Checker, Outcome, Read, Tally
 from larder.cli.common import FOUND_WRONG, Common, KeyArgument, Seconds, ask_master, common_options, say_json
-from larder.cli.showing import Progress, show_argument, show_count, show_size
+from larder.cli.showing import Progress, show_argument, show_size
 from larder.cli.sizes import SizeArgument
 from larder.mover import Mover
 from larder.places import Fault
 from larder.rpc import MasterClient
 from larder.stats import Stats
+from larder.words import counted
 
 EXPLAIN_S: Final = 2.0
 
@@ -46,18 +47,18 @@ class _Report:
 
     def lines(self) -> list[str]:
         tally, outcome = self.tally, self.outcome
-        amount = f"{show_count(tally.copies, 'copy', 'copies')} ({show_size(tally.read_bytes)})"
-        said = [f"{show_count(tally.objects, 'object')}, {amount} read in {self.seconds:.1f} s"]
+        amount = f"{counted(tally.copies, 'copy', 'copies')} ({show_size(tally.read_bytes)})"
+        said = [f"{counted(tally.objects, 'object')}, {amount} read in {self.seconds:.1f} s"]
         if tally.unchecked:
-            said.append(f"{show_count(tally.unchecked, 'copy', 'copies')} of these without a checksum to compare with")
+            said.append(f"{counted(tally.unchecked, 'copy', 'copies')} of these without a checksum to compare with")
         if tally.corrupt:
             left = f", {outcome.pending} not repaired yet" if outcome.pending else ""
-            bad = show_count(tally.corrupt, "bad copy", "bad copies")
-            said.append(f"{bad} dropped: {outcome.repaired} objects repaired, {outcome.lost} lost{left}")
+            bad = counted(tally.corrupt, "bad copy", "bad copies")
+            said.append(f"{bad} dropped: {counted(outcome.repaired, 'object')} repaired, {outcome.lost} lost{left}")
         if tally.unreachable:
-            said.append(f"{show_count(tally.unreachable, 'copy', 'copies')} could not be read from here")
+            said.append(f"{counted(tally.unreachable, 'copy', 'copies')} could not be read from here")
         if tally.silent:
-            said.append(f"{show_count(tally.silent, 'copy', 'copies')} on nodes that do not answer: not read")
+            said.append(f"{counted(tally.silent, 'copy', 'copies')} on nodes that do not answer: not read")
         return said + (["everything is as it was put"] if tally.is_good else [])
 
 

@@ -8,6 +8,7 @@ from larder.doctor.listeners import owner_of
 from larder.doctor.network import Reached
 from larder.host import host_id
 from larder.v1 import master_pb2 as pb
+from larder.words import counted
 
 PART: Final = Part("cluster")
 SKEW_S_MAX: Final = 2.0
@@ -24,8 +25,8 @@ def check_cluster(reached: Reached, start_node: str) -> list[Finding]:
     start_node += f" --master {reached.master}"
     found = [*_nodes(reached.master, status, start_node), *_space(status, start_node)]
     found += [*_rest(status), *_clock(reached, status)]
-    objects = f"{len(status.nodes)} nodes, {status.objects} objects of {status.object_bytes} bytes"
-    return found or [PART.ok("nodes and room", objects)]
+    nodes, objects = counted(len(status.nodes), "node"), counted(status.objects, "object")
+    return found or [PART.ok("nodes and room", f"{nodes}, {objects} of {status.object_bytes} bytes")]
 
 
 def _nodes(master: str, status: pb.StatusReply, start_node: str) -> Iterator[Finding]:
@@ -36,7 +37,7 @@ def _nodes(master: str, status: pb.StatusReply, start_node: str) -> Iterator[Fin
         if node.state == "suspect":
             yield _suspect(node)
         if node.draining:
-            left = f"{node.drain_objects} objects are left there"
+            left = f"{counted(node.drain_objects, 'object')} left there"
             if node.drain_without_room:
                 left += f", {node.drain_without_room} find no room elsewhere: start another node, or"
             remedy = f"larder --master {master} drain {node.node_id} --cancel"

@@ -17,6 +17,7 @@ from typing import Final
 from larder.doctor.finding import Finding, Part
 from larder.doctor.machine import meminfo
 from larder.pool_file import HEADER_BYTES, MAGIC
+from larder.words import counted
 
 PART: Final = Part("pool folder")
 PATTERN: Final = "larder-*.pool"
@@ -60,14 +61,14 @@ def check_pool_folder(folder: Path, dram: int | None, *, root: Path = Path("/"))
     found += _room(folder, mount, dram, dead, root)
     found += _pages(mount, sum(alive.values()) + (dram or 0), root)
     if not found:
-        pools = f", {len(alive)} pools of {sum(alive.values())} bytes" if alive else ""
+        pools = f", {counted(len(alive), 'pool')} of {sum(alive.values())} bytes" if alive else ""
         found.append(PART.ok(str(folder), f"{mount.kind} of {mount.total_bytes} bytes, {mount.free_bytes} free{pools}"))
     return found
 
 
 def _leftovers(dead: dict[Path, int]) -> Finding:
     names = " ".join(_q(path) for path in list(dead)[:SHOWN_MAX])
-    said = f"{len(dead)} pools of nodes that run no more take {sum(dead.values())} bytes"
+    said = f"{counted(len(dead), 'pool')} of nodes that no longer run: {sum(dead.values())} bytes"
     return PART.warn("left pools", said, remedy=f"rm {names}", advice="the next node that starts there does it too")
 
 
@@ -84,7 +85,7 @@ def _room(folder: Path, mount: Mount, dram: int | None, dead: dict[Path, int], r
         yield PART.bad(str(folder), said, remedy=_grow(mount, folder, _gib(dram)), advice=_docker(_gib(dram)))
     elif mount.total_bytes and mount.free_bytes + sum(dead.values()) < wanted:
         held = ", ".join(f"{path.name} {size}" for path, size in _largest(folder))
-        said = f"{mount.free_bytes} bytes are free, {dram} are wanted" + (f"; there are {held}" if held else "")
+        said = f"{mount.free_bytes} bytes are free, {dram} are needed" + (f"; there are {held}" if held else "")
         more = _gib(mount.total_bytes - mount.free_bytes + wanted)
         yield PART.bad(str(folder), said, remedy=_grow(mount, folder, more), advice="as root; or a smaller --dram")
     elif mount.kind == "tmpfs" and meminfo(root)["MemAvailable"] < wanted:

@@ -168,7 +168,7 @@ async def _get(store: AsyncStore, batch: Sequence[Item], pieces: Sequence[Buffer
     good = [result == size for result, size in zip(results, sizes, strict=True)]
     for result, size, ok in zip(results, sizes, good, strict=True):
         if isinstance(result, int) and not ok:
-            faults.append(f"an object of {result} bytes: {size} are wanted")
+            faults.append(f"an object of {result} bytes where {size} were expected")
         elif not ok:
             faults.append(GONE if result is None else reason(result))
     return good
