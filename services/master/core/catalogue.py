@@ -4,6 +4,8 @@ Keeps invariants 3 (an object's bytes are counted where its copies lie) and 7 (w
 have ended).
 """
 
+from collections.abc import Sequence
+
 from services.master.core.allocator import aligned
 from services.master.core.cluster import Quarantined, Segment
 from services.master.core.extents import Extents
@@ -11,13 +13,15 @@ from services.master.core.objects import Copy, Object, Slice
 from services.master.core.runs import unlink
 from services.master.core.tables import State
 
+_NONE: Sequence[Quarantined] = ()
+
 
 class Catalogue:
     def __init__(self, state: State, extents: Extents) -> None:
         self.state = state
         self.extents = extents
 
-    def enter(self, obj: Object) -> list[Quarantined]:
+    def enter(self, obj: Object) -> Sequence[Quarantined]:
         """A put has ended: its extents are live, it is found and may be evicted. Returns what show() does."""
         segments, returns, pin = self.state.segments, self.state.traffic.put(obj), obj.pin
         for part in obj.slices:
@@ -44,11 +48,13 @@ class Catalogue:
         elif obj not in segment.residents:
             segment.residents.add(obj, max(holder.residents.returns(obj) or 0 for holder in holders))
 
-    def show(self, obj: Object) -> list[Quarantined]:
+    def show(self, obj: Object) -> Sequence[Quarantined]:
         """From now on the object is found, in place of an older put's, whose extents are returned."""
-        state, key, older = self.state, obj.key, self.state.objects.get(obj.key)
-        assert older is None or older.write_id < obj.write_id
-        entries = [] if older is None else self.discard(older)
+        state, key = self.state, obj.key
+        older, entries = state.objects.get(key), _NONE
+        if older is not None:
+            assert older.write_id < obj.write_id
+            entries = self.discard(older)
         for part in obj.slices:
             assert part.copies
         state.objects[key] = obj

@@ -17,9 +17,9 @@ def stays(state: State, key: bytes, terms: Terms) -> bool:
 
 def may_show(state: State, write: Write) -> bool:
     """Whether what is found under the key, if anything is, goes for this write."""
-    if write.write_id < state.replaced.get(write.key, 0):
-        return False
     shown = state.objects.get(write.key)
+    if state.replaced and write.write_id < state.replaced.get(write.key, 0):
+        return False
     if shown is None:
         return True
     return shown.write_id < write.write_id and (write.terms.replaces or not state.readable(shown))
