@@ -58,8 +58,8 @@ class Pool:
         finally:
             os.close(stale_fd)
         try:
-            lack, may_fit = folder.lacks_room(self._fd, self._size_bytes)
-            if lack and not may_fit:
+            lack = folder.lacks_room(self._fd, self._size_bytes)
+            if lack is not None and not lack.may_end:
                 raise self._no_room(lack, [])
             self._memory = mmap.mmap(self._fd, self._size_bytes)
         except BaseException:
@@ -80,6 +80,8 @@ class Pool:
         """Takes every page of the pool from the system; False if `stop` was set before the end. Raises PoolError."""
         if not await self._has_room(stop):
             return False
+        if not folder.is_tmpfs(self._fd):
+            logger.warning("%s is no tmpfs: a pool there is as slow as its disk; see --pool-dir", self.path.parent)
         total = self._size_bytes
         begun = time.monotonic()
         told = 0
@@ -111,7 +113,7 @@ class Pool:
         """Waits a while for room that others still hold; False if `stop` was set before there was any."""
         begun = time.monotonic()
         told = False
-        while (lack := folder.lacks_room(self._fd, self._size_bytes)[0]) and not stop.is_set():
+        while (lack := folder.lacks_room(self._fd, self._size_bytes)) is not None and not stop.is_set():
             found = await asyncio.to_thread(folder.holders, os.fstat(self._fd).st_dev)
             if time.monotonic() - begun >= (_ROOM_S if found else _ROOM_UNSEEN_S):
                 raise self._no_room(lack, found)
@@ -128,9 +130,9 @@ class Pool:
             raise self._space_error(error) from error
         return True
 
-    def _no_room(self, lack: str, found: list[folder.Holder]) -> PoolError:
-        who = folder.who_takes_room(self.path, found)
-        return PoolError(f"a pool of {self._size_bytes} bytes does not fit {self.path.parent}: {lack}{who}")
+    def _no_room(self, lack: folder.Lack, found: list[folder.Holder]) -> PoolError:
+        who = folder.who_takes_room(self.path, found) if lack.is_shared else ""
+        return PoolError(f"a pool of {self._size_bytes} bytes does not fit {self.path.parent}: {lack.said}{who}")
 
     def _prefault_step(self, start: int, length: int) -> None:
         try:

@@ -150,22 +150,32 @@ def who_takes_room(own: Path, found: list[Holder]) -> str:
     return "".join(f"; {each}" for each in said)
 
 
-def lacks_room(fd: int, wanted: int) -> tuple[str, bool]:
-    """What a file that has to grow to `wanted` bytes lacks, empty if nothing; and whether it could ever fit."""
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Why a pool file cannot grow to its size."""
+
+    said: str
+    may_end: bool  # when others let go of what they hold
+    is_shared: bool  # other pools of the folder take of the same room
+
+
+def lacks_room(fd: int, wanted: int) -> Lack | None:
+    """What a file that has to grow to `wanted` bytes lacks, if anything."""
     status = os.fstatvfs(fd)
     free, total = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
     taken = os.fstat(fd).st_blocks * 512
     if total and wanted - taken > free:
-        return f"{free} bytes are free", wanted <= total
+        return Lack(f"{free} bytes are free", wanted <= total, is_shared=True)
     if is_tmpfs(fd):  # which may be larger than the machine's memory
         available, memory = memory_bytes()
         if wanted - taken > available:
-            return f"{available} bytes of memory are free", wanted <= memory
+            return Lack(f"{available} bytes of memory are free", wanted <= memory, is_shared=True)
         limit = narrowest()  # whoever touches a page first is charged for it
         if limit is not None and wanted - taken > limit.free_bytes:
             free, whole = limit.free_bytes, limit.all_bytes
-            return f"of the {whole} bytes of memory that this container may use, {free} are free", wanted <= whole
-    return "", True
+            said = f"of the {whole} bytes of memory that this container may use, {free} are free; raise its limit"
+            return Lack(f"{said} (with Docker Compose NODE_MEMORY)", wanted <= whole, is_shared=False)
+    return None
 
 
 def memory_bytes() -> tuple[int, int]:

@@ -92,7 +92,7 @@ def break_it(cluster: Cluster, services: list[str]) -> None:
         scenes.pools_are_mapped(cluster)
     with step("Prometheus sees every target up and every rule well"):
         scenes.is_watched(cluster)
-    with step("larder status shows the nodes"):
+    with step("larder status shows the nodes, and larder doctor finds nothing wrong"):
         scenes.is_shown(cluster)
     with step("a pool that does not fit its container is refused by name"):
         scenes.refuses_what_does_not_fit(cluster)

@@ -1,5 +1,6 @@
 """What `make test-compose` asks of the running cluster. Each raises Wrong, which says what is not as it should be."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def are_confined(cluster: Cluster, services: list[str]) -> None:
         )
         check(int(status["Uid"].split()[0]) != 0, f"{service} runs as root")
         check(int(status["CapEff"], 16) == 0, f"{service} has capabilities {status['CapEff'].strip()}")
+        if service in ENGINES:
+            cluster.docker.run("exec", described["Id"], "touch", "/cache/written")
         if service.startswith("node-") or service in ENGINES:
             limits = Path(f"/proc/{state['Pid']}/limits").read_text()
             [locked] = [line.split() for line in limits.splitlines() if line.startswith("Max locked memory")]
@@ -84,6 +87,11 @@ def refuses_what_does_not_fit(cluster: Cluster) -> None:
 def is_shown(cluster: Cluster) -> None:
     said = cluster.run("exec", "-T", "master", "larder", "status")
     check(all(node in said for node in LARDER[1:4]), f"larder status: {said}")
+    doctor = ("larder", "--format", "json", "doctor", "--pool-dir", str(cluster.pool_dir))
+    for service in ("node-1", "prefill"):
+        report = json.loads(cluster.run("exec", "-T", service, *doctor))
+        found = [each for each in report["findings"] if each["verdict"] in ("warn", "bad")]
+        check(not found, f"larder doctor, at {service}: {found}")
 
 
 def is_joined(cluster: Cluster) -> None:

@@ -44,7 +44,7 @@ def test_compose_reads_it_with_nothing_set(tmp_path: Path) -> None:
     if command is None:
         pytest.skip("there is no Compose here")
     (tmp_path / "none.env").touch()
-    only_defaults = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
+    only_defaults = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "DOCKER_CONFIG")}
     argv = [*command, "--env-file", str(tmp_path / "none.env"), "--profile", "demo", "--profile", "gpu", "config"]
     read = subprocess.run(argv, cwd=ROOT, env=only_defaults, capture_output=True, text=True, timeout=60, check=False)
     assert read.returncode == 0, read.stderr
@@ -110,6 +110,19 @@ def test_pools_have_the_same_path_in_nodes_engines_and_on_the_host() -> None:
             [pools] = [each for each in service["volumes"] if isinstance(each, dict)]
             assert pools == {"type": "bind", "source": "/dev/shm", "target": "/dev/shm"}, name  # noqa: S108
             assert service["ulimits"] == {"memlock": "-1"}, name
+
+
+def test_the_larder_command_finds_the_master_wherever_pools_are_mapped() -> None:
+    for name, service in SERVICES.items():
+        if name.startswith("node") or service.get("profiles"):
+            assert service["environment"]["LARDER_MASTER"] == "master:50001", name
+    assert NODE_FILE.read_text().count("${LARDER_STORAGE_NODE_MASTER:?") == 2
+
+
+def test_folders_in_memory_belong_to_the_user_who_writes_there() -> None:
+    """A runc before 1.2 gives them the mode of the image's folder, whatever `mode` says."""
+    for name in ("prefill", "decode"):
+        assert "/cache:uid=65532,gid=65532" in SERVICES[name]["tmpfs"]
 
 
 def test_a_default_pool_fits_the_default_memory() -> None:

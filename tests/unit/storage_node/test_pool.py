@@ -18,6 +18,7 @@ from larder.writer_locks import lock
 from services.storage_node import pool as pool_module
 from services.storage_node import pool_dir
 from services.storage_node.core.index import Place
+from services.storage_node.memory_limit import Limit
 from services.storage_node.pool import Pool, PoolError
 
 CAPACITY = 1 << 20
@@ -156,6 +157,26 @@ async def test_a_pool_larger_than_the_memory_is_refused(shm: Path, monkeypatch: 
     assert names(shm) == []
 
 
+async def test_a_pool_larger_than_its_container_names_the_limit_and_no_pools_of_others(
+    shm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shm / "larder-n2.pool").write_bytes(b"in another container")
+    monkeypatch.setattr(pool_dir, "narrowest", lambda: Limit(CAPACITY, 1000))
+    with pytest.raises(PoolError, match=r"container may use, 1000 are free; raise its limit \([^;]*\); see --dram"):
+        make(shm)
+
+
+@pytest.mark.parametrize("is_tmpfs", [True, False])
+async def test_a_pool_on_a_disk_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, is_tmpfs: bool
+) -> None:
+    monkeypatch.setattr(pool_dir, "is_tmpfs", lambda fd: is_tmpfs)
+    pool = make(tmp_path)
+    assert await pool.prefault(asyncio.Event())
+    pool.close()
+    assert (f"{tmp_path} is no tmpfs" in caplog.text) is not is_tmpfs
+
+
 @pytest.fixture
 def one_mib(shm: Path) -> Iterator[Path]:
     """A tmpfs of 1 MiB."""
@@ -169,7 +190,7 @@ def one_mib(shm: Path) -> Iterator[Path]:
 async def test_a_file_system_that_fills_up_meanwhile_is_an_error_not_a_crash(
     one_mib: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_dir, "lacks_room", lambda fd, wanted: ("", True))
+    monkeypatch.setattr(pool_dir, "lacks_room", lambda fd, wanted: None)
     pool = make(one_mib, capacity=2 << 20)
     with pytest.raises(PoolError, match=r"cannot fill the pool .*: No space left on device"):
         await pool.prefault(asyncio.Event())
