@@ -200,13 +200,12 @@ class Adoption:
     def _adopt(self, segment: Segment, claim: HeldCopy) -> Object | None:
         """The object it is a copy of; None if the claim was dropped."""
         state = self.state
-        shown = state.objects.get(claim.key)
-        is_older = shown is not None and claim.write_id < shown.write_id
-        if is_older or (self.away is not None and self.away.is_stale(claim)):
+        if self.away is not None and self.away.is_stale(claim):
             self._drop(segment, claim)
             return None
-        is_shown = shown is not None and claim.write_id == shown.write_id
-        obj = shown if is_shown else state.partial.get(claim.write_id)
+        shown = state.objects.get(claim.key)
+        is_newer = shown is None or shown.write_id < claim.write_id
+        obj = state.partial.get(claim.write_id) if is_newer else shown
         is_new = obj is None
         if obj is None:
             obj = from_held(claim, self.leases_end)
@@ -240,7 +239,9 @@ class Adoption:
 
     def _fits(self, obj: Object, claim: HeldCopy) -> bool:
         """Whether the claim is one more copy of this object."""
-        if (obj.key, obj.size, len(obj.slices)) != (claim.key, claim.object_size, claim.slice_count):
+        if (obj.write_id, obj.key, obj.size) != (claim.write_id, claim.key, claim.object_size):
+            return False
+        if len(obj.slices) != claim.slice_count:
             return False
         part = obj.slices[claim.slice_index]
         if part.copies and (part.length, part.checksum) != (claim.length, claim.checksum):
