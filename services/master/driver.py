@@ -19,8 +19,6 @@ logger = logging.getLogger(__name__)
 
 STREAM_QUEUE_MAX = 10_000  # commands to one node; each stands for a whole batch
 
-ToNode = m.Welcome | m.Record | m.Forget | m.Fetch | m.Ping | m.Draining | m.Farewell | m.Close
-
 
 def monotonic_ms() -> int:
     return time.monotonic_ns() // 1_000_000
@@ -42,7 +40,7 @@ class Driver:
         self._clock_ms = clock_ms
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[m.Answer]] = {}
-        self._streams: dict[int, asyncio.Queue[ToNode]] = {}
+        self._streams: dict[int, asyncio.Queue[m.ToNode]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: int | None = None
         self._recorder = Recorder(core)
@@ -83,7 +81,7 @@ class Driver:
         finally:
             del self._calls[number]
 
-    def open_stream(self) -> tuple[int, asyncio.Queue[ToNode]]:
+    def open_stream(self) -> tuple[int, asyncio.Queue[m.ToNode]]:
         number = next(self._numbers)
         queue = self._streams[number] = asyncio.Queue(STREAM_QUEUE_MAX)
         return number, queue

@@ -12,7 +12,7 @@ from larder.wire import unpack_keys
 from services.common.copies import pack_copies, unpack_copies
 from services.master.core import messages as m
 from services.master.core.packed import PackedKeys
-from services.master.driver import Told, ToNode
+from services.master.driver import Told
 
 CLIENT_ID_BYTES_MAX = 64
 REASON_LENGTH_MAX = 1_000
@@ -218,7 +218,7 @@ def node_command(stream: int, message: node_pb2.NodeMessage, now_ms: int, peer_h
     raise ValueError("the message is of no kind this master knows")
 
 
-def to_node(effect: ToNode, now_ms: int) -> node_pb2.MasterMessage:
+def to_node(effect: m.ToNode, now_ms: int) -> node_pb2.MasterMessage:
     """`now_ms`: on the core's clock."""
     epoch = effect.epoch
     if isinstance(effect, m.Welcome):

@@ -1,4 +1,4 @@
-"""What goes into the core (commands), what comes out (effects) and what replies say. Values only, no behaviour.
+"""What goes into the core; with it, what comes out (`effects`) and what replies say (`answers`). Values, no behaviour.
 
 Batches are columns, as on the wire: one list entry a key, slice or copy.
 """
@@ -32,6 +32,18 @@ from services.master.core.answers import Reported as Reported
 from services.master.core.answers import Result as Result
 from services.master.core.answers import SegmentReport as SegmentReport
 from services.master.core.answers import StatusReport as StatusReport
+from services.master.core.effects import Close as Close
+from services.master.core.effects import Draining as Draining
+from services.master.core.effects import Effect as Effect
+from services.master.core.effects import Farewell as Farewell
+from services.master.core.effects import Fetch as Fetch
+from services.master.core.effects import Forget as Forget
+from services.master.core.effects import Note as Note
+from services.master.core.effects import Ping as Ping
+from services.master.core.effects import Record as Record
+from services.master.core.effects import Reply as Reply
+from services.master.core.effects import ToNode as ToNode
+from services.master.core.effects import Welcome as Welcome
 from services.master.core.refs import SegmentInfo as SegmentInfo
 from services.master.core.refs import SegmentRef as SegmentRef
 
@@ -218,94 +230,3 @@ ClientCommand = (
 )
 NodeCommand = Hello | Inventory | InventoryEnd | Heartbeat | Ack | Leave | Broken
 Command = ClientCommand | NodeCommand | Tick
-
-
-# ---- effects; `epoch` is that of the reign in which a node was told ------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    call: int
-    answer: Answer
-
-
-@dataclass(frozen=True, slots=True)
-class Welcome:
-    stream: int
-    epoch: int
-    segments: list[int]
-    heartbeat_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    stream: int
-    epoch: int
-    command_id: int
-    copies: list[HeldCopy]
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    stream: int
-    epoch: int
-    command_id: int
-    extents: list[tuple[int, int, int]]  # (segment, offset, write id)
-    lengths: Sequence[int] = ()  # of extents where no writer may be left either; empty: not looked at
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """Copy a slice from another node into this one, verify it, and hold it."""
-
-    stream: int
-    epoch: int
-    command_id: int
-    copy: HeldCopy
-    source: SegmentRef
-    source_offset: int
-    timeout_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ping:
-    """Asks the node for a heartbeat now."""
-
-    stream: int
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Draining:
-    """Tells the node whether it is being drained, which it remembers."""
-
-    stream: int
-    epoch: int
-    draining: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Farewell:
-    stream: int
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """End the stream, telling the node why."""
-
-    stream: int
-    epoch: int
-    reason: str
-    id_taken: bool = False  # by another process, which is alive
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """A line for the operators' log: what became of nodes and of their copies."""
-
-    text: str
-    grave: bool = False  # somebody should look
-
-
-Effect = Reply | Welcome | Record | Forget | Fetch | Ping | Draining | Farewell | Close | Note

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import tempfile
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -273,8 +275,11 @@ async def test_a_node_that_does_not_take_its_commands_is_cut_off(
     assert isinstance([queue.get_nowait() for _ in range(2)][-1], m.Close)
 
 
-async def test_a_core_that_contradicts_itself_ends_the_master(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_core_that_contradicts_itself_ends_the_master(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Crash, and let the next master learn from the nodes, rather than go on with tables that are wrong."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     failing = asyncio.create_task(driver.failure())
     await asyncio.sleep(0)
     monkeypatch.setattr(driver.core, "step", lambda *_: 1 / 0)
