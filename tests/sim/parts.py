@@ -144,6 +144,7 @@ def installed(world: Any) -> Iterator[None]:
                 "larder.aio.time",
                 "larder.rpc.time",
                 "larder.puts.time",
+                "larder.writes.time",
                 "larder.gets.time",
                 "larder.races.time",
                 "larder.background.time",

@@ -22,8 +22,8 @@ from larder.errors import (
     Unreachable,
     WriteFailed,
 )
-from larder.puts import PutResult
 from larder.store import Store, connect
+from larder.writes import PutResult
 
 __all__ = [
     "DataLost",

@@ -21,9 +21,9 @@ from larder.keys import Key, Page, batches, encode_key, encode_keys, encode_pref
 from larder.memory import destination
 from larder.options import Options, resolve
 from larder.parts import Parts
-from larder.puts import PutResult
 from larder.reads import Landing, array_landing, bytes_landing
 from larder.stats import Stats
+from larder.writes import PutResult
 
 
 def connect(

@@ -49,7 +49,7 @@ class Call(Generic[T]):
     def result(self, thread: LoopThread) -> T:
         """Has the thread carry the call out, and waits for its end; raises what it raised."""
         try:
-            thread.begin(self)
+            thread.carry_out(self)
             while _pass_gate(self._gate, _FOR_EVER, _BY_SIGNALS) == _BROKEN_OFF:
                 pass
         except BaseException:

@@ -63,7 +63,7 @@ class LoopThread:
             self._loop.call_soon_threadsafe(self._loop.stop)
             raise
 
-    def begin(self, call: Work) -> None:
+    def carry_out(self, call: Work) -> None:
         """Raises StoreClosed, or InvalidArgument on this very thread."""
         if threading.current_thread() is self._thread:
             raise InvalidArgument("this thread carries out the store's calls: call from another, not from a callback")

@@ -7,25 +7,24 @@ put of which some slice has no copy at all, or that is cancelled, is aborted in 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Final
 
 from larder.arguments import Terms
 from larder.background import Background
 from larder.copying import checksum
-from larder.errors import DeadlineExceeded, LarderError, NoSpace, PinRefused, TooLarge, Unreachable, WriteFailed
+from larder.errors import LarderError, NoSpace, PinRefused, TooLarge, Unreachable, WriteFailed
 from larder.keys import batches
 from larder.memory import Memory
 from larder.mover import Bundle, Bundles, Mover
-from larder.places import Fault, Segment, Slice
+from larder.places import Fault, Segment
 from larder.rpc import MasterClient
 from larder.transports import Move
 from larder.v1.types_pb2 import Result
+from larder.writes import EXISTED, PutResult, Write
 
 _OK, _EXISTS, _NO_SPACE = int(Result.RESULT_OK), int(Result.RESULT_EXISTS), int(Result.RESULT_NO_SPACE)
-_TOO_LARGE, _UNKNOWN_WRITE = int(Result.RESULT_TOO_LARGE), int(Result.RESULT_UNKNOWN_WRITE)
-_PIN_REFUSED = int(Result.RESULT_PIN_REFUSED)
+_TOO_LARGE, _PIN_REFUSED = int(Result.RESULT_TOO_LARGE), int(Result.RESULT_PIN_REFUSED)
 
 ATTEMPTS: Final = 3
 """Of one key in one call: the later ones where its node was lost."""
@@ -33,52 +32,7 @@ END_SHARE: Final = 0.1
 """Of the time left once the places are known, what is kept for PutEnd."""
 
 
-@dataclass(frozen=True, slots=True)
-class PutResult:
-    """`copies`: how many copies of every slice there were in the end, maybe fewer than asked; 0 where the key existed.
-
-    `existed`: the key has another put's bytes; of a put that replaces, those of one that ended later.
-
-    A copy that fails is made again on another node, by the nodes, as long as the put's deadline allows (at most 2 s).
-    """
-
-    copies: int
-    existed: bool
-
-
-class _Write:
-    """One object on its way."""
-
-    __slots__ = ("checksums", "failed", "index", "key", "memory", "slices", "write_id")
-
-    def __init__(self, index: int, key: bytes, memory: Memory, slices: list[Slice], write_id: int) -> None:
-        self.index = index
-        self.key = key
-        self.memory = memory
-        self.slices = slices
-        self.write_id = write_id
-        self.checksums = [0] * len(slices)
-        self.failed: list[tuple[int, int, Fault]] = []  # (slice, copy, why)
-
-    def fail(self, number: int, copy: int, fault: Fault) -> None:
-        self.failed.append((number, copy, fault))
-
-    def is_lost(self) -> bool:
-        """Whether some slice has no copy left."""
-        failed = [number for number, _, _ in self.failed]
-        return any(failed.count(number) == len(part.copies) for number, part in enumerate(self.slices))
-
-    def unreached(self) -> list[Segment]:
-        """Where the copies of the last slice that failed should have gone; none where it was only late."""
-        last = self.failed[-1][0]
-        return [
-            self.slices[number].copies[copy].segment
-            for number, copy, fault in self.failed
-            if number == last and fault is not Fault.LATE
-        ]
-
-
-_CopyWrite = tuple[_Write, int, int]
+_CopyWrite = tuple[Write, int, int]
 """What a Move of this module is for: of which write which slice, and which copy of it."""
 Unreached = dict[int, list[Segment]]
 """By the key's index: the places that its bytes did not get to."""
@@ -156,7 +110,7 @@ class Putter:
         unreached: Unreached,
     ) -> list[PutResult | LarderError]:
         answers: list[PutResult | LarderError] = [LarderError("not put")] * len(keys)
-        writes: list[_Write] = []
+        writes: list[Write] = []
         try:
             until = deadline
             for batch in batches(len(keys)):
@@ -183,7 +137,7 @@ class Putter:
         depths: Sequence[int],
         deadline: float,
         answers: list[PutResult | LarderError],
-    ) -> tuple[list[_Write], float]:
+    ) -> tuple[list[Write], float]:
         sizes = [memory.length for memory in memories[batch]]
         starting = asyncio.ensure_future(
             self._master.put_start(keys[batch], sizes, terms, depths=depths[batch], deadline=deadline)
@@ -193,15 +147,15 @@ class Putter:
         except asyncio.CancelledError:
             self._background.abort_started(starting)  # only the answer names the writes
             raise
-        writes: list[_Write] = []
+        writes: list[Write] = []
         for index, result, write_id, slices in zip(
             range(batch.start, batch.stop), begun.results, begun.write_ids, begun.slices, strict=True
         ):
             key, size = keys[index], memories[index].length
             if result == _OK and sum([part.length for part in slices]) == size:
-                writes.append(_Write(index, key, memories[index], slices, write_id))
+                writes.append(Write(index, key, memories[index], slices, write_id))
             elif result == _EXISTS:
-                answers[index] = PutResult(copies=0, existed=True)
+                answers[index] = EXISTED
             elif result == _NO_SPACE:
                 said = f"no room for {size} bytes" + (f": {begun.shortage}" if begun.shortage else "")
                 answers[index] = NoSpace(said, key=key, remedy=begun.remedy or None)
@@ -215,7 +169,7 @@ class Putter:
 
     # ---- write -----------------------------------------------------------------------------------
 
-    async def _write(self, writes: Sequence[_Write], until: float) -> None:
+    async def _write(self, writes: Sequence[Write], until: float) -> None:
         bundles: Bundles[_CopyWrite] = Bundles(self._mover)
         by_segment: dict[bytes, Bundle[_CopyWrite] | None] = {}
         for write in writes:
@@ -248,7 +202,7 @@ class Putter:
             elif move.hashing:
                 write.checksums[number] = move.checksum
 
-    async def _hash_rest(self, writes: Sequence[_Write]) -> None:
+    async def _hash_rest(self, writes: Sequence[Write]) -> None:
         """Checksums of slices whose first copy failed while another did not."""
         for write in writes:
             if not write.failed or write.is_lost():
@@ -263,13 +217,13 @@ class Putter:
     # ---- end -------------------------------------------------------------------------------------
 
     async def _end(
-        self, writes: Sequence[_Write], deadline: float, answers: list[PutResult | LarderError], unreached: Unreached
+        self, writes: Sequence[Write], deadline: float, answers: list[PutResult | LarderError], unreached: Unreached
     ) -> None:
-        written: list[_Write] = []
+        written: list[Write] = []
         lost: list[int] = []
         for write in writes:
             if write.failed and write.is_lost():
-                answers[write.index] = _lost(write, deadline)
+                answers[write.index] = write.lost(deadline)
                 if segments := write.unreached():
                     unreached[write.index] = segments
                 lost.append(write.write_id)
@@ -289,7 +243,7 @@ class Putter:
                     answers[write.index] = type(error)(error.args[0], key=write.key)
                 continue
             for write, result, copies in zip(part, ended.results, ended.copies, strict=True):
-                answers[write.index] = _ended(write.key, result, copies)
+                answers[write.index] = write.ended(result, copies)
 
     def _count(self, memories: Sequence[Memory], answers: Sequence[PutResult | LarderError], seconds: float) -> None:
         stored = [
@@ -305,31 +259,3 @@ class Putter:
         self._stats.add("puts_existed", len(answers) - len(stored) - errors)
         self._stats.add("put_errors", errors)
         self._stats.add("put_bytes", sum(stored))
-
-
-def _lost(write: _Write, deadline: float) -> LarderError:
-    number, copy, fault = write.failed[-1]
-    node = write.slices[number].copies[copy].segment.node_id
-    if fault is Fault.LATE and time.monotonic() >= deadline:
-        return DeadlineExceeded("the time ran out before the bytes were written", key=write.key)
-    if fault is Fault.LATE:
-        return WriteFailed(
-            "no copy of some slice could be written: the write ran out of time", key=write.key, node=node
-        )
-    return WriteFailed("no copy of some slice could be written from this host", key=write.key, node=node)
-
-
-def _ended(key: bytes, result: int, copies: int) -> PutResult | LarderError:
-    if result == _OK:
-        return _stored(copies)
-    if result == _EXISTS:
-        return PutResult(copies=0, existed=True)
-    if result == _UNKNOWN_WRITE:
-        return WriteFailed("the write had expired when it ended", key=key)
-    return WriteFailed("the storage nodes were lost before they had recorded it", key=key)
-
-
-@cache
-def _stored(copies: int) -> PutResult:
-    """The same value for all keys of a batch."""
-    return PutResult(copies=copies, existed=False)

@@ -19,7 +19,7 @@ from larder.errors import LarderError, StoreClosed
 from larder.keys import Key, Page, encode_prefix
 from larder.loops import CLOSE_S, LoopThread
 from larder.options import Options, resolve
-from larder.puts import PutResult
+from larder.writes import PutResult
 
 _loops: Any
 try:  # here, and not with the first call: once the main thread has ended it cannot be loaded any more

@@ -17,7 +17,7 @@ from larder.arguments import WAIT_S_MAX, Pin, check_get_into, check_put, check_r
 from larder.errors import LarderError, StoreClosed
 from larder.keys import Key, encode_key, encode_keys, encode_prefix
 from larder.memory import Memory, destination, view_at
-from larder.puts import PutResult
+from larder.writes import PutResult
 
 
 class FakeStore:

@@ -6,9 +6,9 @@ from typing import Any
 from larder.errors import LarderError
 from larder.gets import Getter
 from larder.places import Fault
-from larder.puts import _Write
 from larder.reads import KeyRead
 from larder.rpc import MasterClient
+from larder.writes import Write
 
 from tests.sim.mutants.registry import Put, breaks
 
@@ -67,10 +67,10 @@ def write_beyond_the_time(put: Put) -> None:
 
 @breaks("1, 2")
 def hide_failed_copies(put: Put) -> None:
-    def fail(self: _Write, number: int, copy: int, fault: Fault) -> None:
+    def fail(self: Write, number: int, copy: int, fault: Fault) -> None:
         """As if it had been written."""
 
-    put(_Write, "fail", fail)
+    put(Write, "fail", fail)
 
 
 @breaks("1, 16")

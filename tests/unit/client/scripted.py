@@ -12,12 +12,13 @@ from larder.gets import Getter
 from larder.memory import fresh_bytes, source, view_at
 from larder.mover import Mover
 from larder.places import Copy, Fault, Segment, Slice
-from larder.puts import PutResult, Putter
+from larder.puts import Putter
 from larder.reads import Landing
 from larder.rpc import BadCopy, Ended, Found, Started
 from larder.stats import Stats
 from larder.transports import Move, Reach
 from larder.v1.types_pb2 import Result
+from larder.writes import PutResult
 
 DATA = b"0123456789"
 

@@ -9,10 +9,11 @@ from larder.arguments import check_room
 from larder.errors import DataLost, DeadlineExceeded, Unreachable, WriteFailed
 from larder.memory import destination
 from larder.places import Fault, Segment, Slice
-from larder.puts import ATTEMPTS, PutResult
+from larder.puts import ATTEMPTS
 from larder.reads import Landing
 from larder.rpc import BadCopy
 from larder.transports import Move, Reach
+from larder.writes import PutResult
 
 from tests.unit.client.scripted import (
     DATA,
