@@ -1,5 +1,5 @@
 """A range of ports for the client's engine, with peers that come back under the name they had: what was replaced makes
-room. In a process of its own, since there is one range a process; this module is also that program."""
+room. In a process of its own, since a process has one range; this module is also that program."""
 
 import asyncio
 import os

@@ -40,7 +40,7 @@ def connect(
     master: HOST:PORT, or several with commas between them. timeout_s: of every call (default 5). verify: checksums are
     made and checked (default True). transports: which of "shm" and "engine" may be used (default both). zone: the
     storage nodes with that --zone are the nearest after those of this host. engine_ports: MIN-MAX, of which this
-    process's transfer engine listens on two (default: it chooses). What is not given is taken from the file that
+    process's transfer engine listens on two (default: it chooses). What is not given comes from the file that
     LARDER_CONFIG_FILE names; the master first from LARDER_MASTER, and last from MOONCAKE_CONFIG_PATH's file; the ports
     first from LARDER_ENGINE_PORTS. Raises InvalidArgument.
     """
@@ -121,11 +121,11 @@ class Store:
     ) -> list[PutResult | LarderError]:
         """Stores many objects; a buffer may be a list of buffers, whose bytes are joined.
 
-        pin: "soft" objects are evicted when nothing else is left, "hard" ones never, of which only so much of each pool
-        may consist. ttl_s: after so long they are a miss.
+        pin: "soft" objects are evicted when nothing else is left, "hard" ones never, but a master lets only a share of
+        each pool be pinned so. ttl_s: seconds after which they are a miss.
         depths: each block's position in its prompt's chain, for eviction. started: called once, when the master knows
-        of all keys as being written. wait_s: for room, at most (default: most of the call's time); 0: what
-        finds none now is NoSpace. replace: as in put. Answers per key a PutResult, or the error.
+        that all keys are being written. wait_s: seconds to wait for room at most (default: most of the call's time);
+        0: an object that finds none now is NoSpace. replace: as in put. Answers per key a PutResult, or the error.
         """
         put = check_put(
             keys,
@@ -229,7 +229,7 @@ class Store:
     async def match(self, keys: Sequence[Key], wait_s: float = 0.0, hold_s: float = 0.0) -> int:
         """How many leading keys are present. Where the run ends at a key that is being written, waits up to wait_s.
 
-        hold_s: these are not evicted for so long, at most a lease: for who is about to get them. Raises Unavailable,
+        hold_s: these are not evicted for that long, at most a lease; for callers about to get them. Raises Unavailable,
         InvalidArgument.
         """
         names, wait_s = encode_keys(keys), seconds(wait_s, "wait_s", 0, WAIT_S_MAX)

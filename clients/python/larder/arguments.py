@@ -1,4 +1,4 @@
-"""What callers hand in, checked before anything is done with it. Shared by the store and its reference model."""
+"""Callers' arguments, checked before anything is done with them. Shared by the store and its reference model."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Work that nobody waits for: reports of bad copies, and aborts of puts that were given up.
+"""Work nobody waits for: reports of bad copies, leases given back, and aborts of puts that were given up.
 
 Bounded, and owned by the store.
 """
@@ -32,7 +32,7 @@ class Background:
         self._stats = stats
         self._reports: deque[BadCopy] = deque(maxlen=REPORTS_MAX)
         self._reporting = False
-        self._releases: deque[int] = deque(maxlen=RELEASES_MAX)  # what falls out ends by itself
+        self._releases: deque[int] = deque(maxlen=RELEASES_MAX)  # leases that fall out end by themselves
         self._releasing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -43,24 +43,24 @@ class Background:
             self._reporting = self._start(self._report())
 
     def release(self, lease: int) -> None:
-        """Tells the master that a read has ended, soon: its objects may go where others want their room."""
+        """Tells the master soon that a read has ended: its objects may then be evicted."""
         if lease:
             self._releases.append(lease)
             if not self._releasing:
                 self._releasing = self._start(self._release())
 
     def abort(self, write_ids: Sequence[int]) -> None:
-        """Gives up writes. Where that fails they expire by themselves."""
+        """Gives up writes. If that fails, they expire by themselves."""
         for start in range(0, len(write_ids), BATCH_KEYS_MAX):
             self._start(self._abort(write_ids[start : start + BATCH_KEYS_MAX]))
 
     def abort_started(self, starting: asyncio.Future[Started]) -> None:
-        """Gives up the writes of a put that was broken off before it knew them."""
+        """Gives up the writes of a put that was cancelled before it knew their ids."""
         if not self._start(self._abort_started(starting)):
             starting.cancel()
 
     async def close(self) -> None:
-        """Gives what is under way a moment, then cancels it."""
+        """Gives tasks under way a moment, then cancels them."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=0.2)
         for task in self._tasks:
@@ -80,7 +80,7 @@ class Background:
     async def _report(self) -> None:
         try:
             while self._reports:
-                await asyncio.sleep(0)  # whatever fails in this turn of the loop goes into one call
+                await asyncio.sleep(0)  # all failures of one turn of the loop go into one call
                 bad = [self._reports.popleft() for _ in range(len(self._reports))]
                 await self._master.report(bad, deadline=time.monotonic() + CALL_S)
         except LarderError as error:
@@ -92,7 +92,7 @@ class Background:
     async def _release(self) -> None:
         try:
             while self._releases:
-                await asyncio.sleep(RELEASE_EVERY_S)  # one call for all that end meanwhile
+                await asyncio.sleep(RELEASE_EVERY_S)  # one call for all leases that end meanwhile
                 leases = [self._releases.popleft() for _ in range(len(self._releases))]
                 await self._master.release(leases, deadline=time.monotonic() + CALL_S)
         except LarderError as error:

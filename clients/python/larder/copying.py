@@ -19,7 +19,7 @@ runs of about 1 MiB and more only: on an AMD EPYC with hashing 1.7 times as fast
 
 
 class TooLate(Exception):
-    """The lease or the write ran out in the middle."""
+    """The lease or the write ran out midway."""
 
 
 def store_pieces(pieces: Sequence[Piece], pool: int, *, hashing: bool, until: float) -> int:

@@ -31,7 +31,7 @@ _used: Ports | None = None
 
 
 def parse(text: str, least: int = EACH) -> Ports:
-    """MIN-MAX, both included; ValueError where it is none, or has fewer than `least` ports."""
+    """MIN-MAX, both included; ValueError if it is not one, or has fewer than `least` ports."""
     match = _RANGE.fullmatch(text)
     ports = Ports(int(match[1]), int(match[2])) if match else Ports(0, 0)
     if not 0 < ports.first <= ports.last <= 65535:
@@ -42,21 +42,23 @@ def parse(text: str, least: int = EACH) -> Ports:
 
 
 def use(ports: Ports) -> None:
-    """For all engines of this process, over what its environment says; ValueError where it is too late for that."""
+    """For all engines of this process, overriding its environment; ValueError if it is too late for that."""
     global _used
     if _used == ports:
         return
     if _used is not None:
-        raise ValueError(f"this process's transfer engine uses the ports {_used}, and there is one range a process")
+        raise ValueError(f"this process's transfer engine uses the ports {_used}, and a process has one range")
     if "mooncake.engine" in sys.modules:
-        raise ValueError("this process has loaded the transfer engine already, which reads its range of ports then")
+        raise ValueError(
+            "this process has loaded the transfer engine already, which reads its range of ports on loading"
+        )
     for first, last in NAMES:
         os.environ[first], os.environ[last] = map(str, ports)
     _used = ports
 
 
 def shortage() -> str:
-    """Why no other engine can start, or nothing: too few of the ports that were asked for are free."""
+    """Why no further engine can start: too few ports of the range are free; empty if one can."""
     if _used is None or _has_room(_used):
         return ""
     why = "; connections of an earlier process linger there for up to a minute" if lingers(_used) else ""
@@ -64,7 +66,7 @@ def shortage() -> str:
 
 
 def lingers(ports: Ports) -> bool:
-    """Whether there will be room for an engine soon, and is none yet."""
+    """Whether an engine has no room yet, but will soon."""
     return not _has_room(ports) and _has_room(ports, reuse=True)
 
 
@@ -78,7 +80,7 @@ def _has_room(ports: Ports, *, reuse: bool = False) -> bool:
 
 
 def _is_free(port: int, *, reuse: bool) -> bool:
-    """`reuse`: but for what lingers."""
+    """`reuse`: even if a closed connection lingers there."""
     with suppress(OSError), socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
         probe.bind(("", port))

@@ -1,4 +1,4 @@
-"""What a master knows of objects, as values: for people, and for what reads every copy there is. No I/O, no clock."""
+"""What a master knows about objects, as values: for people, and for checks of every copy. No I/O, no clock."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Facts:
     wanted: int  # copies
     pin: str
     ttl_ms: int  # left; 0: no end
-    lease_ms: int  # so long others may still be reading it; 0: nobody does
+    lease_ms: int  # for how long others may still be reading it; 0: nobody is
     depth: int
     slices: list[Slice]
 
@@ -50,7 +50,7 @@ class Known:
 
 
 def known(keys: Sequence[bytes], reply: pb.StatReply, asked_at: float) -> Known:
-    """Raises LarderError where the reply contradicts itself."""
+    """Raises LarderError if the reply contradicts itself."""
     slices = unpack(reply.places)
     try:
         silent = frozenset(reply.places.segments[index].id for index in reply.silent)

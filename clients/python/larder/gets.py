@@ -25,7 +25,7 @@ from larder.rpc import BadCopy, MasterClient
 from larder.transports.copiers import INLINE_BYTES
 
 ATTEMPTS: Final = 2
-"""Lookups of one key in one call: the second where the lease ran out, or no copy was good: others may have come."""
+"""Lookups of one key in one call: a second one if the lease ran out or no copy was good, as others may have come."""
 
 _NO_COPY: Final = (DataLost, Unreachable)
 
@@ -42,7 +42,7 @@ class Getter:
         self._races = Races(mover, self._report)
 
     async def get(self, keys: Sequence[bytes], prepare: Prepare, deadline: float) -> list[Any]:
-        """Per key the landing's value, None for a miss, or the error. Raises where nothing can be known of any key."""
+        """Per key the landing's value, None for a miss, or the error. Raises if nothing is known about any key."""
         begun = time.monotonic()
         answers: list[Any] = [None] * len(keys)
         failed: dict[int, KeyRead] = {}
@@ -58,7 +58,7 @@ class Getter:
         return answers
 
     async def _explain(self, answers: list[Any], failed: dict[int, KeyRead], deadline: float) -> None:
-        """Says of what could not be reached where it was sought, and why it was not reached."""
+        """Adds to the errors where the bytes were sought, and why they were not reached."""
         bad = {index: key.bad for index, key in failed.items() if type(answers[index]) is Unreachable}
         places = {
             index: [copy.segment for copy in read.part.copies if copy not in read.corrupt]
@@ -165,7 +165,7 @@ class Getter:
     async def view(self, key: bytes, deadline: float) -> tuple[memoryview, float] | None:
         """The pool's own bytes of a one-slice object on this host, verified, and until when they are the object's.
 
-        None where the object is not there, or not so: then get() tells.
+        None if the object is missing, or not like that: get() tells which.
         """
         shm = self._mover.shm
         if shm is None:

@@ -12,7 +12,7 @@ from typing import Final
 SHARE: Final = 0.05
 """Of the bytes read, what may be read twice."""
 BURST_BYTES: Final = 64 * 2**20
-"""Saved up at most, and there at the start: what one node can be left owing (`pump.BYTES_MAX`)."""
+"""The most that is saved up, also the start: what one node can be left owing (`pump.BYTES_MAX`)."""
 DELAY_S_MIN: Final = 5e-3
 _QUANTILE: Final = 0.95
 _TIMES: Final = 2.0  # the quantile itself would use the whole budget up while all is well
@@ -23,14 +23,14 @@ _SLOW_BYTES_PER_S: Final = 100e6
 
 
 class Hedging:
-    """What one store knows of its reads of late."""
+    """What one store has learnt from its recent reads."""
 
     def __init__(self) -> None:
         self._recent: dict[int, _Recent] = {}  # by order of magnitude: a class spans a factor of four in bytes
         self._budget_bytes = float(BURST_BYTES)
 
     def delay_s(self, size_bytes: int) -> float:
-        """How long a read of so many bytes may take before it is hedged: at most what a slow network would take."""
+        """How long a read of that size may take before it is hedged: at most as long as on a slow network."""
         most_s = _SLOW_S + size_bytes / _SLOW_BYTES_PER_S
         recent = self._recent.get(_class_of(size_bytes))
         if recent is None or len(recent) < _SAMPLES_MIN:
@@ -43,7 +43,7 @@ class Hedging:
         self._budget_bytes = min(self._budget_bytes + SHARE * size_bytes, BURST_BYTES)
 
     def take(self, size_bytes: int) -> bool:
-        """Whether so many bytes may be read twice; if so they are spent."""
+        """Whether that many bytes may be read twice; if so, they are spent."""
         if size_bytes > self._budget_bytes:
             return False
         self._budget_bytes -= size_bytes

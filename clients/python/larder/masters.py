@@ -18,7 +18,7 @@ from larder.v1 import master_pb2 as pb
 from larder.v1 import master_pb2_grpc
 
 SEVERAL: Final = "larder-masters"
-"""Metadata of a call: how many masters the caller names, where it names several."""
+"""Metadata of a call: how many masters the caller names, if several."""
 SURVEY_S: Final = 2.0
 
 
@@ -37,17 +37,17 @@ class Seen:
 
 
 async def survey(addresses: Sequence[str], wait_s: float = SURVEY_S) -> list[Seen]:
-    """What each master says of itself, after at most about `wait_s`."""
+    """What each master says about itself, within about `wait_s`."""
     return list(await asyncio.gather(*[_ask(address, wait_s) for address in addresses]))
 
 
 def in_charge(seen: Sequence[Seen]) -> Seen | None:
-    """None where none has nodes."""
+    """None if none has nodes."""
     return max((each for each in seen if each.nodes), key=lambda each: each.rank, default=None)
 
 
 def warnings(seen: Sequence[Seen]) -> list[str]:
-    """What an operator should know of masters that were asked."""
+    """What an operator should know about the masters that were asked."""
     said: list[str] = []
     having = [each for each in seen if each.nodes]
     if len(having) > 1:

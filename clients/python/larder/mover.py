@@ -74,7 +74,7 @@ class Mover:
         self._under_way: dict[bytes, int] = {}  # token -> bytes
 
     def plan(self, segment: Segment, length: int) -> None:
-        """Counts bytes as under way, or no more."""
+        """Counts bytes as under way, or, if negative, as done."""
         left = self._under_way.get(segment.shm_token, 0) + length
         if left:
             self._under_way[segment.shm_token] = left
@@ -82,14 +82,14 @@ class Mover:
             del self._under_way[segment.shm_token]
 
     def way_to(self, segment: Segment) -> Transport | None:
-        """The transport to use; None where none leads there."""
+        """The transport to use; None if none leads there."""
         for transport in self._transports:
             if transport.reach(segment) is not Reach.NONE:
                 return transport
         return None
 
     def best(self, copies: Iterable[Copy]) -> tuple[Copy, Transport] | None:
-        """The copy to read first, and how; None where there is none or none is in reach."""
+        """The copy to read first, and how; None if there is none within reach."""
         chosen, least = None, (Reach.NONE, 0, 0, 0, 0.0)
         for copy in copies:
             for rank, transport in enumerate(self._transports):
@@ -101,7 +101,7 @@ class Mover:
         return chosen
 
     async def explain(self, places: Mapping[int, Iterable[Segment]], until: float) -> dict[int, str]:
-        """For people: of each of the places by which address its nodes were to be reached, and why they were not."""
+        """For people: by which addresses each place was to be reached, and why it was not."""
         distinct = {segment.shm_token: segment for segments in places.values() for segment in segments}
         told = await asyncio.gather(*[self._explain_one(segment, until) for segment in distinct.values()])
         why = dict(zip(distinct, told, strict=True))
@@ -125,7 +125,7 @@ class Mover:
         return 1 if self._zone and segment.zone == self._zone else 2
 
     def count(self, what: str, bundle: Bundle[T], faults: Sequence[Fault | None]) -> None:
-        """Adds to the statistics what was moved and what was not."""
+        """Adds to the statistics what was moved, and what failed."""
         moved = sum(move.memory.length for move, fault in zip(bundle.moves, faults, strict=True) if fault is None)
         self.stats.add(f"{what}_bytes_{bundle.transport.name}", moved)
         for fault in filter(None, faults):

@@ -18,7 +18,9 @@ class Fault(IntEnum):
     CORRUPT = 1  # the checksum does not match
     UNREACHABLE = 2  # the transfer failed or timed out, or there is no way to the segment
     STALLED = 3  # the same, but unanswered: bytes may still arrive
-    LATE = 4  # the lease, the write or the call ran out: nobody's fault, nothing may be kept, bytes may still arrive
+    LATE = (
+        4  # the lease, the write or the call ran out: nobody's fault; nothing may be kept, and bytes may still arrive
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Slice(NamedTuple):
 
 
 def unpack(places: types_pb2.Places) -> list[list[Slice]]:
-    """The slices of each key in turn; raises LarderError when the columns contradict each other.
+    """The slices of each key in turn; raises LarderError if the columns contradict each other.
 
     A loop a column: a put or a get of thousands of keys spends its time here.
     """
@@ -74,9 +76,9 @@ def unpack(places: types_pb2.Places) -> list[list[Slice]]:
 
 
 def _cut(items: list[T], counts: list[int]) -> list[list[T]]:
-    """The items in runs of so many each; ValueError where they are more or fewer."""
+    """The items in runs of these lengths; ValueError if there are more or fewer items."""
     if sum(counts) != len(items):
-        raise ValueError(f"{len(items)} items, {sum(counts)} are due")
+        raise ValueError(f"{len(items)} items where {sum(counts)} were expected")
     if counts.count(1) == len(counts):  # the usual case
         return [[item] for item in items]
     return [items[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]

@@ -27,15 +27,15 @@ _OK, _EXISTS, _NO_SPACE = int(Result.RESULT_OK), int(Result.RESULT_EXISTS), int(
 _TOO_LARGE, _PIN_REFUSED = int(Result.RESULT_TOO_LARGE), int(Result.RESULT_PIN_REFUSED)
 
 ATTEMPTS: Final = 3
-"""Of one key in one call: the later ones where its node was lost."""
+"""Of one key in one call; later ones only if its node was lost."""
 END_SHARE: Final = 0.1
-"""Of the time left once the places are known, what is kept for PutEnd."""
+"""The share of the time left once places are known that is kept for PutEnd."""
 
 
 _CopyWrite = tuple[Write, int, int]
 """What a Move of this module is for: of which write which slice, and which copy of it."""
 Unreached = dict[int, list[Segment]]
-"""By the key's index: the places that its bytes did not get to."""
+"""By the key's index: the places its bytes did not reach."""
 
 
 class Putter:
@@ -81,9 +81,9 @@ class Putter:
                     {},
                 )
             except LarderError:
-                break  # the others were stored: the answers say so, and why these were not
+                break  # the others were stored; the answers say why these were not
             for index, answer in zip(lost, again, strict=True):
-                if isinstance(answer, PutResult):  # else the first error tells more: a lost node, not a full one
+                if isinstance(answer, PutResult):  # otherwise the first error says more: a lost node, not a full one
                     answers[index] = answer
         if unreached:
             await self._explain(answers, unreached, deadline)
@@ -91,7 +91,7 @@ class Putter:
         return answers
 
     async def _explain(self, answers: list[PutResult | LarderError], unreached: Unreached, deadline: float) -> None:
-        """Says of what was not put where it should have gone, and why it did not get there."""
+        """Adds to the errors where the bytes should have gone, and why they did not get there."""
         places = {index: places for index, places in unreached.items() if isinstance(answers[index], WriteFailed)}
         for index, why in (await self._mover.explain(places, deadline)).items():
             error = answers[index]
@@ -177,7 +177,7 @@ class Putter:
             for number, part in enumerate(write.slices):
                 memory = write.memory.cut(start, part.length)
                 start += part.length
-                hashing = self._hashing  # with the first copy that goes anywhere
+                hashing = self._hashing  # with the first copy that can be written
                 for index, (segment, offset) in enumerate(part.copies):
                     token = segment.shm_token
                     if token not in by_segment:

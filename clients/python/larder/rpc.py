@@ -38,25 +38,25 @@ _BACK_OFF_S: Final = 0.02
 _BACK_OFF_S_MAX: Final = 0.5
 _PUSHBACK_S_MAX: Final = 5.0
 _GRACE_S: Final = 0.5
-"""How long after a call's deadline gRPC may say so itself."""
+"""How long after a call's deadline gRPC itself may take to report it."""
 _PASSING: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
-"""What is asked again. CANCELLED, where nobody here cancelled: a server that ends, or gRPC that has too many calls."""
+"""Statuses that are retried. CANCELLED without anyone cancelling here: the server ends, or gRPC has too many calls."""
 _WAIT_SHARE: Final = 0.75
-"""Of a put's time, what it may wait for room, and of the rest for copies that are made elsewhere."""
+"""The share of a put's time it may wait for room; and of what is left then, for copies made elsewhere."""
 _NONE_SERVES: Final = "check that one of them runs and storage nodes are attached to it, then try again"
 _REPLACED_S_MAX: Final = 2.0
-"""How long a put waits at most until the master has made copies elsewhere that failed."""
+"""How long a put waits at most until copies that failed are made elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Answer to PutStart. `asked_at` + `ttl_s` on this process's clock: nothing may be written after that."""
+    """Answer to PutStart. Nothing may be written after `until`, on this process's clock."""
 
     results: Sequence[int]
     write_ids: Sequence[int]
     slices: list[list[Slice]]
     until: float
-    shortage: str = ""  # why there was no room for some, where the pools are not just full
+    shortage: str = ""  # why some found no room, if the pools are not simply full
     remedy: str = ""  # then, what to do
 
 
@@ -105,7 +105,7 @@ class MasterClient:
         self._stubs: list[Any] = [_stub(channel) for channel in self._channels]
         self._leader = 0
         self._metadata = ((SEVERAL, str(len(addresses))),) if len(addresses) > 1 else None
-        self._said: dict[str, str] = {}  # by address: why it did not serve the last time
+        self._said: dict[str, str] = {}  # by address: why it did not serve last time
 
     async def __aenter__(self) -> Self:
         return self
@@ -221,7 +221,7 @@ class MasterClient:
         return list(zip(keys, reply.sizes, reply.copies, strict=True))
 
     async def stat(self, keys: Sequence[bytes], *, lease: bool = False, deadline: float) -> Known:
-        """What is known of objects, which is no use of them. `lease`: they are going to be read."""
+        """What is known about objects; it does not count as a use. `lease`: they are about to be read."""
         asked_at = time.monotonic()
         reply: pb.StatReply = await self._call("Stat", pb.StatRequest(keys=pack_keys(keys), lease=lease), deadline)
         return known(keys, reply, asked_at)
@@ -231,7 +231,7 @@ class MasterClient:
         return reply
 
     async def drain(self, node_id: str, *, cancel: bool, deadline: float) -> None:
-        """Raises InvalidArgument where there is no such node."""
+        """Raises InvalidArgument if there is no such node."""
         await self._call("Drain", pb.DrainRequest(node_id=node_id, cancel=cancel), deadline)
 
     # ---- one call, until it is answered ----------------------------------------------------------
@@ -277,7 +277,7 @@ class MasterClient:
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             if name == "PutStart":
                 return NoSpace(f"the master {master} takes no more puts: {said}")
-            return Unavailable(f"the master {master} has too much to do: {said}")
+            return Unavailable(f"the master {master} is overloaded: {said}")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Unavailable(f"the master {master} did not answer {name} in time")
         if code is grpc.StatusCode.UNAVAILABLE:
@@ -296,7 +296,7 @@ def _is_being_cancelled() -> bool:
 
 
 def _pushback_s(error: grpc.aio.AioRpcError) -> float:
-    """How long a server that has too much to do asks its callers to stay away, bounded; 0 where it does not say."""
+    """How long an overloaded server asks its callers to stay away, bounded; 0 if it does not say."""
     for name, value in error.trailing_metadata() or ():
         if name == "grpc-retry-pushback-ms" and value.isascii() and str(value).isdecimal():
             return min(int(value) / 1000, _PUSHBACK_S_MAX)

@@ -25,12 +25,12 @@ class Stats:
             tally[name] = tally.get(name, 0.0) + value
 
     def as_dict(self) -> dict[str, float]:
-        return dict(self._values)  # at one stroke; the lock may be somebody's who stayed behind in a fork
+        return dict(self._values)  # atomically: the lock may belong to a thread left behind by a fork
 
 
 @contextmanager
 def tallied(tally: dict[str, float]) -> Iterator[None]:
-    """What the calls within count, and the tasks that they start, is counted there as well, by itself."""
+    """Counts what the calls inside the block, and the tasks they start, do, in a dict of its own as well."""
     token = _tally.set(tally)
     try:
         yield

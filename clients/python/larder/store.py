@@ -22,7 +22,7 @@ from larder.options import Options, resolve
 from larder.writes import PutResult
 
 _loops: Any
-try:  # here, and not with the first call: once the main thread has ended it cannot be loaded any more
+try:  # here, not with the first call: once the main thread has ended it can no longer be loaded
     import uvloop as _loops
 except ImportError:
     _loops = asyncio
@@ -44,7 +44,7 @@ def connect(
     master: HOST:PORT, or several with commas between them. timeout_s: of every call (default 5). verify: checksums are
     made and checked (default True). transports: which of "shm" and "engine" may be used (default both). zone: the
     storage nodes with that --zone are the nearest after those of this host. engine_ports: MIN-MAX, of which this
-    process's transfer engine listens on two (default: it chooses). What is not given is taken from the file that
+    process's transfer engine listens on two (default: it chooses). What is not given comes from the file that
     LARDER_CONFIG_FILE names; the master first from LARDER_MASTER, and last from MOONCAKE_CONFIG_PATH's file; the ports
     first from LARDER_ENGINE_PORTS. Raises InvalidArgument.
     """
@@ -168,7 +168,7 @@ class Store:
     def match(self, keys: Sequence[Key], wait_s: float = 0.0, hold_s: float = 0.0) -> int:
         """How many leading keys are present. Where the run ends at a key that is being written, waits up to wait_s.
 
-        hold_s: these are not evicted for so long, at most a lease: for who is about to get them.
+        hold_s: these are not evicted for that long, at most a lease; for callers about to get them.
         """
         return self._run(self._store.match, keys, wait_s, hold_s)
 

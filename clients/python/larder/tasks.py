@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def unbroken(work: Awaitable[T]) -> T:
-    """Awaits `work` to its end even when cancelled meanwhile, and only then gives way to the cancellation."""
+    """Awaits the end of `work` even if cancelled meanwhile, and only then raises the cancellation."""
     future = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(future)
@@ -28,7 +28,7 @@ async def unbroken(work: Awaitable[T]) -> T:
 
 
 async def end(task: asyncio.Task[Any]) -> None:
-    """Ends what is still under way, and returns when it has ended."""
+    """Cancels a task that is still running, and returns once it has ended."""
     if not task.done():
         task.cancel()
         await unbroken(asyncio.wait([task]))
@@ -36,7 +36,7 @@ async def end(task: asyncio.Task[Any]) -> None:
 
 
 def failure(task: asyncio.Task[Any]) -> BaseException | None:
-    """What a task that is done failed with; None also where it was cancelled."""
+    """What a finished task failed with; None also if it was cancelled."""
     return None if task.cancelled() else task.exception()
 
 

@@ -29,7 +29,7 @@ def parts(tensor: Any) -> list[Any]:
 
 
 def unpack(data: "np.ndarray[Any, np.dtype[np.uint8]]", key: bytes) -> Any:
-    """A torch tensor over `data`, which it keeps; raises InvalidArgument where that is no tensor."""
+    """A torch tensor over `data`, which it keeps; raises InvalidArgument if it is not one."""
     import torch
 
     head = data[:HEADER_BYTES].tobytes()

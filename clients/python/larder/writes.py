@@ -56,7 +56,7 @@ class Write:
         return any(failed.count(number) == len(part.copies) for number, part in enumerate(self.slices))
 
     def unreached(self) -> list[Segment]:
-        """Where the copies of the last slice that failed should have gone; none where it was only late."""
+        """Where the copies of the last slice that failed should have gone; none if it was only late."""
         last = self.failed[-1][0]
         return [
             self.slices[number].copies[copy].segment

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 THREADS: Final = min(2, os.cpu_count() or 1)
 INLINE_BYTES: Final = 64 * 1024
-"""What is copied on the spot: 10 to 20 us, less than to hand it over."""
+"""What is copied on the spot: that takes 10 to 20 us, less than handing it over."""
 
 
 class Copiers:

@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PROBE_S: Final = 1.0
-"""A peer that has not answered a probe by then is passed over until it does."""
+"""A peer that has not answered a probe within this time is passed over until it does."""
 DIAGNOSIS_S: Final = 5.0
 DIAGNOSES_MAX: Final = 1_024
 PORTS_RETRY_S: Final = 10.0
-"""How long the engine is done without where its ports are taken."""
+"""How long to do without the engine if its ports are taken."""
 
 
 class EngineTransport:
@@ -77,7 +77,7 @@ class EngineTransport:
         return move.private or not self._regions.cover(move.memory)
 
     async def explain(self, endpoint: str, until: float) -> str:
-        """In a few words why nothing gets there; asked at most once in DIAGNOSIS_S."""
+        """In a few words, why nothing gets there; asked at most once per DIAGNOSIS_S."""
         if self._missing:
             return self._missing
         asked_at, said = self._diagnoses.get(endpoint, (-DIAGNOSIS_S, ""))
@@ -154,7 +154,7 @@ class EngineTransport:
             raise
 
     async def _reach(self, segment: Segment, until: float) -> "_Known | None":
-        """The peer, once it answered a probe; None where it does not, or there is no engine."""
+        """The peer, once it has answered a probe; None if it does not, or there is no engine."""
         try:
             known = await self._known(segment)
         except EngineUnavailable as error:
@@ -269,7 +269,7 @@ class _Known:
 
 
 def in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Runs what may block for a minute where it can hold up neither the loop nor the end of the process."""
+    """Runs what may block for a minute, so that it holds up neither the loop nor the end of the process."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

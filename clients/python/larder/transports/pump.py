@@ -1,4 +1,4 @@
-"""The thread that feeds the transfer engine and asks after transfers. No asyncio in here but the loop's doorbell.
+"""The thread that feeds the transfer engine and asks after transfers. No asyncio here but the loop's doorbell.
 
 A flight is prepared (gathered, hashed), submitted, landed, and settled (scattered, verified). Work on many bytes goes
 to the copy threads. The engine cannot cancel: a flight that was given up keeps its memory alive and out of use until

@@ -1,6 +1,7 @@
 """What fails between engine and store, said in one line from time to time: how much, of how much, and why.
 
-The counters have it all, but not every engine shows them; a line a failure would bury the log. Called from any thread.
+The counters have it all, but not every engine shows them, and a line per failure would bury the log. May be called from
+any thread.
 """
 
 import logging
