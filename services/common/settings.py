@@ -34,6 +34,8 @@ from services.common.service_links import service_links
 from services.common.version import VERSION
 
 _SIZE: Final = re.compile(r"\s*\d+(\.\d+)?\s*([kmgtp]?i?b?)\s*", re.IGNORECASE)
+_NO_DEFAULT: Final = re.compile(r" ?\(default: (None|\(\))?\)$")
+_SEVERAL: Final = re.compile(r"(?<=\(default: )\((.+?),?\)(?=\)$)")
 _HOST: Final = re.compile(r"[^\s:/\[\]]+")
 _METAVARS: Final = {
     "ByteSize": "SIZE",
@@ -41,6 +43,7 @@ _METAVARS: Final = {
     "int": "N",
     "float": "X",
     "str": "TEXT",
+    "SecretStr": "TEXT",
     "tuple[str,...]": "TEXT",
 }
 
@@ -143,6 +146,9 @@ class _Parser(ArgumentParser):
 def _add_argument(parser: Any, *names: str, **kwargs: Any) -> Any:
     if "metavar" in kwargs:
         kwargs["metavar"] = _METAVARS.get(kwargs["metavar"], kwargs["metavar"])
+    if "help" in kwargs:  # which shows defaults as Python writes them
+        text = _NO_DEFAULT.sub("", kwargs["help"])
+        kwargs["help"] = _SEVERAL.sub(lambda found: found[1].replace("'", ""), text)
     if kwargs.get("action") == "append":  # a list: allow `--flag a b` beside `--flag a --flag b`
         kwargs |= {"action": "extend", "nargs": "+"}
     return parser.add_argument(*names, **kwargs)

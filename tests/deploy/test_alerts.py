@@ -3,6 +3,7 @@
 What is scraped in each case, alerts.yml says. That real causes have these effects on a live cluster is for e2e.
 """
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ def test_an_alert_says_how_bad_it_is_what_it_is_and_what_to_do(alert: dict[str, 
     assert alert["labels"]["severity"] in {"critical", "warning", "info"}
     assert set(alert["annotations"]) == {"summary", "runbook"}
     assert all(len(text.split()) >= 7 for text in alert["annotations"].values())
+
+
+def test_a_page_that_an_alert_sends_to_has_what_it_is_to_show() -> None:
+    shown = {"docs/ports.md": "engine-ports", "deploy/kubernetes/README.md": "prefill: [10."}
+    sent = {page for alert in ALERTS.values() for page in re.findall(r"[\w/]+\.md", alert["annotations"]["runbook"])}
+    assert sent == shown.keys()
+    assert [page for page, text in shown.items() if text not in (PROMETHEUS.parents[1] / page).read_text()] == []
 
 
 def test_every_alert_has_a_case() -> None:

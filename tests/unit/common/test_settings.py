@@ -1,5 +1,6 @@
 """Where a setting comes from, and that everything that cannot be understood is refused in one line with status 2."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,15 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
             read(*argv)
         assert stopped.value.code == 0
         assert shown in capsys.readouterr().out
+
+
+def test_help_shows_values_as_they_are_typed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        read("--help")
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.endswith("(default: m:1)") for line in lines)
+    assert any(line.split() == ["--api-key", "TEXT"] for line in lines)
+    assert not [line for line in lines if re.search(r"default: (None|\()|default: \)|SecretStr", line)]
