@@ -39,6 +39,7 @@ class Getter:
         self._background = background
         self._verify = verify
         self._stats = mover.stats
+        self._report = partial(_report, background)  # no method: what is held in a circle goes by a collector only
         self._races = Races(mover, self._report)
 
     async def get(self, keys: Sequence[bytes], prepare: Prepare, deadline: float) -> list[Any]:
@@ -154,12 +155,6 @@ class Getter:
             self._stats.add("failovers", len(again))
             await self._read(again, until)
 
-    def _report(self, read: SliceRead, copy: Copy, fault: Fault) -> None:
-        if fault is Fault.CORRUPT:
-            read.corrupt.add(copy)
-        if fault is not Fault.LATE:
-            self._background.report(BadCopy(read.key, read.number, copy.segment.id, copy.offset, fault))
-
     # ---- views -----------------------------------------------------------------------------------
 
     async def view(self, key: bytes, deadline: float) -> tuple[memoryview, float] | None:
@@ -185,3 +180,10 @@ class Getter:
         work = partial(checksum_of, view)
         digest = work() if part.length <= INLINE_BYTES else (await self._mover.copiers.run([work]))[0]
         return digest == part.checksum
+
+
+def _report(background: Background, read: SliceRead, copy: Copy, fault: Fault) -> None:
+    if fault is Fault.CORRUPT:
+        read.corrupt.add(copy)
+    if fault is not Fault.LATE:
+        background.report(BadCopy(read.key, read.number, copy.segment.id, copy.offset, fault))
