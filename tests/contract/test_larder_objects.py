@@ -101,7 +101,7 @@ def test_bytes_are_not_for_a_terminal(store_cluster: Cluster, key: str) -> None:
     os.close(theirs)
     os.close(ours)
     assert done.returncode == 2
-    assert b"not for a terminal: name a FILE, or send them through a pipe" in done.stderr
+    assert b"not for a terminal: name a FILE, or pipe them" in done.stderr
 
 
 def test_put_takes_pipes_and_refuses_what_is_empty(store_cluster: Cluster, tmp_path: Path, key: str) -> None:

@@ -1,7 +1,7 @@
 """`larder bench`: what calls of a running cluster take from here, beside what this host's memory could do.
 
-It takes no room that is not free, so that nothing of others is evicted for it; its keys have a name of their own, are
-removed whatever happens, and have a time to live for the case that it is killed. Bounded in time and in bytes.
+It takes only free room, so that nothing of others is evicted for it; its keys have a prefix of their own, are removed
+whatever happens, and have a time to live in case it is killed. Bounded in time and in bytes.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ SIZES: Final = (64 * 2**10, 2**20, 16 * 2**20)
 BATCH_KEYS_MAX: Final = 256
 SINGLES: Final = 8
 FREE_SHARE: Final = 4
-"""One part in so many of what is free is taken at most."""
+"""At most one part in this many of what is free is taken."""
 TTL_S: Final = 300.0
 REMOVE_S: Final = 10.0
 MATCH_KEYS: Final = 2_048
@@ -140,7 +140,7 @@ async def _size(store: aio.Store, options: Options, size: int, count: int, until
 
 
 async def _has_room(options: Options, wanted: int, until: float) -> bool:
-    """Whether so much is free. What was removed comes back when leases on it have ended: waits for that, a while."""
+    """Whether that much is free. What was removed comes back once leases on it have ended: waits a while for that."""
     while await _free(options) < FREE_SHARE * wanted:
         if time.monotonic() >= until:
             return False
@@ -150,7 +150,7 @@ async def _has_room(options: Options, wanted: int, until: float) -> bool:
 
 @asynccontextmanager
 async def _keys(options: Options, count: int) -> AsyncIterator[list[bytes]]:
-    """Keys of a round; what was stored under them is removed, also when it is interrupted."""
+    """Keys of a round; what was stored under them is removed, even if the round is interrupted."""
     name = f"{PREFIX}/{os.urandom(8).hex()}"
     keys = [f"{name}/{number}".encode() for number in range(count)]
     try:

@@ -2,7 +2,7 @@
 
     LarderError
     ├── InvalidArgument      the caller's mistake: key, size, buffer, option (also a ValueError)
-    ├── Unavailable          no master answered, or it has too much to do
+    ├── Unavailable          no master answered, or it is overloaded
     │   └── Unreachable      a storage node cannot be reached from this host: nothing says that its bytes are lost
     ├── DeadlineExceeded     not done in time; nothing is promised (also a TimeoutError)
     ├── NoSpace              eviction could not free enough in time
@@ -44,7 +44,7 @@ class LarderError(Exception):
 
 
 class InvalidArgument(LarderError, ValueError):
-    """What was asked cannot be asked; the message says what was wanted and what was given."""
+    """The call makes no sense as it is; the message says what was expected and what was given."""
 
 
 class Unavailable(LarderError):

@@ -1,8 +1,8 @@
 """When a read has hung for so long that a second one is worth its bytes. Numbers in, numbers out: no clock, no I/O.
 
 As in Dean and Barroso, "The Tail at Scale" (2013): the second read comes after what nearly all reads take, so it costs
-little where all is well. A budget bounds it where all is not: a cluster that is slow because it has too much to do
-must not be given more (invariant 12).
+little where all is well. A budget bounds it where all is not: a cluster that is slow because it is overloaded must
+not be given more (invariant 12).
 """
 
 from bisect import bisect_left, insort

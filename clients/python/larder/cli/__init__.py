@@ -1,6 +1,6 @@
 """The `larder` command. Commands are in modules of their own, what they share is in common.py, and app.py finds them.
 
-Needs click and rich, which a client that is only imported does not: nothing else in larder imports this package.
+Needs click and rich, which the client alone does not: nothing else in larder imports this package.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The command `larder` itself: where its commands are found, and what becomes of what they raise.
 
-Its own commands are named here and loaded when asked for. Others come from installed distributions, as entry points of
-the group `larder.commands`, each a click.Command; so the services, which the client never imports, bring theirs.
+Its own commands are named here and loaded on demand. Others come from installed distributions, as entry points of the
+group `larder.commands`, each a click.Command: that is how the services, which the client never imports, add theirs.
 """
 
 import difflib
@@ -74,7 +74,7 @@ class Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
-        except BrokenPipeError:  # who read the output has enough
+        except BrokenPipeError:  # whoever read the output has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(BROKEN_PIPE)
         except KeyboardInterrupt:

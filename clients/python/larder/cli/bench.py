@@ -45,8 +45,8 @@ BYTES: Final = 256 * 2**20
 def bench(common: Common, seconds: float, sizes: Sequence[int], bytes_max: int, transport: str | None) -> None:
     """Times put, get and match of the running cluster from here: single calls, and batches of many keys.
 
-    Only room that is free is used, a quarter of it at most, and what was put is removed, also after Ctrl-C. With one
-    copy; checksums are made and checked. Beside throughputs stands what one thread copies in this host's memory.
+    Only free room is used, at most a quarter of it, and what was put is removed, even after Ctrl-C. Objects have one
+    copy; checksums are made and checked. Beside each throughput stands what one thread copies in this host's memory.
     """
     options = common.options()
     if transport is not None:

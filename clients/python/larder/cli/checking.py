@@ -1,8 +1,8 @@
 """How `larder verify` reads every copy of every object: the walk over keys, the reads, and what is made of a bad one.
 
-A copy is bad where its bytes are not those of its checksum while a lease keeps them, and the master still holds it
-there when it is told: it drops the copy and makes another from a good one. What is removed or evicted meanwhile is no
-fault. Bounded: a few batches at a time, each of a few MiB or one slice, and so many bytes a second as are allowed.
+A copy is bad if its bytes do not match its checksum while a lease keeps them, and the master still has it there when
+told: it drops the copy and makes another from a good one. An object removed or evicted meanwhile is no fault. Bounded:
+a few batches at a time, each of a few MiB or one slice, and at most the bytes per second that are allowed.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ WORKERS: Final = 4
 CALL_S: Final = 30.0
 """What a master may take to answer, its restart included."""
 PAUSE_S: Final = 0.5
-"""To be waited for the sake of the rate: no lease is kept over a longer one."""
+"""The longest wait for the rate's sake that a lease is kept over."""
 TRIES: Final = 3
 """Of a copy that is not reached, or not in time."""
 BAD_MAX: Final = 10_000
@@ -63,7 +63,7 @@ class Tally:
     corrupt: int = 0
     unreachable: int = 0
     silent: int = 0  # copies on nodes that do not answer
-    unchecked: int = 0  # copies without a checksum: only that they can be read is known
+    unchecked: int = 0  # copies without a checksum: it is only known that they can be read
     vanished: int = 0
     watched: dict[bytes, int] = field(default_factory=dict)
     unreached: dict[str, Segment] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Checker:
         return self.tally
 
     async def outcome(self, wait_s: float) -> Outcome:
-        """Waits at most so long until the objects with bad copies have as many good ones as before."""
+        """Waits, at most that long, until the objects with bad copies have as many good ones as before."""
         waiting, until = dict(self.tally.watched), time.monotonic() + wait_s
         repaired = lost = 0
         while waiting:

@@ -25,10 +25,10 @@ FAILED: Final = 1
 """An error, a deadline that passed, or no such object: one line on stderr."""
 WRONG_USE: Final = 2
 FOUND_WRONG: Final = 3
-"""The command did its work, and what it looked at is not in order."""
+"""The command did its work, and found something wrong."""
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
-"""As a shell reports a process that wrote to a reader who had gone."""
+"""What a shell reports for a process that wrote to a closed pipe."""
 
 
 class KeyArgument(click.ParamType):  # type: ignore[type-arg]  # it is generic from click 8.2 on
@@ -41,18 +41,18 @@ class KeyArgument(click.ParamType):  # type: ignore[type-arg]  # it is generic f
 
 
 class Seconds(click.FloatRange):
-    """A duration: a number, which NaN is not, though it is in no range and outside of none."""
+    """A duration: NaN is refused, which no range does."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds: float = super().convert(value, param, ctx)
         if math.isnan(seconds):
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
         return seconds
 
 
 @dataclass
 class Common:
-    """What can be said before and after the command's name; the last word counts."""
+    """Options allowed both before and after the command's name; the last one counts."""
 
     master: str | None = None
     format: str = "table"
@@ -124,7 +124,7 @@ def use_store(common: Common, call: Callable[[aio.Store], Awaitable[T]]) -> T:
 
 
 def ask_master(common: Common, call: Callable[[MasterClient], Awaitable[T]]) -> T:
-    """Runs a call that is the operator's, and so no store's."""
+    """Runs an operator's call, which needs no store."""
 
     async def run() -> T:
         async with MasterClient(common.options().masters, Stats()) as client:

@@ -44,7 +44,7 @@ class AddressArgument(click.ParamType):  # type: ignore[type-arg]
 def doctor(common: Common, pool_dir: Path, dram: int | None, proxies: Sequence[str], logs: Sequence[Path]) -> None:
     """Looks for what is wrong, on this host and with the cluster as seen from it, and says how to mend it.
 
-    Changes nothing. Exit status 3 where something is bad; a warning is no reason.
+    Changes nothing. Exit status 3 if something is bad; warnings do not count.
     """
     found = asyncio.run(examine(Subject(common.master, common.options, pool_dir, dram, proxies, logs)))
     bad = any(each.verdict is Verdict.BAD for each in found)

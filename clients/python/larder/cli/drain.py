@@ -22,7 +22,7 @@ from larder.rpc import MasterClient
 @format_option
 @click.make_pass_decorator(Common, ensure=True)
 def drain(common: Common, node: str, cancel: bool, wait: bool, wait_s: float) -> None:
-    """Moves everything off storage node NODE, whose process then ends. Nothing is lost, readers notice nothing."""
+    """Moves everything off storage node NODE, whose process then ends. Nothing is lost, and readers notice nothing."""
 
     if not node.isascii():
         raise click.BadParameter(f"{node!a} is not a node's name")

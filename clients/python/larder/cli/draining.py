@@ -1,4 +1,4 @@
-"""How `larder drain` waits for a node to be empty, over restarts of the master too. No click in here, but for echo."""
+"""How `larder drain` waits for a node to be empty, even across restarts of the master. No click here but echo."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ def goes_on(node_id: str) -> str:
 
 
 async def drained(client: MasterClient, node_id: str, deadline: float) -> None:
-    """Returns when the node has gone; raises LarderError where it cannot go, or the time is over."""
+    """Returns when the node has gone; raises LarderError if it cannot go, or time runs out."""
     epoch, state, said, stuck_since, absent_since = None, "", None, None, None
     while True:
         reply = await client.status(deadline=time.monotonic() + CALL_S)

@@ -1,6 +1,6 @@
 """`larder ls`, `larder stat` and `larder rm`: objects by their keys, without their bytes.
 
-Nothing here holds a list of all keys: pages come and go.
+Nothing here holds a list of all keys: they come in pages.
 """
 
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ _LS_HEAD: Final = f"{'size':>10}  {'copies':>6}  key"
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="So many at most.")
 @common_options
 def ls(common: Common, prefix: bytes, limit: int | None) -> None:
-    """Keys that begin with PREFIX, in order, with their sizes and copies. With --format json a line for each."""
+    """Keys that begin with PREFIX, in order, with their sizes and copies. With --format json, one line per key."""
 
     async def run(client: MasterClient) -> None:
         left, has_head = limit, common.is_json
@@ -59,9 +59,9 @@ async def pages(client: MasterClient, prefix: bytes, common: Common) -> AsyncIte
 @click.argument("keys", type=KeyArgument(), metavar="KEY...", nargs=-1, required=True)
 @common_options
 def stat(common: Common, keys: tuple[bytes, ...]) -> None:
-    """All that is known of objects: places, sizes, checksums, pin, lease and time to live. It is no use of them.
+    """All that is known about objects: places, sizes, checksums, pin, lease and time to live. Does not count as a use.
 
-    With --format json a line for each. Exit status 1: some object is not there.
+    With --format json, one line per object. Exit status 1: some object is not there.
     """
     names = [encode_key(key) for key in keys]
     known = ask_master(common, lambda client: client.stat(names, deadline=common.deadline()))

@@ -1,4 +1,4 @@
-"""`larder put` and `larder get`: one object's bytes, in and out, once in memory at most."""
+"""`larder put` and `larder get`: one object's bytes, in and out, at most once in memory."""
 
 import mmap
 import os
@@ -39,7 +39,7 @@ def put(
     ttl_s: float | None,
     replace: bool,
 ) -> None:
-    """Stores FILE (- is standard input) under KEY. What exists stays as it is, its pin and time to live too."""
+    """Stores FILE (- is standard input) under KEY. A key that exists keeps its bytes, pin and time to live."""
     with _content(file) as data:
         size = len(data)
         result = use_store(
@@ -77,14 +77,14 @@ def _content(file: Path) -> Iterator[Any]:
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @common_options
 def get(common: Common, key: bytes, file: Path | None) -> None:
-    """Writes the object to FILE, or to standard output where that is no terminal.
+    """Writes the object to FILE, or to standard output if that is not a terminal.
 
-    FILE is there only when it is whole: until then its bytes are in a file beside it. - is standard output.
+    FILE appears only once it is whole: until then its bytes are in a file beside it. - is standard output.
     """
     if file == Path("-"):
         file = None
     if file is None and sys.stdout.isatty():
-        raise click.UsageError("an object's bytes are not for a terminal: name a FILE, or send them through a pipe")
+        raise click.UsageError("an object's bytes are not for a terminal: name a FILE, or pipe them")
     if file is not None and file.is_dir():
         raise click.BadParameter(f"{file.resolve()} is a directory", param_hint="FILE")
     if file is not None and not file.resolve().parent.is_dir():
@@ -107,7 +107,7 @@ def get(common: Common, key: bytes, file: Path | None) -> None:
 
 @contextmanager
 def _atomic(file: Path) -> Iterator[BinaryIO]:
-    """Takes the file's place once everything is written; special files are written as they are."""
+    """Replaces the file once everything is written; special files are written in place."""
     if file.exists() and not file.is_file():
         with file.open("wb") as special:
             yield special

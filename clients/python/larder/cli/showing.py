@@ -1,6 +1,6 @@
 """What the `larder` command shows of keys, sizes, nodes and rows. The only module that knows rich.
 
-Nothing that users chose is taken for markup, cut off or shown in a form that the command would take for another key.
+Nothing that users chose is taken for markup, cut off, or shown in a form the command would read as another key.
 """
 
 import os
@@ -49,7 +49,7 @@ def show_rows(names: list[str], rows: list[list[str]]) -> None:
 
 
 class Progress:
-    """A bar on stderr where that is a terminal, else nothing. Without a `total` it only counts."""
+    """A bar on stderr if that is a terminal, else nothing. Without a `total` it only counts."""
 
     def __init__(self, what: str) -> None:
         self.total: int | None = None

@@ -1,4 +1,4 @@
-"""`larder status`: what the cluster is and how it fares, at one glance."""
+"""`larder status`: the cluster and how it fares, at a glance."""
 
 import asyncio
 from dataclasses import asdict
@@ -40,7 +40,7 @@ def status(common: Common) -> None:
 
 
 async def ask_status(common: Common) -> tuple[master_pb2.StatusReply, list[Seen]]:
-    """What the master in charge says; where none is, the first that answers."""
+    """What the master in charge says; if none is, the first that answers."""
     deadline, masters = common.deadline(), common.options().masters
     seen = await survey(masters, min(SURVEY_S, common.timeout / 2))
     chosen = in_charge(seen) or next((each for each in seen if not each.trouble), None)

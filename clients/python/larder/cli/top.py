@@ -115,7 +115,7 @@ class Tick:
 def top(common: Common, interval: float, count: int | None) -> None:
     """Rates of put, get and match, hit rates and fill by node, again and again.
 
-    On a terminal a display that is renewed, else a line each time; with --format json an object a line.
+    On a terminal a live display, else one line each time; with --format json, one object per line.
     """
     console = Console()
     with ExitStack() as stack:
@@ -136,7 +136,7 @@ def top(common: Common, interval: float, count: int | None) -> None:
 async def _watch(
     client: MasterClient, common: Common, interval: float, count: int | None, show: Callable[[Tick | LarderError], None]
 ) -> None:
-    """Raises LarderError where the first look fails; later ones show it and go on: masters are restarted."""
+    """Raises LarderError if the first look fails; later failures are shown, and it goes on: masters are restarted."""
     before = await client.status(deadline=common.deadline())
     seen_at = time.monotonic()
     shown = 0

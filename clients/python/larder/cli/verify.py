@@ -73,9 +73,9 @@ class _Report:
 def verify(common: Common, prefix: bytes, rate: int | None, wait_s: float) -> None:
     """Reads every copy of every object, or of those whose keys begin with PREFIX, and compares it with its checksum.
 
-    A bad copy is named and dropped, and made again from a good one. Being read like that counts as no use: nothing is
-    evicted later for it, and hit rates stay as they are. Exit status 3: some copy was bad, or could not be read. With
-    --format json a line for each bad copy, and one at the end.
+    A bad copy is named and dropped, and made again from a good one. These reads do not count as uses: nothing is
+    evicted later because of them, and hit rates stay as they are. Exit status 3: some copy was bad, or could not be
+    read. With --format json, one line per bad copy, and one at the end.
     """
 
     def found(read: Read, fault: Fault) -> None:

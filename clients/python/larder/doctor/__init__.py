@@ -1,7 +1,7 @@
 """`larder doctor`: looks at this host and at a cluster from here, and says what is wrong and what mends it.
 
-One module a part, one function a check; a check that fails itself is a finding, and every one has its time. Nothing is
-changed and nothing secret is shown. A check is here only where Larder depends on what it looks at.
+One module per part, one function per check; a check that fails itself is a finding, and each has its time limit.
+Nothing is changed and nothing secret is shown. A check is here only if Larder depends on what it looks at.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ CHECK_S: Final = 9.0
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is to be looked at."""
+    """What to look at."""
 
     given: str | None
     resolve: Callable[[], Options]

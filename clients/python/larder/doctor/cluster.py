@@ -1,4 +1,4 @@
-"""What the master says of the cluster: who is there, what rests, what is full, which versions, and what time it is."""
+"""What the master says about the cluster: who is there, what rests, what is full, which versions, what time it is."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -14,7 +14,7 @@ PART: Final = Part("cluster")
 SKEW_S_MAX: Final = 2.0
 PINNED_SHARE: Final = 0.9
 HELD_SHARE: Final = 0.25
-"""Of a pool, in quarantine: so much is not late writes of a few clients that died, but of clients that are stopped."""
+"""Of a pool, in quarantine: this much comes not from a few clients that died, but from clients that are stopped."""
 
 
 def check_cluster(reached: Reached, start_node: str) -> list[Finding]:

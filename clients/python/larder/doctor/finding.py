@@ -14,7 +14,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`remedy`: one line for a shell, or empty where no command mends it. `advice`: where to type it, or what else to
+    """`remedy`: one line for a shell, or empty if no command mends it. `advice`: where to type it, or what else to
     do."""
 
     part: str

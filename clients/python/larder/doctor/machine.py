@@ -10,11 +10,11 @@ from larder.doctor.finding import Finding, Part
 
 PART: Final = Part("this host")
 FILES_MIN: Final = 1_024
-"""A client has some 100 descriptors, a pool and four connections a node among them; a master or node one a client."""
+"""A client has some 100 descriptors, with a pool and four connections per node; a master or node one per client."""
 FILES_ADVISED: Final = 65_536
 SLOW_CLOCKS: Final = {"hpet", "acpi_pm", "jiffies", "refined-jiffies"}
 MARGIN_BYTES: Final = 256 * 2**20
-"""What a storage node takes beside its pool."""
+"""What a storage node takes besides its pool."""
 UNLIMITED: Final = 1 << 60
 """Kernels write some number near 2**63 where there is no limit."""
 _CLOCK: Final = "sys/devices/system/clocksource/clocksource0"

@@ -30,7 +30,7 @@ _DROPPED: Final = "timed out"
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """What was found; `status` is None where no master answers. Times on this host's wall clock, about the answer."""
+    """What was found; `status` is None if no master answers. Times are of this host's wall clock, around the answer."""
 
     findings: list[Finding] = field(default_factory=list)
     status: pb.StatusReply | None = None
@@ -40,7 +40,7 @@ class Reached:
 
 
 async def check_masters(masters: Sequence[str]) -> Reached:
-    """What is wrong with these, and what the one in charge says."""
+    """What is wrong with these masters, and what the one in charge says."""
     seen = await survey(masters, SURVEY_S)
     findings = list(await asyncio.gather(*[_check_master(each, len(seen) > 1) for each in seen]))
     having = [each for each in seen if each.nodes]
@@ -117,7 +117,7 @@ def _listen(ip: str) -> str:
 
 
 def _free_port(ip: str, taken: int) -> int:
-    """The next that nobody listens on; 0 where none is found."""
+    """The next port that nobody listens on; 0 if none is found."""
     for port in range(taken + 1, min(taken + PORTS_TRIED, 65_536)):
         with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
             if probe.connect_ex((ip, port)) == errno.ECONNREFUSED:

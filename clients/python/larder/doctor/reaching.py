@@ -31,7 +31,7 @@ READ_S: Final = 3.0
 READ_BYTES: Final = 64
 NODES_MAX: Final = 64
 ENGINE_PORTS: Final = Ports(15_000, 17_000)
-"""Where the transfer engine takes its ports unless it is told otherwise."""
+"""Where the transfer engine takes its ports by default."""
 
 
 async def check_nodes(
@@ -111,7 +111,7 @@ def _share_advice(segment: types_pb2.Segment) -> str:
 
 
 async def _why_no_engine(segment: types_pb2.Segment, transport: EngineTransport | None) -> str:
-    """Empty where a read through the engine succeeds."""
+    """Empty if a read through the engine succeeds."""
     try:
         host, _ = split(segment.engine_endpoint)
     except ValueError:

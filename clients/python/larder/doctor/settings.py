@@ -1,4 +1,4 @@
-"""Settings that contradict each other, or that nobody reads. Values of variables are never shown, but for addresses."""
+"""Settings that contradict each other, or that nobody reads. Of variables' values only addresses are shown."""
 
 import difflib
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ SERVICES: Final = ("LARDER_MASTER_", "LARDER_STORAGE_NODE_", "LARDER_PROXY_")
 def check_settings(
     environ: Mapping[str, str], given: str | None, options: Options | None, trouble: str
 ) -> list[Finding]:
-    """`given`: --master. `options`: what came of all sources; None where nothing did, because of `trouble`."""
+    """`given`: --master. `options`: what all sources gave; None if nothing, because of `trouble`."""
     if options is None:
         return [_unusable(environ, trouble), *_unread(environ)]
     masters = ",".join(options.masters)
@@ -64,7 +64,7 @@ def _contradictions(environ: Mapping[str, str], given: str | None, options: Opti
 
 
 def _unread(environ: Mapping[str, str]) -> list[Finding]:
-    """Variables that look as if they were Larder's, and are nobody's."""
+    """Variables that look like Larder's but are nobody's."""
     found = []
     for name in sorted(environ):
         if name.startswith("LARDER_") and name not in KNOWN and not name.startswith(SERVICES):

@@ -51,7 +51,7 @@ def _version(name: str) -> str:
 
 
 async def _load(python: str) -> str:
-    """The last line of what it says where it cannot be imported; empty where it can."""
+    """The last line of what it says if it cannot be imported; empty if it can."""
     process = await asyncio.create_subprocess_exec(
         python, "-c", "import mooncake.engine", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )

@@ -22,7 +22,7 @@ def check_versions(status: pb.StatusReply | None) -> list[Finding]:
 
 
 def installed(names: Sequence[str]) -> tuple[str, str]:
-    """The first of these distributions that is here, and its version; empty where none is."""
+    """The first of these distributions that is installed, and its version; empty if none is."""
     for name in names:
         try:
             return name, version(name)

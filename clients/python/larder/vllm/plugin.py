@@ -1,7 +1,7 @@
 """The entry point that makes "LarderConnector" a name vLLM knows, without a module path and under MultiConnector.
 
-vLLM calls it in each of its processes, whether Larder is used or not: so nothing is imported here that need not be, and
-whatever is wrong with an installation is said and fails nothing.
+vLLM calls it in each of its processes, whether Larder is used or not: so nothing is imported here without need, and
+whatever is wrong with an installation is reported and breaks nothing.
 """
 
 import logging

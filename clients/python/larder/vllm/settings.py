@@ -1,7 +1,7 @@
 """What `kv_connector_extra_config` may say, checked before an engine starts to load its model.
 
 Pure: a mapping in, a frozen dataclass or InvalidArgument out. An unknown name is refused and the near match named,
-because a mistyped option that is silently ignored costs its user a cold cache. Every wait has its bound here
+because a mistyped option, silently ignored, costs its user a cold cache. Every wait has its bound here
 (invariants 12 and 16).
 """
 

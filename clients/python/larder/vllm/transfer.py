@@ -3,7 +3,7 @@
 Both keep one promise to the worker, whether they return, raise or are cancelled: after `load` nothing can land in the
 blocks any more, and after `save` nothing that counts reads them. For the bytes in flight the store gives that promise
 (a read ends when the transport has answered for every transfer into its buffers; a write that was given up is never
-made readable); a copy of our own is never left half way.
+made readable); a copy of our own is never left half done.
 """
 
 import asyncio
@@ -205,7 +205,7 @@ async def _put(
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, without the key: the same words for the same reason."""
+    """Why something failed, without the key, so that the same reason has the same words."""
     return str(error.args[0]) if error.args and error.args[0] else type(error).__name__
 
 
