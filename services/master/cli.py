@@ -49,7 +49,7 @@ async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
         high_watermark=settings.high_watermark,
         repair_bytes_per_s=settings.repair_mbps * 1_000_000 // 8,
     )
-    # The wall clock grows from one start to the next; where it was set back, a node that obeyed a later epoch says so.
+    # The wall clock grows from one start to the next; if it was set back, a node that obeyed a later epoch says so.
     driver = Driver(Master(config, epoch=int(time.time()), now=monotonic_ms(), salt=secrets.randbits(31)))
     registry = CollectorRegistry()
     registry.register(CoreCollector(driver.report))
@@ -58,7 +58,7 @@ async def serve(settings: MasterSettings, stop: asyncio.Event) -> None:
     master_pb2_grpc.add_MasterServicer_to_server(MasterService(driver), rpc.server)
     node_pb2_grpc.add_NodeRegistryServicer_to_server(NodeRegistry(driver), rpc.server)
     overview = Overview(driver, rpc.answered)
-    # It rests and is ready: reads go on, and nodes have to find it.
+    # Ready even while free space rests: it can be read from, and nodes have to find it.
     ops = Ops(
         settings.host,
         settings.metrics_port,

@@ -17,7 +17,7 @@ from services.master.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
-STREAM_QUEUE_MAX = 10_000  # commands to one node; each stands for a whole batch
+STREAM_QUEUE_MAX = 10_000  # commands to one node; each covers a whole batch
 
 
 def monotonic_ms() -> int:
@@ -25,7 +25,7 @@ def monotonic_ms() -> int:
 
 
 class Told(NamedTuple):
-    """What a node says of itself that no decision needs."""
+    """What a node says about itself, for people only."""
 
     version: str = ""
     host_name: str = ""
@@ -33,7 +33,7 @@ class Told(NamedTuple):
 
 
 class Driver:
-    """Owns the core. All methods belong to the event loop's thread."""
+    """Owns the core. Call its methods on the event loop's thread only."""
 
     def __init__(self, core: Master, clock_ms: Callable[[], int] = monotonic_ms) -> None:
         self.core = core
@@ -49,12 +49,12 @@ class Driver:
         self.on_note: Callable[[m.Note], None] = lambda note: None
 
     def tell(self, node_id: str, told: Told) -> None:
-        """Remembers what a node says of itself for as long as the core knows that node."""
+        """Remembers what a node says about itself for as long as the core knows that node."""
         self.told = {known: words for known, words in self.told.items() if known in self.core.state.nodes}
         self.told[node_id] = told
 
     def now_ms(self) -> int:
-        """On the core's clock, which stands still between its steps."""
+        """On the core's clock."""
         return self._clock_ms()
 
     def report(self) -> m.StatusReport:
@@ -62,7 +62,7 @@ class Driver:
         return self.core.report(self._clock_ms())
 
     def rests(self) -> str:
-        """What free space waits for after a start, for people; empty where it does not wait."""
+        """Why free space cannot be used yet, for people; empty if it can."""
         return self.core.state.rest.said(self.core.state.now)
 
     @property
@@ -71,7 +71,7 @@ class Driver:
         return any(not node.phase.is_suspect for node in self.core.state.nodes.values())
 
     async def call(self, command: Callable[[int], m.ClientCommand]) -> m.Answer:
-        """The core's answer; `command` is made with the number of this call."""
+        """The core's answer to the command that `command` makes of this call's number."""
         number = next(self._numbers)
         future: asyncio.Future[m.Answer] = asyncio.get_running_loop().create_future()
         self._calls[number] = future
@@ -91,13 +91,13 @@ class Driver:
         self.step(m.Broken(number))
 
     def refuse(self, stream: int, reason: str) -> None:
-        """Ends a stream from this side; its node is told why."""
+        """End a node's stream from this side, telling it why."""
         queue = self._streams.get(stream)
         if queue is not None and not queue.full():
             queue.put_nowait(m.Close(stream, self.core.state.epoch, reason))
 
     async def failure(self) -> None:
-        """Returns never; raises what broke the core. A core that contradicts itself must not go on: the nodes hold the
+        """Never returns; raises what broke the core. A core that contradicts itself must not go on: the nodes hold the
         log, and the next master learns everything from them."""
         self.broken = asyncio.get_running_loop().create_future()
         await self.broken
@@ -136,7 +136,7 @@ class Driver:
             if queue is None:
                 continue  # the stream ended during this step; the core hears of it next
             if queue.full():
-                logger.error("a node does not take its commands: its stream is closed")
+                logger.error("a node does not take its commands: closing its stream")
                 queue.get_nowait()
                 effect = m.Close(effect.stream, effect.epoch, "commands were not taken")
             queue.put_nowait(effect)

@@ -1,7 +1,7 @@
-"""The cluster at a glance, for the page and whoever asks /api/overview: now, in the last hour, what happened lately.
+"""The cluster at a glance, for the page and for /api/overview: now, the last hour, recent events.
 
-Reads the core between its steps and never walks objects: an answer costs as much with a million of them as with none.
-Bounded: a sample each 15 s for an hour, the last hundred events.
+Reads the core between its steps and never walks objects: an answer costs the same with a million of them as with none.
+Bounded: a sample every 15 s for an hour, the last hundred events.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ RATE_TICKS: Final = 10
 SAME_EVENT_S: Final = 60.0
 TEXT_LENGTH_MAX: Final = 500
 USES: Final = ("live", "reserved", "quarantined")
-ATTACHED: Final = "attached"  # as nodes' states are told
+ATTACHED: Final = "attached"  # states of nodes, as `NodeReport` has them
 SUSPECT: Final = "suspect"
-_COUNTED: Final = {  # counters whose growth is an event, and what is said of it: how many, and whether it is grave
-    "corrupt_copies": ("{} corrupt copies were found by readers, and dropped", True),
+_COUNTED: Final = {  # counters whose growth is an event: its text, and whether it is grave
+    "corrupt_copies": ("{} corrupt copies were found by readers and dropped", True),
     "lost_objects": ("{} objects lost the last copy of some part", True),
-    "refused_puts": ("{} objects were not put, for want of room", True),
-    "refused_pins": ("{} objects were not put, since too much is pinned", True),
+    "refused_puts": ("{} objects were not put for lack of room", True),
+    "refused_pins": ("{} objects were not put because too much is pinned", True),
     "degraded_puts": ("{} objects were put with fewer copies than asked for", True),
-    "expired_writes": ("{} puts were begun and not ended in time", False),
+    "expired_writes": ("{} puts were started but not ended in time", False),
 }
 
 
@@ -41,12 +41,12 @@ class Event:
     at: float  # wall clock, seconds
     text: str
     grave: bool
-    kind: str = ""  # of events that are counted together
+    kind: str = ""  # for events that are counted together
     count: int = 0
 
 
 class Overview:
-    """Call tick() each second, as watch() does."""
+    """Call tick() every second, as watch() does."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Overview:
         driver.on_note = self._noted
 
     async def watch(self) -> None:
-        """Does not return."""
+        """Never returns."""
         while True:
             self.tick()
             await asyncio.sleep(TICK_S)
@@ -117,7 +117,7 @@ class Overview:
         }
 
     def _history(self, report: m.StatusReport) -> dict[str, Any]:
-        """Keys asked for, and of these found: in the last hour, and in each of its steps, the oldest first."""
+        """Keys asked for and keys found: in the last hour, and in each of its steps, oldest first."""
         samples = [*self._samples, report.asked]
         steps = [
             {op: (new[op].requested_keys - old[op].requested_keys, new[op].hit_keys - old[op].hit_keys) for op in new}
@@ -146,7 +146,7 @@ class Overview:
         self._states = states
 
     def _was_told(self, beginning: str) -> bool:
-        """Whether the core itself said something grave of it just now."""
+        """Whether the core itself has just said something grave that begins so."""
         since = self._wall_clock_s() - 2 * TICK_S
         return any(event.grave and event.at >= since and event.text.startswith(beginning) for event in self._events)
 

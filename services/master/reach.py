@@ -1,5 +1,4 @@
-"""Whether a node that attaches is where it tells clients that it is. A warning, and no more: there may be a gateway
-between."""
+"""Whether an attaching node is where it tells clients it is. Only a warning, as there may be a gateway in between."""
 
 import asyncio
 import logging
@@ -14,14 +13,14 @@ _RESOLVE_S: Final = 5.0
 
 
 async def check_address(hello: node_pb2.Hello, peer: str) -> None:
-    """`peer`: the IP address that the node's connection comes from; empty where that is no IP connection."""
+    """`peer`: the IP address the node connects from; empty if it does not connect by IP."""
     if not hello.address or not peer or (is_loopback(peer) and not is_loopback(hello.address)):
         return  # a node on the master's host may come by loopback
     ips = {str(ip)} if (ip := ip_of(hello.address)) else await _resolve(hello.address)
     if peer not in ips:
         logger.warning(
-            "node %s tells clients to reach it at %s%s, but connects from %s: others will not reach it, "
-            "unless there is a gateway between; see its --advertise and --host",
+            "node %s tells clients to reach it at %s%s, but connects from %s: others cannot reach it "
+            "unless there is a gateway in between; see its --advertise and --host",
             hello.node_id, hello.address, "" if ips else " (an unknown name)", peer,
         )  # fmt: skip
 

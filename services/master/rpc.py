@@ -108,7 +108,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
             await _abort(context, grpc.StatusCode.UNAVAILABLE, NO_NODES)
         try:
             answer = await self._driver.call(command)
-        except ValueError as error:  # columns that contradict each other: the core never saw them
+        except ValueError as error:  # contradictory columns: the core never saw them
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if isinstance(answer, m.Rejected):
             if answer.overloaded:
@@ -120,7 +120,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
 class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._checks: set[asyncio.Task[None]] = set()  # of the addresses that nodes give
+        self._checks: set[asyncio.Task[None]] = set()  # whether nodes are where they say
 
     async def Attach(
         self, requests: AsyncIterator[node_pb2.NodeMessage], context: Context
@@ -138,7 +138,7 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
                     why = getattr(effect, "reason", "it left")
                     return
         finally:
-            who = names[-1] if names else "that has not said its name"
+            who = names[-1] if names else "(not named yet)"
             logger.info("the stream of node %s (%s) ends: %s", who, peer, why)
             reader.cancel()
             self._driver.close_stream(stream)
@@ -162,12 +162,12 @@ class NodeRegistry(node_pb2_grpc.NodeRegistryServicer):
         except ValueError as error:
             reason = f"bad message: {error}"
         except grpc.aio.UsageError:
-            pass  # the call is over: the writer's end sees to it
+            pass  # the call is over: the writer cleans up
         self._driver.refuse(stream, reason)
 
 
 def _knows_others(context: Context) -> bool:
-    """Whether the caller names several masters: then one of the others may be in charge."""
+    """Whether the caller names several masters, so that another one may be in charge."""
     return any(name == SEVERAL for name, _ in context.invocation_metadata() or ())
 
 

@@ -16,16 +16,16 @@ from services.master.driver import Told
 
 CLIENT_ID_BYTES_MAX = 64
 REASON_LENGTH_MAX = 1_000
-SEGMENTS_KEPT_MAX = 4_096  # nearly every reply names some
+SEGMENTS_KEPT_MAX = 4_096  # messages, since nearly every reply names segments
 
 
 def results(column: list[m.Result]) -> Any:
-    """The core's results as the wire's: the numbers are the same, the types are not."""
+    """The core's results as protobuf's: the numbers are the same, only the types differ."""
     return column
 
 
 def segment_info(segment: types_pb2.Segment) -> m.SegmentInfo:
-    """What says who has it is left out: `segment_message` says it anew, by what the core knows."""
+    """Without the fields that say whose it is: `segment_message` fills them in, as the core knows them."""
     ways = types_pb2.Segment()
     ways.CopyFrom(segment)
     for name in ("id", "node_id", "host_id", "zone"):
@@ -57,9 +57,9 @@ def places_message(places: m.Places) -> types_pb2.Places:
 
 
 def put_start(call: int, request: pb.PutStartRequest, peer: str) -> m.PutStart:
-    """`peer`: the connection, for clients that do not say who they are."""
+    """`peer`: the connection, stands for clients that do not say who they are."""
     if len(request.client_id) > CLIENT_ID_BYTES_MAX:
-        raise ValueError(f"client_id has {len(request.client_id)} bytes: {CLIENT_ID_BYTES_MAX} are allowed")
+        raise ValueError(f"client_id has {len(request.client_id)} bytes: the limit is {CLIENT_ID_BYTES_MAX}")
     return m.PutStart(
         call,
         request.request_id,
@@ -78,7 +78,7 @@ def put_start(call: int, request: pb.PutStartRequest, peer: str) -> m.PutStart:
 
 
 def match(call: int, request: pb.MatchRequest) -> m.Match:
-    """Most keys are not made one by one: what was put together is compared as it came."""
+    """Keys of one width stay packed: most are never looked at one by one."""
     keys = request.keys
     packed = keys.width and not keys.lengths
     columns = PackedKeys(keys.data, keys.width) if packed else unpack_keys(keys)
@@ -186,7 +186,7 @@ def _counts_message(answer: m.StatusReport) -> pb.Counts:
 
 
 def node_command(stream: int, message: node_pb2.NodeMessage, now_ms: int, peer_host: str = "") -> m.NodeCommand:
-    """`now_ms`: on the core's clock. ValueError for a message that says nothing, or whose columns do not agree."""
+    """`now_ms`: on the core's clock. ValueError if the message is empty or its columns do not agree."""
     kind = message.WhichOneof("message")
     if kind == "hello":
         hello = message.hello
@@ -215,7 +215,7 @@ def node_command(stream: int, message: node_pb2.NodeMessage, now_ms: int, peer_h
         return m.Ack(stream, ack.epoch, list(ack.command_ids), failed, corrupt, reasons)
     if kind == "leave":
         return m.Leave(stream)
-    raise ValueError("the message is of no kind this master knows")
+    raise ValueError("unknown kind of message")
 
 
 def to_node(effect: m.ToNode, now_ms: int) -> node_pb2.MasterMessage:

@@ -1,4 +1,4 @@
-"""One gRPC stream to a master, reduced to send and receive. Whatever ends it is a StreamError that says why."""
+"""One gRPC stream to a master, reduced to send and receive. Whatever ends it becomes a StreamError that says why."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
@@ -23,7 +23,7 @@ class IdTaken(StreamError):
 
 
 class MasterStream:
-    """send() may be called from several tasks, receive() from one. Each send has a deadline: a master must read."""
+    """send() may be called from several tasks, receive() from one. Each send has a deadline, as a master must read."""
 
     def __init__(self, call: Any, send_timeout_s: float) -> None:
         self._call = call
@@ -46,7 +46,7 @@ class MasterStream:
 
 @asynccontextmanager
 async def open_stream(address: str, send_timeout_s: float) -> AsyncIterator[MasterStream]:
-    """A stream to the master at HOST:PORT; nothing is known of that master before it answers."""
+    """A stream to the master at HOST:PORT, which may not be there: it has to answer first."""
     async with open_channel(address) as channel:
         call = NodeRegistryStub(channel).Attach()
         try:
@@ -62,7 +62,7 @@ async def _ended_as_error(operation: Awaitable[T]) -> T:
         raise StreamError(f"{error.code().name}: {error.details()}") from error
     except asyncio.InvalidStateError as error:  # gRPC's answer to a write after the end
         raise StreamError("the stream has ended") from error
-    except asyncio.CancelledError as error:  # also how gRPC says that another task's time-out ended the stream
+    except asyncio.CancelledError as error:  # also gRPC's way to say that another task's time-out ended the stream
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise

@@ -1,7 +1,7 @@
-"""Between messages of larder.v1 and the index's own values; the only module of the node that knows their shapes.
+"""Between the messages of larder.v1 and the index's own values; no other module of the node knows both.
 
 A master numbers segments for its reign: `Numbers` translates its ids to this node's and back. A message whose columns
-do not fit together is refused whole (WireError), never half understood.
+do not fit together is refused as a whole (WireError).
 """
 
 import socket
@@ -21,7 +21,7 @@ from services.storage_node.core.index import Place
 
 
 class WireError(ValueError):
-    """A message that cannot be meant."""
+    """A message that makes no sense."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Reachable:
-    """How the transfer engine's clients reach the pool; all empty where there is no engine."""
+    """How clients of the transfer engine reach the pool; all empty without an engine."""
 
     endpoint: str = ""
     base: int = 0
@@ -81,7 +81,7 @@ def hello_to_wire(
 
 
 def copies_from_wire(message: Copies, numbers: Numbers, now_ms: int) -> list[HeldCopy]:
-    """`now_ms`: on the clock by which the node keeps the ends of the copies' lives."""
+    """`now_ms`: on the clock by which the node knows when copies expire."""
     try:
         return unpack_copies(message, now_ms, numbers.own)
     except ColumnError as error:

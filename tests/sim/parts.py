@@ -21,7 +21,8 @@ from services.master.core.master import Master
 from services.master.core.tables import Config
 from services.master.driver import Driver
 from services.master.rpc import MasterService, NodeRegistry
-from services.storage_node.agent import Agent, Patience
+from services.storage_node.agent import Agent
+from services.storage_node.attachment import Patience
 from services.storage_node.core.index import Index
 from services.storage_node.fetcher import Fetcher
 from tests.sim.loop import PROCESS, Process, SimLoop, in_process
@@ -150,7 +151,7 @@ def installed(world: Any) -> Iterator[None]:
                 "larder.background.time",
                 "larder.copying.time",
                 "larder.transports.shm.time",
-                "services.storage_node.agent.time",
+                "services.storage_node.attachment.time",
                 "services.storage_node.fetcher.time",
             ),
             clock,

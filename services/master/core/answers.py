@@ -1,6 +1,6 @@
 """What the core answers to calls. Values only, no behaviour; `messages` hands them on.
 
-Batches are columns, as on the wire: one list entry a key, slice or copy.
+Batches are columns, as on the wire: one list entry per key, slice or copy.
 """
 
 from dataclasses import dataclass, field
@@ -49,8 +49,8 @@ class PutStarted:
     write_ids: list[int]
     places: Places
     write_ttl_ms: int
-    shortage: str = ""  # why there was no room for some, where the pools are not just full
-    remedy: str = ""  # then, what to do
+    shortage: str = ""  # why some found no room, unless the pools are simply full
+    remedy: str = ""  # what to do about it
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Found:
     sizes: list[int]
     places: Places
     lease_ms: int
-    lease: int = 0  # its number; 0: there is nothing to give back
+    lease: int = 0  # its number; 0: nothing to give back
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """All that is known of objects."""
+    """All that is known about objects."""
 
     results: list[Result]
     sizes: list[int]
@@ -152,12 +152,12 @@ class NodeReport:
     segments: list[SegmentReport]
     zone: str
     draining: bool
-    drain: DrainReport | None = None  # told where it is asked for: to find it, objects are looked at
+    drain: DrainReport | None = None  # on request only: it takes a look at objects
 
 
 @dataclass(slots=True)
 class Counters:
-    """What the metrics show of the core. Only ever grows."""
+    """What has happened in the core since it began. Only ever grows."""
 
     put_objects: int = 0
     put_bytes: int = 0
@@ -186,7 +186,7 @@ class Counters:
 
 @dataclass(slots=True)
 class Asked:
-    """What calls of one kind were asked for, and what of it was there. Only ever grows."""
+    """What calls of one kind asked for, and how much of it was there. Only ever grows."""
 
     requested_keys: int = 0
     hit_keys: int = 0
@@ -195,7 +195,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class StatusReport:
-    """The core at a glance: nothing here is found by looking at objects, but for `NodeReport.drain`."""
+    """The core at a glance. Apart from `NodeReport.drain` it takes no look at objects."""
 
     epoch: int
     objects: int
@@ -211,7 +211,7 @@ class StatusReport:
     repairs_pending: int
     waiting_puts: int
     rested_ms: int = 0
-    rest_left_ms: int = 0  # until what is free can be used; 0: nothing rests
+    rest_left_ms: int = 0  # until free space can be used; 0: it can
     attached: int = 0  # nodes that answer now
 
 
@@ -224,9 +224,9 @@ class DrainSet:
 class Rejected:
     """The whole call was refused and changed nothing."""
 
-    overloaded: bool  # else: the argument is wrong
+    overloaded: bool  # else an argument is wrong
     reason: str
-    retry_ms: int = 0  # of an overload: when to ask again
+    retry_ms: int = 0  # after an overload: when to ask again
 
 
 PutAnswer = PutStarted | PutEnded | PutAborted

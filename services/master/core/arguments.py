@@ -1,4 +1,4 @@
-"""What calls must be like: anything else is refused here, before anything changed (invariant 12)."""
+"""What calls must be like: anything else is refused here, before it has changed anything (invariant 12)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ def check_batch(config: Config, count: int) -> None:
 
 
 def check_keys(config: Config, keys: Sequence[bytes]) -> int:
-    """Their length, 0 where they have several; raises Invalid."""
+    """The keys' length, 0 if they differ in it; raises Invalid."""
     check_batch(config, len(keys))
     lengths = {keys.width} if isinstance(keys, PackedKeys) and keys else set(map(len, keys))
     if not all(0 < length <= config.key_bytes_max for length in lengths):
@@ -29,7 +29,7 @@ def check_keys(config: Config, keys: Sequence[bytes]) -> int:
 
 def check_column(name: str, column: Sequence[object], count: int) -> None:
     if len(column) != count:
-        raise Invalid(f"column {name} has {len(column)} entries: {count} are due")
+        raise Invalid(f"column {name} has {len(column)} entries: expected {count}")
 
 
 def check_start(config: Config, command: m.PutStart) -> None:
@@ -50,7 +50,7 @@ def check_start(config: Config, command: m.PutStart) -> None:
 def check_end(config: Config, writes: Mapping[int, Write], command: m.PutEnd) -> None:
     check_batch(config, len(command.write_ids))
     if len(set(command.write_ids)) != len(command.write_ids):
-        raise Invalid("a write id stands twice in the batch")
+        raise Invalid("a write id appears twice in the batch")
     check_column("slice_counts", command.slice_counts, len(command.write_ids))
     check_column("checksums", command.checksums, sum(command.slice_counts))
     for write_id, given in zip(command.write_ids, command.slice_counts, strict=True):

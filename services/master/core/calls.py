@@ -1,7 +1,7 @@
 """Answers to calls, once for each logical request (invariant 5).
 
-A request id that is being worked on gathers its retries; one that was answered gets the same answer again. Answers
-are kept while they are young: at most `remembered_max` keys in all.
+Retries of a request that is being worked on wait for its answer; later ones get the same answer again. Recent answers
+are kept: at most `remembered_max` keys in all.
 """
 
 from collections import OrderedDict
@@ -11,9 +11,9 @@ from services.master.core.messages import Answer, PutAborted, PutEnded, PutStart
 from services.master.core.tables import State
 
 REQUEST_ID_BYTES = 16
-RETRY_MS = 100  # in that time writes end and waiting puts find room
+RETRY_MS = 100  # by then writes have ended and waiting puts have found room
 Remembered = PutStarted | PutEnded | PutAborted | Removed
-Request = tuple[type[Remembered], bytes]  # what is asked for, and the caller's id
+Request = tuple[type[Remembered], bytes]  # the kind of answer, and the caller's id
 
 
 class Overloaded(Exception):
@@ -31,7 +31,7 @@ class Calls:
         self.state.effects.append(Reply(call, answer))
 
     def begin(self, call: int, request_id: bytes, kind: type[Remembered]) -> bool:
-        """Whether the request is new. A retry waits for the answer of the first, or has it at once."""
+        """Whether the request is new. A retry waits for the first one's answer, or gets it at once."""
         request = (kind, request_id)
         if self.is_new(request_id, kind):
             self._waiting[request] = [call]

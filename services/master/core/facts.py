@@ -1,6 +1,6 @@
-"""Stat and Status: what is known of objects and of the cluster, told without using anything. For people.
+"""Stat and Status: what is known about objects and the cluster, for people.
 
-Keeps invariant 7 for who asks for a lease. Neither the order of eviction nor a counter of hits changes by it.
+Asking changes neither the order of eviction nor a counter of hits. Keeps invariant 7 for callers that want a lease.
 """
 
 from dataclasses import replace
@@ -63,7 +63,7 @@ class Facts:
         self.calls.reply(command.call, replace(report, nodes=nodes))
 
     def report(self, now: int) -> m.StatusReport:
-        """As of `now`, which may be later than the last step."""
+        """`now` may be later than the last step."""
         state = self.state
         rest_left_ms = state.rest.left_ms(now)
         return m.StatusReport(

@@ -1,6 +1,6 @@
-"""What goes into the core; with it, what comes out (`effects`) and what replies say (`answers`). Values, no behaviour.
+"""Commands: what goes into the core. Re-exported with it: what comes out (`effects`), what replies say (`answers`).
 
-Batches are columns, as on the wire: one list entry a key, slice or copy.
+Batches are columns, as on the wire: one list entry per key, slice or copy. Values only, no behaviour.
 """
 
 from collections.abc import Sequence
@@ -71,8 +71,8 @@ class PutStart:
     zone: str = ""
     ttl_ms: int = 0
     pin: Pin = Pin.NONE
-    client: str = ""  # whoever is to be told from others
-    replace: bool = False  # what can be read under the keys, too
+    client: str = ""  # tells clients apart
+    replace: bool = False  # also what can be read under the keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,10 @@ class PutEnd:
     call: int
     request_id: bytes
     write_ids: Sequence[int]
-    slice_counts: Sequence[int]  # one a write
-    checksums: Sequence[int]  # one a slice, all writes' end to end
+    slice_counts: Sequence[int]  # one per write
+    checksums: Sequence[int]  # one per slice, all writes' end to end
     failed: Sequence[tuple[int, int, int]] = ()  # (index into write_ids, slice, copy)
-    wait_ms: int = 0  # for copies that are made elsewhere
+    wait_ms: int = 0  # for missing copies to be made elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class List:
 class Stat:
     call: int
     keys: Sequence[bytes]
-    lease: bool = False  # they are going to be read
+    lease: bool = False  # they are about to be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class Ack:
     command_ids: Sequence[int]
     failed_ids: Sequence[int] = ()  # could not be carried out
     corrupt_ids: Sequence[int] = ()  # fetches that found their source corrupt
-    failed_reasons: Sequence[str] = ()  # one for each of failed_ids, where the node says any
+    failed_reasons: Sequence[str] = ()  # one for each of failed_ids, if the node gives reasons
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +215,7 @@ class Leave:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The stream ended, whoever ended it."""
+    """The stream has ended, by either side."""
 
     stream: int
 

@@ -1,5 +1,5 @@
-"""What a pool of a given size would serve of a recorded trace, by the master's own code beside two references.
+"""What pools of given sizes would serve of a recorded trace: by the master's own code, and by two references.
 
 `traces` reads, `policies` keep and evict, `figures` runs them and holds what came out, `plots` draws it, `command` is
-`larder trace replay`. Nothing of it runs in a master.
+`larder trace replay`. None of it runs in a master.
 """

@@ -1,4 +1,4 @@
-"""`larder trace replay FILE`. Loaded for `larder --help` too: the work is in `session`, loaded when there is some."""
+"""`larder trace replay FILE`. `larder --help` imports it too, so the work is in `session`, imported when needed."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from larder.cli.sizes import SizeArgument
 
 @click.group()
 def trace() -> None:
-    """Recorded requests: what a cluster would make of them."""
+    """What a cluster would make of recorded requests."""
 
 
 @trace.command()
@@ -17,19 +17,22 @@ def trace() -> None:
 @click.option(
     "--capacities",
     metavar="N[,...]",
-    help="Of the pool, in blocks, or in bytes (100GB) with --token-bytes; default: 8.",
+    help="Sizes of the pool, in blocks, or in bytes (100GB) with --token-bytes; default: eight of them.",
 )
 @click.option(
-    "--token-bytes", type=SizeArgument(), metavar="SIZE", help="Of KV a token, such as 128KiB: says pools in bytes."
+    "--token-bytes",
+    type=SizeArgument(),
+    metavar="SIZE",
+    help="KV bytes per token (128KiB); pools then have bytes.",
 )
-@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Draws a chart there.")
+@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Where to draw a chart.")
 @common_options
 def replay(common: Common, file: Path, capacities: str | None, token_bytes: int | None, svg: Path | None) -> None:
-    """Which share of a trace's prompts pools of several sizes would serve, by the master's own eviction.
+    """Shows what share of a trace's prompts pools of several sizes would serve, by the master's own eviction.
 
-    FILE has a request a line, as JSON: with hash_ids, as Mooncake's and Qwen's published traces, or as OpenAI's API
-    takes it (prompt, messages, or a batch file's body); .gz is read too. No cluster is asked. Beside Larder's stand
-    plain recency (LRU) and the optimum that knows the future. Bad lines are named and left out; status 3 then.
+    FILE has one request per line, as JSON: with hash_ids, like Mooncake's and Qwen's published traces, or as OpenAI's
+    API takes it (prompt, messages, or a batch file's body); it may be a .gz. No cluster is asked. Plain recency (LRU)
+    and the optimum, which knows the future, are shown for comparison. Bad lines are named and left out: status 3 then.
     """
     from services.master.replay.session import run
 

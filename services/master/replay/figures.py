@@ -1,4 +1,4 @@
-"""A trace by pools of several sizes: the share of its blocks that each way to keep them serves."""
+"""A trace replayed with pools of several sizes: what share of its blocks each policy serves."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,14 +10,14 @@ from services.master.replay.traces import Trace, TraceError
 NAMES: Final = ("LRU", "Larder", "optimum")
 POINTS: Final = 8
 USES_MAX: Final = 50_000_000
-"""Of a longer trace the optimum, which needs it twice over in memory, is left out."""
+"""The optimum is left out for longer traces: it needs them in memory twice over."""
 Watched = Callable[[Iterable[Blocks], str, int], Iterable[Blocks]]
 """The same requests, with the progress shown; what is done, and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One size of pool. Shares of all blocks, 0 to 1; bytes where it is known what a token's KV takes."""
+    """One size of pool. Shares of all blocks, 0 to 1; bytes if the size of a token's KV is known."""
 
     capacity_blocks: int
     capacity_bytes: int | None
@@ -67,14 +67,14 @@ def _policy(name: str, capacity: int, ahead: Sequence[int] | None) -> Policy:
 
 
 def default_capacities(trace: Trace) -> list[int]:
-    """From what the longest request needs to where nothing is evicted, evenly on a logarithmic scale."""
+    """From what the longest request needs up to where nothing is evicted, evenly on a logarithmic scale."""
     low, high = trace.longest, max(trace.distinct, trace.longest)
     steps = [low * (high / low) ** (step / (POINTS - 1)) for step in range(POINTS)]
     return sorted({_round(value) if value < high else high for value in steps if value > low} | {low})
 
 
 def _round(value: float) -> int:
-    """To two digits, upwards: sizes are read by people."""
+    """Rounded up to two digits, for people."""
     unit: int = 10 ** max(0, len(str(int(value))) - 2)
     return -(-int(value) // unit) * unit
 

@@ -1,4 +1,4 @@
-"""Figures as a picture: bars for a terminal, and a chart as SVG that can be read on light and on dark paper."""
+"""Figures as pictures: bars for a terminal, and an SVG chart that can be read on light and dark backgrounds."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

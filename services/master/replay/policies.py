@@ -21,12 +21,12 @@ from services.master.core.tables import Config
 Blocks = list[int]
 """A request's, in order and each once: numbers of 64 bits, equal where the prefix up to and including them is."""
 NEVER: Final = sys.maxsize
-TICKS_MAX: Final = 10_000  # in a row, without a word from the master: it would be stuck
+TICKS_MAX: Final = 10_000  # in a row without an answer from the master: it would be stuck
 
 
 class Policy(Protocol):
     def request(self, blocks: Blocks) -> int:
-        """Serves a request, and keeps what it computed; how many blocks were served."""
+        """Serves a request and keeps what it computes; returns how many blocks were served."""
 
 
 class Lru:
@@ -46,7 +46,7 @@ class Lru:
 
 
 class Optimum:
-    """Of what is there when room is needed, what is next used furthest ahead goes."""
+    """When room is needed, the block whose next use is furthest ahead goes."""
 
     def __init__(self, capacity: int, next_uses: Sequence[int]) -> None:
         """`next_uses`: of every use in the trace, as `next_uses()` has it."""

@@ -1,4 +1,4 @@
-"""What `larder trace replay` does: reads, replays with its progress on stderr, and says the figures."""
+"""What `larder trace replay` does: reads, replays with progress on stderr, and shows the figures."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ _err: Final = Console(stderr=True)
 
 
 def run(file: Path, capacities: str | None, token_bytes: int | None, svg: Path | None, *, is_json: bool) -> bool:
-    """False where lines had to be left out. Raises TraceError, InvalidArgument and OSError."""
+    """False if lines had to be left out. Raises TraceError, InvalidArgument and OSError."""
     read = load(file, lambda lines: track(lines, f"reading {file.name}", console=_err, disable=not _err.is_terminal))
     _say_bad(read)
     block_bytes = _block_bytes(read, token_bytes)

@@ -1,8 +1,8 @@
-"""Request traces, a request a line, read as streams: what each line says of its prompt's blocks.
+"""Request traces, one request per line, read as streams: what each line says about its prompt's blocks.
 
-Two kinds. Traces with `hash_ids`, a number for each block of the prompt, as Mooncake and Qwen published theirs; and
-requests as OpenAI's API takes them, one a line, bare or in the `body` of a batch file (which vLLM's run-batch reads):
-their prompts are cut into blocks here, of tokens where they are given as tokens, else of text.
+Two kinds: traces with `hash_ids`, a number for each block of the prompt, like those that Mooncake and Qwen published;
+and requests as OpenAI's API takes them, bare or in the `body` of a batch file (which vLLM's run-batch reads). The
+latter's prompts are cut into blocks here: of tokens if they are given as tokens, else of text.
 """
 
 import gzip
@@ -20,7 +20,7 @@ from larder.errors import LarderError
 from services.master.replay.policies import Blocks
 
 BLOCK_TOKENS: Final = 256
-"""Of prompts that are cut here: the connector's own chunk."""
+"""Of prompts that are cut into blocks here: the connector's own chunk."""
 TOKEN_CHARACTERS: Final = 4
 LINE_CHARACTERS_MAX: Final = 64 * 2**20
 BAD_SHOWN_MAX: Final = 10
@@ -31,7 +31,7 @@ _TOKEN_BYTES: Final = 4
 class TraceError(LarderError):
     """Not a trace, or nothing in it."""
 
-    remedy = f"give a file with a request a line, as JSON: {ACCEPTED}"
+    remedy = f"give a file with one request per line, as JSON: {ACCEPTED}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Trace:
 
 
 def load(path: Path, progress: Callable[[Iterator[str]], Iterable[str]] = iter) -> Trace:
-    """Reads a trace once; what it keeps is 8 bytes a block. Raises TraceError and OSError."""
+    """Reads a trace once; it keeps 8 bytes per block. Raises TraceError and OSError."""
     trace = Trace(path)
     seen: set[int] = set()
     with _open(path) as lines:
@@ -100,13 +100,13 @@ def _open(path: Path) -> TextIO:
 
 
 def _bounded(lines: TextIO) -> Iterator[str]:
-    """Lines, of which one that never ends is no reason to run out of memory."""
+    """Lines; one that never ends does not use up the memory."""
     while line := lines.readline(LINE_CHARACTERS_MAX):
         yield line
 
 
 def _request(line: str) -> tuple[Blocks, int]:
-    """Its blocks and how many tokens its prompt has, 0 where that is not said. Raises ValueError."""
+    """Its blocks and how many tokens its prompt has, 0 if it does not say. Raises ValueError."""
     try:
         said = json.loads(line)
     except (ValueError, RecursionError):

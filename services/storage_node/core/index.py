@@ -1,4 +1,4 @@
-"""What a node holds: the record of every copy in its pools, which is all that a new master has to learn from.
+"""What a node holds: the records of all copies in its pools, which are all a new master has to learn from.
 
 Pure: the agent brings the master's commands and carries the answers out. Segments are numbered by this node (0 is its
 first pool); a master's own numbers never come here, for they end with its reign. Keeps invariant 3 on the node's side
@@ -35,7 +35,7 @@ class Outcome(Enum):
     DONE = "done"
     OLD_EPOCH = "old_epoch"
     REJECTED = "rejected"
-    CORRUPT = "corrupt"  # the source of a fetch has other bytes than its checksum says
+    CORRUPT = "corrupt"  # the bytes of a fetch's source do not match its checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,12 @@ class Index:
         return DONE
 
     def record(self, epoch: int, copies: Sequence[HeldCopy]) -> Answer:
-        """These bytes are objects now. All of them or, where one claim cannot be true, none."""
+        """These bytes are objects now: all of them or, if one of the records cannot be true, none."""
         answer = self.obey(epoch)
         if answer is not DONE:
             return answer
         added: list[HeldCopy] = []
-        segment, start, stop = -1, 0, 0  # there nothing is held: the copies of a put lie side by side
+        segment, start, stop = -1, 0, 0  # an extent known to be free: the copies of a put lie side by side
         for copy in copies:
             end = copy.offset + copy.length
             fault = self._fault(copy)
@@ -94,7 +94,7 @@ class Index:
         return DONE
 
     def forget(self, epoch: int, places: Sequence[Place]) -> Answer:
-        """These are no longer objects. What is not held, or is of another put, is left as it is."""
+        """These are no longer objects. What is not held or is of another put stays as it is."""
         answer = self.obey(epoch)
         if answer is not DONE:
             return answer
@@ -114,7 +114,7 @@ class Index:
             yield held[start : start + chunk_max]
 
     def check(self) -> None:
-        """Derives the invariants anew; AssertionError where one is broken."""
+        """Checks the invariants from scratch; AssertionError if one is broken."""
         for segment, copies in enumerate(self._copies):
             end = 0
             for offset, copy in copies.items():
@@ -135,11 +135,11 @@ class Index:
             assert self.held_bytes[copy.segment] >= 0
 
     def _fault(self, copy: HeldCopy) -> str:
-        """Why this claim cannot be true, whatever is held; empty where it can."""
+        """Why this record cannot be true, whatever is held; empty if it can."""
         if not 0 <= copy.segment < len(self._copies):
             return f"segment {copy.segment} is not on this node"
         if not 0 < len(copy.key) <= KEY_BYTES_MAX:
-            return f"a key of {len(copy.key)} bytes, allowed are 1 to {KEY_BYTES_MAX}"
+            return f"a key of {len(copy.key)} bytes: expected 1 to {KEY_BYTES_MAX}"
         if not 0 <= copy.slice_index < copy.slice_count:
             return f"slice {copy.slice_index} of an object of {copy.slice_count} slices"
         end = copy.offset + copy.length
@@ -151,7 +151,7 @@ class Index:
         return ""
 
     def _look(self, copy: HeldCopy) -> tuple[str, int]:
-        """Why there is no room for it, else empty; and up to where nothing is held, 0 where it is held already."""
+        """Why there is no room for it, empty if there is; and the end of the free extent, 0 if it is held already."""
         held, end = self._copies[copy.segment], copy.offset + copy.length
         position = held.bisect_left(end)
         if position:

@@ -5,7 +5,7 @@ from typing import Any
 from larder.transports import Move
 
 from services.storage_node import fetcher
-from services.storage_node.agent import _Attachment
+from services.storage_node.attachment import Attachment
 from services.storage_node.core.index import Index
 from tests.sim.memory import Pool
 from tests.sim.mutants.registry import Put, breaks
@@ -28,10 +28,10 @@ def overlook_writers(put: Put) -> None:
 
 @breaks("7")
 def fetch_on_after_forgetting(put: Put) -> None:
-    async def go_on(self: _Attachment, forget: Any) -> None:
+    async def go_on(self: Attachment, forget: Any) -> None:
         """The place may be another put's by the time the fetch lands."""
 
-    put(_Attachment, "_end_fetches", go_on)
+    put(Attachment, "_end_fetches", go_on)
 
 
 @breaks("10")

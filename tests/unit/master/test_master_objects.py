@@ -349,7 +349,7 @@ def test_bad_arguments_change_nothing() -> None:
         (m.PutStart(900, b"p" * 16, [b"k"], [1], copies=17), "copies is 17"),
         (m.PutStart(900, b"short", [b"k"], [1]), "request_id has 5 bytes"),
         (m.PutStart(900, b"p" * 16, [b"k"] * 16_385, [1] * 16_385), "the limit is 16384"),
-        (m.PutEnd(900, b"p" * 16, [1], [1], []), "column checksums has 0 entries: 1 are due"),
+        (m.PutEnd(900, b"p" * 16, [1], [1], []), "column checksums has 0 entries: expected 1"),
         (m.PutEnd(900, b"p" * 16, [1, 1], [1, 1], [1, 1]), "twice"),
         (m.List(900, limit=10_001), "limit is 10001"),
     ]

@@ -140,14 +140,14 @@ def test_what_is_counted_is_an_event_a_minute_and_not_one_a_time(watched: Watche
     for key in (b"a", b"b", b"c", b"d"):
         watched.cluster.start(key, 16 * KIB)
         watched.tick()
-    assert watched.events()[0] == "2 objects were not put, for want of room"
+    assert watched.events()[0] == "2 objects were not put for lack of room"
     assert len(watched.events()) == 3
     watched.tick(60)
     watched.cluster.start(b"e", 16 * KIB)
     watched.tick()
     assert watched.events()[:2] == [
-        "1 objects were not put, for want of room",
-        "2 objects were not put, for want of room",
+        "1 objects were not put for lack of room",
+        "2 objects were not put for lack of room",
     ]
 
 

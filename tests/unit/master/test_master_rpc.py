@@ -208,7 +208,7 @@ async def test_a_stream_that_talks_nonsense_is_ended_with_the_reason(channel: gr
     call = node_pb2_grpc.NodeRegistryStub(channel).Attach()
     await call.write(node_pb2.NodeMessage())
     answer = await call.read()
-    assert "of no kind" in answer.refuse.reason
+    assert "unknown kind" in answer.refuse.reason
     assert await call.read() is grpc.aio.EOF
 
 

@@ -11,7 +11,8 @@ from larder.v1.node_pb2 import Forget, Record
 from prometheus_client import CollectorRegistry
 
 from services.common.held import HeldCopy
-from services.storage_node.agent import Agent, Patience
+from services.storage_node.agent import Agent
+from services.storage_node.attachment import Patience
 from services.storage_node.core.index import Index, Place
 from services.storage_node.metrics import Metrics
 from services.storage_node.wire import Numbers, Reachable, copies_to_wire, hello_to_wire

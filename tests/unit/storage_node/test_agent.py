@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from larder.v1.node_pb2 import Copies, MasterMessage, Ping, Record, Refuse, Welcome
 
-from services.storage_node import agent as agent_module
-from services.storage_node.agent import Patience
+from services.storage_node import attachment
+from services.storage_node.attachment import Patience
 from services.storage_node.wire import Numbers, copies_to_wire
 from tests.unit.storage_node.agents import CAPACITY, a_copy, forget, record, run_node
 
@@ -132,7 +132,7 @@ async def test_every_command_is_acknowledged_once_and_acks_are_batched(master: A
 async def test_a_new_stream_is_told_everything_in_chunks_and_by_its_own_segment_ids(
     master: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_module, "INVENTORY_CHUNK_COPIES", 2)
+    monkeypatch.setattr(attachment, "INVENTORY_CHUNK_COPIES", 2)
     copies = [a_copy(0), a_copy(1, key=b"longer key"), a_copy(2)]
     async with run_node(master) as node:
         stream = await master.stream()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from larder.v1.node_pb2 import Drain, Farewell
 
-from services.storage_node.agent import Patience
+from services.storage_node.attachment import Patience
 from tests.unit.storage_node.agents import QUICK, Node, a_copy, record
 
 
