@@ -59,6 +59,7 @@ class Oracle:
         self._command: m.Command | None = None  # of this step
         self._why = ""  # an object goes
         self._gone: set[bytes] = set()  # in this step
+        self._live: set[str] = set()  # live nodes, when the step began
 
     # ---- the core --------------------------------------------------------------------------------
 
@@ -74,6 +75,7 @@ class Oracle:
             try:
                 self._command, self._why = command, type(command).__name__
                 self._gone.clear()
+                self._live = _live_nodes(core)
                 self._before(commands, command)
                 before = shape_of(core) if isinstance(command, m.Heartbeat | m.Tick) else None
                 effects = step(now, command)
@@ -226,7 +228,7 @@ class Oracle:
         for key, result in zip(command.keys, answer.results, strict=True):
             if result is not Result.OK:
                 self.misses[key] = self.world.now
-                self._may_miss(core, key, "is missed")
+                self._may_miss(core, key, "is missed", self._live)  # one adopted later in this step comes too late
                 continue
             obj = core.state.objects[key]
             write = self.writes.get(obj.write_id)
@@ -274,29 +276,29 @@ class Oracle:
         """Whether it was live when the step began its command: time passes after that."""
         return segment.live or segment.node.suspect_since == core.state.now
 
-    def _may_miss(self, core: Master, key: bytes, what: str) -> None:
-        """No miss of an acknowledged object while live nodes hold it (invariant 2)."""
+    def _may_miss(self, core: Master, key: bytes, what: str, live: set[str]) -> None:
+        """No miss of an acknowledged object while these nodes, if they still live, hold it (invariant 2)."""
         for write in self.stored.get(key, {}).values():
             if write.ttl_s and self.world.now > write.end_asked_at[0] + write.ttl_s - 0.01:
                 self.world.counts["objects missed in time"] += 1
                 continue
-            slices = {held.slice_index for _, held in self._truly_held(core, write)}
+            slices = {held.slice_index for _, held in self._truly_held(core, write, live)}
             if len(slices) == write.slice_count:
                 raise Violation(f"{key!r} {what}, and live nodes hold all of write {write.write_id}")
 
-    def _truly_held(self, core: Master, write: Write) -> list[tuple[Pool, Any]]:
+    def _truly_held(self, core: Master, write: Write, live: set[str]) -> list[tuple[Pool, Any]]:
         unknown = {
             (token_of(core.state.segments[transfer.target.segment].info), transfer.target.offset)
             for transfer in core.transfers.under_way.values()
         }  # recorded maybe, and not acknowledged: nobody knows of those copies yet
-        live = []
-        for node in core.state.nodes.values():
-            life = self.world.nodes.get(node.node_id)
-            if life is not None and node.phase is Phase.LIVE and node.incarnation == life.incarnation:
-                live.append(life)
+        lives = []
+        for name in _live_nodes(core) & live:
+            life = self.world.nodes.get(name)
+            if life is not None and core.state.nodes[name].incarnation == life.incarnation:
+                lives.append(life)
         return [
             (pool, held)
-            for pool, held in self._held(write, live)
+            for pool, held in self._held(write, lives)
             if (pool.token, held.offset, held.write_id) not in self.released
             and (pool.token, held.offset) not in unknown
             and not pool.is_tainted(held.offset, held.offset + held.length)
@@ -310,7 +312,7 @@ class Oracle:
             return
         write = self.stored.get(obj.key, {}).get(obj.write_id)
         if write is not None:
-            self._may_miss(core, obj.key, f"is dropped by {self._why}")
+            self._may_miss(core, obj.key, f"is dropped by {self._why}", _live_nodes(core))
             del self.stored[obj.key][obj.write_id]
 
     def _may_evict(self, core: Master, obj: Object) -> None:
@@ -342,6 +344,10 @@ class Oracle:
         for key, value, checksum in self.answers:
             if checksum_of(memoryview(value)) != checksum:
                 raise Violation(f"get of {key!r} was right, and its bytes were changed afterwards")
+
+
+def _live_nodes(core: Master) -> set[str]:
+    return {name for name, node in core.state.nodes.items() if node.phase is Phase.LIVE}
 
 
 def shape_of(core: Master) -> tuple[object, ...]:
