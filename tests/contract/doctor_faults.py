@@ -82,7 +82,8 @@ class Scene:
             remedy = found["remedy"]
             assert fault.remedy in remedy, remedy
             if fault.kind == "service":
-                self.start(f"service-{len(self.healed)}", "sh", "-c", f"{remedy}\nwait")
+                service = self.start(f"service-{len(self.healed)}", "sh", "-c", f"{remedy}\nwait")
+                service.wait_line(r"(master|storage-node) ready", START_DEADLINE_S)  # each look takes seconds
             if fault.kind == "state" or remedy.startswith("export "):
                 self.state.append(remedy.removesuffix("&").partition("; larder ")[0])
             if fault.kind == "once":
