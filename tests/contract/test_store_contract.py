@@ -180,7 +180,7 @@ def test_bad_batches(store: Any, key: str) -> None:
     with pytest.raises(larder.InvalidArgument, match="expected 1 buffer, one for each key, got 0"):
         store.get_many_into([key], [])
     for depths in ([1, 2], [-1]):
-        with pytest.raises(larder.InvalidArgument, match="depths"):
+        with pytest.raises(larder.InvalidArgument, match="depth"):
             store.put_many([key], [b"data"], depths=depths)
     for copies in (0, -1, 17, True, "2"):
         with pytest.raises(larder.InvalidArgument, match="copies"):
