@@ -143,8 +143,8 @@ def test_no_password_is_written_down() -> None:
 
 def test_every_setting_is_in_the_example_with_its_default() -> None:
     example = dict(re.findall(r"^# ?(\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    in_file = {found[1]: found[2] or "" for found in SETTING.finditer(FILE.read_text())}
-    assert example == in_file
+    used = {found[1]: found[2] or "" for file in (FILE, NODE_FILE) for found in SETTING.finditer(file.read_text())}
+    assert example == used
 
 
 # -- the Dockerfile -------------------------------------------------------------------------------------------------
