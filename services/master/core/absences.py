@@ -1,10 +1,11 @@
 """Nodes that were given up and may return with what they held: which of it must not be taken back.
 
-A removed key stays removed (invariant 2), even if a copy lay on a node that was away too long to be told. While such a
-node may return, removals are remembered; if they become too many, the node must forget all it holds.
+A removed key stays removed (invariant 2), even if a copy lay on a node that was away too long to be told, or that has
+not attached since the master began. While such a node may come, removals are remembered; if they become too many, the
+node must forget all it holds.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 
 from services.master.core.messages import HeldCopy
@@ -18,10 +19,10 @@ class Away:
 
     __slots__ = ("incarnation", "removed", "unforgotten")
 
-    def __init__(self, incarnation: int, removed: dict[bytes, int]) -> None:
+    def __init__(self, incarnation: int, removed: dict[bytes, int] | None) -> None:
         self.incarnation = incarnation
         self.unforgotten: set[int] = set()
-        self.removed: dict[bytes, int] | None = removed  # key -> newest write id then; None: too many
+        self.removed = removed  # key -> newest write id then; None: too many
 
     def is_stale(self, claim: HeldCopy) -> bool:
         """Whether the copy is of an object that was dropped, or may have been, while the node was away."""
@@ -33,13 +34,18 @@ class Away:
 class Absences:
     def __init__(self) -> None:
         self._away: dict[str, Away] = {}
-        self._removed: dict[bytes, int] = {}  # since the first of them went; newest last
+        self._removed: dict[bytes, int] = {}  # since the first of them went
+        self._ever_removed: dict[bytes, int] | None = {}  # by this master; None: too many
 
-    def begin(self, node_id: str, incarnation: int, unforgotten: Iterable[int]) -> None:
-        """A node is given up. It may have been back in between without getting as far as its inventory."""
+    def begin(self, node_id: str, incarnation: int, unforgotten: Iterable[int], *, is_new: bool = False) -> None:
+        """A node is given up, or dials: it may go again without getting as far as its inventory.
+
+        `is_new`: this master does not know it, an earlier one may have.
+        """
         away = self._away.get(node_id)
         if away is None or away.incarnation != incarnation:
-            away = self._away[node_id] = Away(incarnation, self._removed)
+            removed = self._ever_removed if is_new else self._removed
+            away = self._away[node_id] = Away(incarnation, removed)
         away.unforgotten.update(unforgotten)
         for oldest in list(islice(self._away, max(0, len(self._away) - AWAY_MAX))):
             del self._away[oldest]
@@ -55,13 +61,25 @@ class Absences:
         if not self._away:
             self._removed = {}
 
-    def note_removed(self, keys: Iterable[bytes], newest_write_id: int) -> None:
+    def note_removed(self, keys: Collection[bytes], newest_write_id: int) -> None:
         """These keys were removed or got new bytes; what they had was of puts up to `newest_write_id`."""
-        if not self._away:
-            return
-        for key in keys:
-            self._removed[key] = max(newest_write_id, self._removed.get(key, 0))
-        if len(self._removed) > REMOVED_MAX:
-            self._removed = {}
-            for away in self._away.values():
+        if self._ever_removed is not None:
+            _note(self._ever_removed, keys, newest_write_id)
+            if len(self._ever_removed) > REMOVED_MAX:
+                self._forget_all(self._ever_removed)
+                self._ever_removed = None
+        if self._away:
+            _note(self._removed, keys, newest_write_id)
+            if len(self._removed) > REMOVED_MAX:
+                self._forget_all(self._removed)
+                self._removed = {}
+
+    def _forget_all(self, removed: dict[bytes, int]) -> None:
+        for away in self._away.values():
+            if away.removed is removed:
                 away.removed = None
+
+
+def _note(removed: dict[bytes, int], keys: Iterable[bytes], newest_write_id: int) -> None:
+    for key in keys:
+        removed[key] = max(newest_write_id, removed.get(key, 0))

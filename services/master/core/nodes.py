@@ -63,6 +63,7 @@ class Nodes:
         if node is not None and node.stream is not None:
             state.close(node.stream, "the node attached again")
             self.silence.detach(node)
+        is_new = node is None
         if node is None:
             node = self._new_node(command)
             self.drains.set(node, command.draining)
@@ -76,7 +77,7 @@ class Nodes:
         for segment in node.segments:
             segment.refer()
         node.on(Event.HELLO)
-        state.absences.begin(node.node_id, node.incarnation, ())  # nobody knows what it holds until it has said so
+        state.absences.begin(node.node_id, node.incarnation, (), is_new=is_new)  # nobody knows yet what it holds
         node.heard_at = state.now
         node.probed_at = None
         node.inventory = []

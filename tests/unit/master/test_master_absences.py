@@ -143,3 +143,38 @@ def test_what_is_remembered_is_bounded_and_ends_with_the_absence(monkeypatch: py
     away = held.of("c", 1)
     assert away is not None
     assert away.removed == {}
+
+
+def attach_late(cluster: Cluster, key: bytes) -> None:
+    """A node that holds the key since an earlier master's time attaches to this one for the first time."""
+    number = cluster.core.state.next_number + 1
+    cluster.infos.append(m.SegmentInfo(16 * KIB, ways=b"late"))
+    cluster.attach(len(cluster.infos) - 1, held=(m.HeldCopy(key, 1, KIB, 1, 0, number, 0, KIB, 5, 0),), epoch=6)
+
+
+@pytest.mark.parametrize("how", ["remove", "replace and evict"])
+def test_what_went_before_a_node_attached_for_the_first_time_is_not_taken_back(how: str) -> None:
+    cluster = Cluster(nodes=1)
+    cluster.put(b"k", KIB)
+    call = cluster.call()
+    if how == "remove":
+        cluster.step(m.Remove(call, call.to_bytes(16, "big"), [b"k"]))
+    else:
+        cluster.step(m.PutStart(call, call.to_bytes(16, "big"), [b"k"], [KIB], replace=True))
+        started = cluster.answers[call]
+        assert isinstance(started, m.PutStarted)
+        cluster.end(started)
+        cluster.core.room.evict(cluster.core.state.objects[b"k"])
+        cluster.step(m.Tick())
+    attach_late(cluster, b"k")
+    assert not cluster.found(b"k")
+    attach_late(cluster, b"other")
+    assert cluster.found(b"other")
+
+
+def test_a_node_that_attaches_late_forgets_all_if_too_much_was_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(absences, "REMOVED_MAX", 2)
+    cluster = Cluster(nodes=1)
+    cluster.step(m.Remove(cluster.call(), bytes(16), [b"1", b"2", b"3"]))
+    attach_late(cluster, b"k")
+    assert not cluster.found(b"k")
