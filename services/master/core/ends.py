@@ -30,6 +30,17 @@ class Recording(NamedTuple):
     writes: list[Write]  # that it was told to record
 
 
+class _Batch:
+    """What one node is told to record for a call."""
+
+    __slots__ = ("copies", "node", "writes")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.writes: list[Write] = []
+        self.copies: list[HeldCopy] = []
+
+
 class Ends:
     outlives_silence = False
 
@@ -51,7 +62,7 @@ class Ends:
         failed = {(index, part, copy) for index, part, copy in command.failed}
         wait_ms = min(command.wait_ms, self.state.config.wait_ms_max)
         pending = PendingEnd(command.request_id, len(command.write_ids), self.state.now + wait_ms)
-        records: dict[Node, tuple[list[Write], list[HeldCopy]]] = {}
+        batches: dict[int, _Batch] = {}  # by segment
         starts = [0, *accumulate(command.slice_counts)]
         live = {number for number, segment in self.state.segments.items() if segment.live}
         for index, write_id in enumerate(command.write_ids):
@@ -67,34 +78,40 @@ class Ends:
                 if failed or not live.issuperset([copy[0] for copy in part.copies]):
                     bad = [(index, number, copy) in failed for copy in range(len(part.copies))]
                     self.writes.keep_written(write, part, bad)
-            self._record(write, records)
-        for node, (writes, copies) in records.items():
-            assert node.stream is not None
-            command_id = self.state.number()
-            self.recording[command_id] = Recording(node, writes)
-            node.outstanding[command_id] = self
-            self.state.effects.append(m.Record(node.stream, self.state.epoch, command_id, copies))
-            self._time_out_later(command_id)
+            self._record(write, batches)
+        for batch in dict.fromkeys(batches.values()):
+            self._send(batch)
         if not command.write_ids:
             self.calls.finish(command.request_id, m.PutEnded([], []))
 
-    def _record(self, write: Write, records: dict[Node, tuple[list[Write], list[HeldCopy]]]) -> None:
-        slices, segments = write.slices, self.state.segments
+    def _record(self, write: Write, batches: dict[int, _Batch]) -> None:
+        slices, terms = write.slices, write.terms
         if not may_show(self.state, write) or not _fewest(slices):
             self._complete(write)  # nothing to record: another was first, or it is lost
             return
-        obj = write.obj = _object_of(write, self.state.now)
+        expires_at = self.state.now + terms.ttl_ms if terms.ttl_ms else 0
+        obj = write.obj = Object(
+            write.key, write.write_id, write.size, write.depth, slices, 0, terms.wanted, expires_at, terms.pin
+        )
         for number, part in enumerate(slices):
             for copy in part.copies:
-                node = segments[copy.segment].node
-                told = records.get(node)
-                if told is None:
-                    told = records[node] = ([], [])
-                writes, copies = told
-                if not writes or writes[-1] is not write:
-                    writes.append(write)
+                batch = batches.get(copy[0])
+                if batch is None:
+                    node = self.state.segments[copy[0]].node
+                    batch = _Batch(node)
+                    batches.update((segment.number, batch) for segment in node.segments)
+                if not batch.writes or batch.writes[-1] is not write:
+                    batch.writes.append(write)
                     write.awaiting += 1
-                copies.append(held(obj, number, part, copy))
+                batch.copies.append(held(obj, number, part, copy))
+
+    def _send(self, batch: _Batch) -> None:
+        node, command_id = batch.node, self.state.number()
+        assert node.stream is not None
+        self.recording[command_id] = Recording(node, batch.writes)
+        node.outstanding[command_id] = self
+        self.state.effects.append(m.Record(node.stream, self.state.epoch, command_id, batch.copies))
+        self._time_out_later(command_id)
 
     # ---- what the nodes say of it ----------------------------------------------------------------
 
@@ -202,12 +219,6 @@ class Ends:
             objects = self.state.objects
             link([obj for obj in pending.objects if obj is not None and objects.get(obj.key) is obj])
             self.calls.finish(pending.request_id, m.PutEnded(pending.results, pending.copies))
-
-
-def _object_of(write: Write, now: int) -> Object:
-    wanted, ttl_ms, pin, *_ = write.terms
-    expires_at = now + ttl_ms if ttl_ms else 0
-    return Object(write.key, write.write_id, write.size, write.depth, write.slices, 0, wanted, expires_at, pin)
 
 
 def _fewest(slices: Sequence[Slice]) -> int:
