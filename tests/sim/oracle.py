@@ -19,7 +19,7 @@ from tests.sim.accesses import Accesses
 from tests.sim.loop import Violation
 from tests.sim.memory import Pool, token_of
 from tests.sim.repairs import watch_displacing
-from tests.sim.replacing import gives_way, watch_replacing
+from tests.sim.replacing import gives_way, note_kept, watch_replacing
 
 STRETCH_S = 1.5  # how late a node may hear how long an object has left, and a new master from the node
 MUTATING = {m.PutStart: m.PutStarted, m.PutEnd: m.PutEnded, m.PutAbort: m.PutAborted, m.Remove: m.Removed}
@@ -51,6 +51,7 @@ class Oracle:
         self.ended: set[int] = set()  # writes that their client said were written
         self.stored: dict[bytes, dict[int, Write]] = {}  # key -> acknowledged and not known to be gone
         self.replaced: dict[bytes, int] = {}  # key -> the newest write that replaced what was there
+        self.kept: dict[int, int] = {}  # write replaced while a node was away that holds it -> that master's epoch
         self.accesses = Accesses(world)
         self.released: set[tuple[bytes, int, int]] = set()  # (token, offset, write id) given up by a master
         self.made_at: dict[tuple[bytes, int], float] = {}  # (token, offset) -> when a master learned of a repair's copy
@@ -194,6 +195,7 @@ class Oracle:
             write_id = write.write_id
             if write.replaces:
                 self.replaced[write.key] = max(self.replaced.get(write.key, 0), write_id)
+                note_kept(self, core, write)
             if obj is None or obj.write_id != write_id:
                 continue  # it went while others of the batch were recorded
             per_slice = [sum(key[2] == write_id for key in self.released)] * write.slice_count
@@ -234,7 +236,8 @@ class Oracle:
             write = self.writes.get(obj.write_id)
             if write is None or obj.write_id not in self.ended or write.key != key:
                 raise Violation(f"{key!r} is offered as of write {obj.write_id}, which never ended")
-            if obj.write_id < self.replaced.get(key, 0):
+            is_back = core.state.epoch > self.kept.get(obj.write_id, core.state.epoch)  # no master knew of it
+            if obj.write_id < self.replaced.get(key, 0) and not is_back:
                 raise Violation(f"{key!r} is offered as of write {obj.write_id}, which was replaced")
             if write.ttl_s and self.world.now > write.end_asked_at[-1] + write.ttl_s + STRETCH_S:
                 raise Violation(f"{key!r} is offered after its time of {write.ttl_s} s")

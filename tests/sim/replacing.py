@@ -5,6 +5,7 @@ from typing import Any
 from services.master.core import messages as m
 from services.master.core.master import Master
 from services.master.core.objects import Object
+from services.master.core.phases import Phase
 from tests.sim.loop import Violation
 
 
@@ -39,6 +40,15 @@ def watch_replacing(oracle: Any, core: Master) -> None:
     core.step = watched_step  # type: ignore[method-assign]
     core.writes.find_open = watched_find_open  # type: ignore[method-assign]
     core.catalogue.show = watched_show  # type: ignore[method-assign]
+
+
+def note_kept(oracle: Any, core: Master, write: Any) -> None:
+    """What it replaces can return under a later master, with nodes that are away now: nothing else knows of it then."""
+    live = {name for name, node in core.state.nodes.items() if node.phase is Phase.LIVE}
+    away = [life for name, life in oracle.world.nodes.items() if name not in live]
+    for other in {other for other in oracle.writes.values() if other.key == write.key}:
+        if other.write_id < write.write_id and oracle._held(other, away):
+            oracle.kept[other.write_id] = core.state.epoch
 
 
 def gives_way(oracle: Any, write: Any) -> None:

@@ -116,10 +116,10 @@ class StoreLink:
                 if await self._answers():
                     break
                 await asyncio.sleep(PROBE_EVERY_S)
-            self._up = True
             if self._told_down:
                 logger.warning("Larder answers again")
             self._told_down = False
+            self._up = True
         finally:
             self._probing = None
 
