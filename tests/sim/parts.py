@@ -34,14 +34,14 @@ PATIENCE = Patience(answer_s=0.4, farewell_s=0.3, retry_s_min=0.02, retry_s_max=
 class MasterPart:
     """One reign of a master: core, driver and servicers."""
 
-    def __init__(self, world: Any, process: Process, config: Config, epoch: int) -> None:
+    def __init__(self, world: Any, process: Process, config: Config, epoch: int, salt: int) -> None:
         loop: SimLoop = world.loop
         offset_ms = int(1000 * process.clock_offset_s)
 
         def clock_ms() -> int:
             return int(1000 * loop.time()) + offset_ms
 
-        self.core = Master(config, epoch=epoch, now=clock_ms(), salt=loop.rng.getrandbits(31))
+        self.core = Master(config, epoch=epoch, now=clock_ms(), salt=salt)
         self.driver = Driver(self.core, clock_ms)
         self.service = MasterService(self.driver)
         self.registry = NodeRegistry(self.driver)

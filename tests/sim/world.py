@@ -71,7 +71,7 @@ class World:
         self.clients: list[ClientPart] = []
         self.open_ops = 0
         self._putting: dict[bytes, bytes] = {}
-        self._epoch = 0
+        self._epoch = self._salt = 0
         self._drivers: list[Any] = []
 
     # ---- the parts -------------------------------------------------------------------------------
@@ -82,10 +82,12 @@ class World:
 
     def start_master(self) -> None:
         """The wall clock gives the epoch: usually a later one, but clocks are set back and restarts may be quick."""
-        draw = self.rng.random()
+        draw, before = self.rng.random(), self._epoch
         self._epoch = max(1, self._epoch + (0 if draw < 0.1 else -1 if draw < 0.15 else 1))
         process = Process("m", "hm", round(50 * self.rng.random(), 3))
-        process.part = MasterPart(self, process, self._config, self._epoch)
+        salt = self.loop.rng.getrandbits(31)
+        self._salt = salt if self._epoch != before else self._salt + (salt * (2**31 - self._salt) >> 31)
+        process.part = MasterPart(self, process, self._config, self._epoch, self._salt)
         self.oracle.watch(process.part.core)
         self.master = process
         self._drivers.append(process.part.driver)

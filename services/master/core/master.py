@@ -35,8 +35,9 @@ class Master:
     def __init__(self, config: Config, *, epoch: int, now: int = 0, salt: int = 0) -> None:
         """`epoch`: of this master's reign, greater than any before. `now`: ms on any clock that never goes back.
 
-        `salt`: random, below 2**31. Write ids begin there, so that a client that ends a write of an earlier reign hits
-        none of this one's even if the wall clock gave both the same epoch.
+        `salt`: below 2**31, random in its lower bits, and greater than of an earlier reign of the same epoch. Write ids
+        begin there: later puts have greater ones, and a client that ends a write of an earlier reign hits none of
+        this one's, even if the wall clock gave both the same epoch.
         """
         self.state = State(config, epoch, now, salt)
         self.calls = Calls(self.state)
