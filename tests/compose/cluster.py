@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from demo.cluster import free_port
 from tests.compose.daemon import Docker, DockerError
+from tests.free_ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "larder-test"
@@ -33,7 +33,10 @@ class Cluster:
         self.docker = docker
         self.pool_dir = Path(tempfile.mkdtemp(prefix="larder-compose-", dir="/dev/shm"))
         self.pool_dir.chmod(0o1777)
-        ports = {name: str(free_port()) for name in ("PROXY", "MASTER", "MASTER_METRICS", "PROMETHEUS")}
+        with free_ports(5) as range_:  # not the system's own choice, which others get too until these are used
+            first = int(range_.partition("-")[0])
+        names = ("PROXY", "MASTER", "MASTER_METRICS", "PROMETHEUS")
+        ports = {name: str(port) for port, name in enumerate(names, first)}
         self.proxy, self.prometheus = f"127.0.0.1:{ports['PROXY']}", f"127.0.0.1:{ports['PROMETHEUS']}"
         self.metrics = f"127.0.0.1:{ports['MASTER_METRICS']}"
         self.settings = {
@@ -42,7 +45,7 @@ class Cluster:
             "NODE_MEMORY": "768m",
             "LARDER_STORAGE_NODE_MASTER": f"127.0.0.1:{ports['MASTER']}",  # of node.yml, like what follows
             "LARDER_STORAGE_NODE_NODE_ID": "node-4",
-            "LARDER_STORAGE_NODE_METRICS_PORT": str(free_port()),
+            "LARDER_STORAGE_NODE_METRICS_PORT": str(first + len(names)),
             **{f"{name}_PORT": port for name, port in ports.items()},
             **settings,
         }
@@ -57,6 +60,7 @@ class Cluster:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
             logs = self.run("--profile", "demo", "logs", "--no-color", "--timestamps")
+            logs += self.run_node("logs", "--no-color", "--timestamps")
             (self.docker.work_dir / "services.log").write_text(logs)
             self.run_node("down", "--timeout", "30")
             self.run("--profile", "demo", "down", "--volumes", "--timeout", "30")
