@@ -7,6 +7,7 @@ names by which the product's modules know them.
 import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -29,6 +30,14 @@ from tests.sim.loop import PROCESS, Process, SimLoop, in_process
 from tests.sim.memory import Pool, SimMover
 
 PATIENCE = Patience(answer_s=0.4, farewell_s=0.3, retry_s_min=0.02, retry_s_max=0.15, writers_s=0.05)
+
+
+def later_reign(before: tuple[int, int], rng: Random, salts: Random) -> tuple[int, int]:
+    """The wall clock gives epoch and salt: usually later ones, but clocks are set back and restarts may be quick."""
+    draw, (epoch, former) = rng.random(), before
+    later = max(1, epoch + (0 if draw < 0.1 else -1 if draw < 0.15 else 1))
+    salt = salts.getrandbits(31)
+    return later, salt if later != epoch else former + (salt * (2**31 - former) >> 31)
 
 
 class MasterPart:

@@ -20,7 +20,7 @@ from tests.sim.loop import Process, SimLoop, Violation, in_process
 from tests.sim.memory import ENGINE_S, Pool, token_of
 from tests.sim.net import Network
 from tests.sim.oracle import Oracle
-from tests.sim.parts import ClientPart, MasterPart, NodePart, installed, start_node
+from tests.sim.parts import ClientPart, MasterPart, NodePart, installed, later_reign, start_node
 from tests.sim.repairs import unrepaired
 
 CONFIG = {
@@ -71,7 +71,7 @@ class World:
         self.clients: list[ClientPart] = []
         self.open_ops = 0
         self._putting: dict[bytes, bytes] = {}
-        self._epoch = self._salt = 0
+        self._reign = (0, 0)
         self._drivers: list[Any] = []
 
     # ---- the parts -------------------------------------------------------------------------------
@@ -81,13 +81,9 @@ class World:
         return self.loop._now
 
     def start_master(self) -> None:
-        """The wall clock gives the epoch: usually a later one, but clocks are set back and restarts may be quick."""
-        draw, before = self.rng.random(), self._epoch
-        self._epoch = max(1, self._epoch + (0 if draw < 0.1 else -1 if draw < 0.15 else 1))
+        self._reign = later_reign(self._reign, self.rng, self.loop.rng)
         process = Process("m", "hm", round(50 * self.rng.random(), 3))
-        salt = self.loop.rng.getrandbits(31)
-        self._salt = salt if self._epoch != before else self._salt + (salt * (2**31 - self._salt) >> 31)
-        process.part = MasterPart(self, process, self._config, self._epoch, self._salt)
+        process.part = MasterPart(self, process, self._config, *self._reign)
         self.oracle.watch(process.part.core)
         self.master = process
         self._drivers.append(process.part.driver)
